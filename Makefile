@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REPOSITORY ?= model_repository
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format proto bench samples clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headrace needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## make .venv with the development install
+
+serve: $(VENV)/.installed  ## serve model_repository/ (REPOSITORY=... for another folder)
+	@exec $(BIN)/headrace serve $(REPOSITORY)
+
+test: $(VENV)/.installed  ## run the whole test suite
+	$(BIN)/python -m pytest tests
+
+check: $(VENV)/.installed  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.installed  ## compile proto/ into server/headrace/wire/pb
+	$(BIN)/python proto/compile.py
+
+samples: $(VENV)/.installed  ## train the sample models again
+	$(BIN)/python model_repository/train.py
+
+bench: $(VENV)/.installed  ## drive a server under load beside ONNX Runtime in-process
+	$(BIN)/python -m loadtests.run
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

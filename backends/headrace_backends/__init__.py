@@ -1,0 +1,1 @@
+"""The backends that run models, one file each, behind the contract in base.py."""

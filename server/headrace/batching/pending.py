@@ -1,0 +1,112 @@
+"""One request on its way through the queue and a worker, until its future is resolved."""
+
+import asyncio
+from time import monotonic_ns
+
+from headrace.core.errors import DeadlineExceeded, HeadraceError, Kind
+from headrace.core.request import InferRequest, InferResponse
+from headrace.core.statistics import Statistics
+from headrace.core.tensor import Tensor
+from headrace.core.validation import BatchKey, ModelInputs
+
+# Triton's reasons for nv_inference_request_failure.
+_REASONS = {Kind.OVERLOADED: "REJECTED", Kind.DEADLINE: "REJECTED", Kind.CANCELLED: "CANCELED"}
+
+
+class Pending:
+    """A request that was accepted. Whoever holds it resolves its future, once, on every path.
+
+    ``dead`` is true as soon as nobody waits for the answer any more: the client left, or its time is up. Dead
+    requests are dropped when a batch is formed. ``alone`` asks for a batch of its own, because a batch that it
+    was in has failed or has killed its worker; ``deaths`` counts the latter.
+    """
+
+    __slots__ = (
+        "_timer",
+        "alone",
+        "deaths",
+        "future",
+        "inputs",
+        "key",
+        "priority",
+        "queued_at_ns",
+        "request",
+        "rows",
+        "statistics",
+        "taken_at_ns",
+        "version",
+    )
+
+    def __init__(
+        self,
+        request: InferRequest,
+        inputs: ModelInputs,
+        version: str,
+        statistics: Statistics | None,
+        loop: asyncio.AbstractEventLoop,
+        priority: int = 0,
+        deadline_ns: int = 0,
+    ) -> None:
+        self.request = request
+        self.inputs = inputs
+        self.version = version
+        self.statistics = statistics
+        self.future: asyncio.Future[InferResponse] = loop.create_future()
+        self.rows = inputs.rows
+        self.key: BatchKey = inputs.key
+        self.priority = priority
+        self.queued_at_ns = monotonic_ns()
+        self.taken_at_ns = 0
+        self.alone = False
+        self.deaths = 0
+        self._timer: asyncio.TimerHandle | None = None
+        if deadline_ns:
+            delay_s = max(0.0, (deadline_ns - self.queued_at_ns) * 1e-9)
+            self._timer = loop.call_later(delay_s, self._expire, delay_s)
+
+    @property
+    def dead(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.future.done()
+
+    def resolve(self, outputs: tuple[Tensor, ...], now_ns: int) -> None:
+        """Answer with every output of the model; the request's own choice of them is made here."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.future.done():
+            return
+        request = self.request
+        if request.outputs:
+            by_name = {tensor.name: tensor for tensor in outputs}
+            outputs = tuple(by_name[output.name] for output in request.outputs)
+        if self.statistics is not None:
+            self.statistics.succeeded(now_ns - self.queued_at_ns, self.taken_at_ns - self.queued_at_ns)
+        self.future.set_result(InferResponse(request.model, self.version, request.id, outputs))
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer with an error."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.future.done():
+            return
+        self._count_failure(_REASONS.get(error.kind, "BACKEND"))
+        self.future.set_exception(error)
+
+    def bury(self) -> None:
+        """Take note that this one was dropped, dead, when a batch was formed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.future.cancelled():
+            self._count_failure("CANCELED")
+
+    def _count_failure(self, reason: str) -> None:
+        if self.statistics is not None:
+            self.statistics.failed(reason, monotonic_ns() - self.queued_at_ns)
+
+    def _expire(self, allowed_s: float) -> None:
+        self.fail(
+            DeadlineExceeded(
+                f"Request timeout expired: model '{self.request.model}' did not answer within the "
+                f"{allowed_s * 1e3:.1f} ms that the request had"
+            )
+        )

@@ -1,0 +1,167 @@
+"""The bounded queue of one model version: requests go in, idle instances take batches out."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+
+from headrace.batching.backlog import Backlog
+from headrace.batching.pending import Pending
+from headrace.batching.policy import BatchLimits, Wait
+from headrace.core.errors import HeadraceError, Overloaded
+
+
+class BatchQueue:
+    """The async shell round a ``Backlog``: it only waits and wakes. One event loop owns it.
+
+    With ``preserve_order`` the next batch is handed out when the one before it is finished, so that answers
+    leave in the order in which requests came, whatever the number of instances.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        limits: BatchLimits,
+        max_size: int,
+        *,
+        preserve_order: bool = False,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        self._model = model
+        self._backlog = Backlog(limits)
+        self._max_size = max_size
+        self._preserve_order = preserve_order
+        self._clock = clock
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._executing = 0
+        self._idle_waiters: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._backlog)
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """What batches may be, once the model file has told; only while the queue is empty."""
+        assert not self._backlog, "limits are set before the first request"
+        self._backlog = Backlog(limits)
+
+    @property
+    def executing(self) -> int:
+        """Batches that were taken and are not finished."""
+        return self._executing
+
+    def put(self, pending: Pending) -> None:
+        """Accept one request.
+
+        Raises:
+            Overloaded: ``max_size`` requests wait already.
+        """
+        if len(self._backlog) >= self._max_size:
+            self.make_room()
+        self.put_part(pending)
+
+    def put_part(self, pending: Pending) -> None:
+        """Accept a part of a request for which ``make_room`` was called; it is not counted against the bound."""
+        self._backlog.add(pending)
+        if self._waiters:
+            self._wake_if_due()
+
+    def make_room(self) -> None:
+        """See that one more request fits.
+
+        Raises:
+            Overloaded: ``max_size`` requests wait already, and somebody waits for each of them.
+        """
+        if len(self._backlog) < self._max_size:
+            return
+        self._backlog.drop_dead()
+        if len(self._backlog) >= self._max_size:
+            raise Overloaded(f"Exceeds maximum queue size: model '{self._model}' has {self._max_size} requests waiting")
+
+    async def take(self) -> list[Pending]:
+        """The next batch, as soon as the policy closes one. The caller owes one ``finished`` call for it."""
+        while True:
+            if not (self._preserve_order and self._executing):
+                batch = self._backlog.next_batch(self._clock())
+                if isinstance(batch, list):
+                    self._executing += 1
+                    now_ns = monotonic_ns()
+                    for pending in batch:
+                        pending.taken_at_ns = now_ns
+                    if self._waiters:
+                        self._wake_if_due()
+                    return batch
+                if isinstance(batch, Wait):
+                    self._wake_at(batch.until_ns)
+                else:
+                    self._notice_idle()
+            await self._sleep()
+
+    def finished(self) -> None:
+        """A batch that was taken is answered, failed or put back."""
+        self._executing -= 1
+        self._notice_idle()
+        if self._preserve_order and self._waiters:
+            self._wake_if_due()
+
+    def put_back(self, batch: list[Pending]) -> None:
+        """Return requests that were taken and not run; they go first."""
+        self._backlog.put_back(batch)
+        self._wake_if_due()
+
+    def fail_all(self, error: HeadraceError) -> None:
+        """Answer everything that waits with ``error``."""
+        for pending in self._backlog.clear():
+            if pending.dead:
+                pending.bury()
+            else:
+                pending.fail(error)
+        self._notice_idle()
+
+    async def drained(self) -> None:
+        """Return once nothing waits and nothing executes."""
+        while self._backlog or self._executing:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle_waiters.append(waiter)
+            await waiter
+
+    def _notice_idle(self) -> None:
+        if self._idle_waiters and not self._backlog and not self._executing:
+            for waiter in self._idle_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle_waiters.clear()
+
+    async def _sleep(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            else:
+                self._wake()  # it was told of work that it will not do now
+            raise
+
+    def _wake_if_due(self) -> None:
+        if not self._backlog:
+            return
+        wait_ns = self._backlog.due_ns(self._clock())
+        if wait_ns:
+            self._wake_at(wait_ns)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _wake_at(self, until_ns: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0.0, (until_ns - self._clock()) * 1e-9)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)

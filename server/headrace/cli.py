@@ -1,0 +1,128 @@
+"""The command line: serve, check and explain."""
+
+import asyncio
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+import headrace
+from headrace.app import CannotStart, serve
+from headrace.config import Settings
+from headrace.inspection import check_repository, explain_model
+from headrace.log import set_up_logging
+
+app = typer.Typer(
+    name="headrace",
+    help="Serve the deep-learning models of a folder over HTTP and gRPC (Open Inference Protocol).",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The ``headrace`` command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {headrace.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Serve the deep-learning models of a folder over HTTP and gRPC (Open Inference Protocol)."""
+
+
+def _from_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
+    """A command with a flag for each of the settings, and an environment variable beside it."""
+    parameters = []
+    for field in dataclasses.fields(Settings):
+        variable = f"HEADRACE_{field.name.upper()}"
+        details = dict(field.metadata)
+        annotation: Any = list[str] if field.name == "load_model" else field.type
+        if field.name == "repository":
+            info: Any = typer.Argument(envvar=variable, help=details.pop("help"), show_default=True)
+        else:
+            info = typer.Option(f"--{field.name.replace('_', '-')}", envvar=variable, **details)
+        default = [] if field.name == "load_model" else field.default
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+            )
+        )
+
+    def run(**values: Any) -> None:
+        values["load_model"] = tuple(values["load_model"])
+        command(Settings(**values))
+
+    run.__doc__ = command.__doc__
+    run.__name__ = command.__name__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what typer reads
+    return run
+
+
+def _serve(settings: Settings) -> None:
+    """Serve every model of a folder until SIGTERM or Ctrl-C.
+
+    Each option can also be given as an environment variable, shown beside it.
+    """
+    set_up_logging(settings.log_format, settings.log_level, "front")
+    try:
+        uvloop.run(serve(settings, _announcer(settings)))
+    except CannotStart as error:
+        typer.echo(f"headrace: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _announcer(settings: Settings) -> Callable[[str], None]:
+    """Where the lines for people go: standard output, unless that is to be machine-readable."""
+    if settings.log_format == "json":
+        import logging
+
+        return logging.getLogger("headrace").info
+    return lambda line: print(line, flush=True)  # noqa: T201 - this is the command's output
+
+
+app.command("serve")(_from_settings(_serve))
+
+RepositoryArgument = Annotated[
+    Path, typer.Argument(envvar="HEADRACE_REPOSITORY", help="The folder that holds the models.")
+]
+
+
+@app.command()
+def check(repository: RepositoryArgument = Path("model_repository")) -> None:
+    """Read every configuration and load every model file once, serve nothing; exit 1 on any problem."""
+    set_up_logging("text", "error", "check")
+    _exit(asyncio.run(check_repository(repository, typer.echo, show_progress=sys.stderr.isatty())))
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="The model's name in the repository.")],
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds it.")
+    ] = Path("model_repository"),
+) -> None:
+    """Say what would be served of a model and why: backend, tensors, batching, threads, and what was refused."""
+    set_up_logging("text", "error", "explain")
+    _exit(asyncio.run(explain_model(repository, model, typer.echo)))
+
+
+def _exit(problems: int) -> None:
+    if problems:
+        sys.stdout.flush()
+        raise typer.Exit(1)
+
+

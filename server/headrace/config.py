@@ -1,0 +1,45 @@
+"""The server's settings, one line an option: flags, HEADRACE_* variables and their help derive from it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def _option(default: Any, help_text: str, **bounds: int | float) -> Any:
+    return field(default=default, metadata={"help": help_text, **bounds})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a server runs. Sizes in bytes, times in seconds."""
+
+    repository: Path = _option(Path("model_repository"), "The folder that holds the models.")
+    host: str = _option("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
+    http_port: int = _option(8000, "HTTP port; 0 picks a free one.", min=0, max=65535)
+    grpc_port: int = _option(8001, "gRPC port; 0 picks a free one.", min=0, max=65535)
+    metrics_port: int = _option(8002, "Port of /metrics alone; 0 picks a free one.", min=0, max=65535)
+    model_control: Literal["poll", "explicit", "none"] = _option(
+        "poll",
+        "poll: follow the folder. explicit: load and unload by request. none: what is there at start, and no more.",
+    )
+    load_model: tuple[str, ...] = _option(
+        (), "With explicit control: a model to load at start; may be repeated, * for all."
+    )
+    strict_readiness: bool = _option(False, "Be ready only while every model is, not once each was loaded or refused.")
+    log_format: Literal["text", "json"] = _option("text", "Form of the log lines on standard error.")
+    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "The least level that is logged.")
+    drain_timeout: float = _option(30.0, "Seconds that accepted requests have to finish after SIGTERM.", min=0)
+    load_timeout: float = _option(600.0, "Seconds that a model may take to load before its worker is killed.", min=1)
+    max_request_bytes: int = _option(
+        64 * 1024 * 1024, "Largest HTTP request body, also after decompression.", min=1024
+    )
+    max_grpc_bytes: int = _option(-1, "Largest gRPC message; -1 for no bound.", min=-1)
+    max_inflight_bytes: int = _option(
+        1024 * 1024 * 1024, "Bytes of accepted, unanswered requests above which more are refused.", min=1024
+    )
+    max_own_workers: int = _option(
+        8, "Models with a worker process of their own; small ONNX models past that share processes.", min=0
+    )
+    max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
+    read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)
+    server_name: str = _option("headrace", "Name in the server's metadata; some clients check for 'triton'.")

@@ -1,0 +1,1 @@
+"""The protocol-neutral ground: tensors, requests, signatures, errors, counters."""

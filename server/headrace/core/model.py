@@ -1,0 +1,44 @@
+"""What a served model takes and gives: its signature."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from headrace.core.tensor import DataType
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input or output: -1 in ``shape`` is a dimension of any size, None is a shape nobody declared.
+
+    Where the model batches, ``shape`` includes the leading batch dimension, as -1.
+    """
+
+    name: str
+    datatype: DataType
+    shape: tuple[int, ...] | None
+    optional: bool = False
+
+    def describe(self) -> str:
+        """For messages and listings, as ``x FP32[-1, 784]``."""
+        shape = "[...]" if self.shape is None else str(list(self.shape))
+        return f"{self.name} {self.datatype}{shape}"
+
+
+class Signature(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model's inputs and outputs. ``max_batch_size`` is in rows; 0 means that requests are never merged."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What metadata and configuration requests tell about one version."""
+
+    name: str
+    version: str
+    platform: str
+    backend: str
+    signature: Signature
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,0 +1,131 @@
+"""One request to one response: look up, validate, enqueue. Every front end calls this and nothing below it."""
+
+import asyncio
+from time import monotonic_ns
+
+from headrace.batching.pending import Pending
+from headrace.core.errors import InvalidRequest, NotReady, Overloaded
+from headrace.core.request import InferRequest, InferResponse
+from headrace.core.validation import ModelInputs
+from headrace.repository.repository import Repository
+from headrace.repository.served import ServedVersion
+from headrace.workers.packing import join_rows, slice_rows
+
+# Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
+COUNTED_BYTES = 64 * 1024
+
+
+class Engine:
+    """Accepts requests for whatever the repository serves, up to ``max_inflight_bytes`` of large inputs."""
+
+    def __init__(self, repository: Repository, max_inflight_bytes: int) -> None:
+        self.repository = repository
+        self.inflight_bytes = 0
+        self._max_inflight_bytes = max_inflight_bytes
+        self._stopping = False
+        self._loop = asyncio.get_running_loop()
+
+    def stop_accepting(self) -> None:
+        """Refuse every request from now on; those that were accepted are still answered."""
+        self._stopping = True
+
+    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+        """Accept a request. Cancelling the future takes it back: it is dropped when it has not run yet.
+
+        Raises:
+            HeadraceError: at once, for a request that cannot be accepted. The future fails with one otherwise.
+        """
+        if self._stopping:
+            raise NotReady("the server is stopping and takes no new requests")
+        served = self.repository.lookup(request.model, request.version)
+        inputs = served.checker.check(request)
+        deadline_ns = _deadline_ns(request, served.default_timeout_us)
+        size = sum(len(tensor.data) for tensor in request.inputs)
+        if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
+            served.statistics.failed("REJECTED", 0)
+            raise Overloaded(
+                f"model '{request.model}': the server holds {self.inflight_bytes} bytes of unanswered requests and "
+                f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)"
+            )
+        try:
+            future = self._enqueue(served, request, inputs, deadline_ns)
+        except Overloaded:
+            served.statistics.failed("REJECTED", 0)
+            raise
+        if size >= COUNTED_BYTES:
+            self.inflight_bytes += size
+            future.add_done_callback(lambda _: self._forget(size))
+        return future
+
+    def _forget(self, size: int) -> None:
+        self.inflight_bytes -= size
+
+    def _enqueue(
+        self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int
+    ) -> asyncio.Future[InferResponse]:
+        priority = served.priority(request.parameters) if request.parameters else served.default_priority
+        largest = served.max_batch_size
+        if largest and inputs.rows > largest:
+            return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority)
+        pending = Pending(
+            request, inputs, served.version, served.statistics, self._loop, priority, deadline_ns
+        )
+        served.queue.put(pending)
+        return pending.future
+
+    def _enqueue_in_parts(
+        self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int, priority: int
+    ) -> asyncio.Future[InferResponse]:
+        """A request with more rows than a batch may have: its parts run as requests of their own."""
+        served.queue.make_room()
+        started_ns = monotonic_ns()
+        parts = [
+            Pending(request, part, served.version, None, self._loop, priority, deadline_ns)
+            for part in slice_rows(inputs, served.max_batch_size)
+        ]
+        for part in parts:
+            served.queue.put_part(part)
+        whole: asyncio.Future[InferResponse] = self._loop.create_future()
+        missing = len(parts)
+
+        def on_part(done: asyncio.Future[InferResponse]) -> None:
+            nonlocal missing
+            missing -= 1
+            if done.cancelled() or done.exception() is not None or whole.done():
+                if not whole.done():
+                    error = None if done.cancelled() else done.exception()
+                    served.statistics.failed("BACKEND", monotonic_ns() - started_ns)
+                    whole.cancel() if error is None else whole.set_exception(error)
+                for part in parts:
+                    part.future.cancel()
+            elif missing == 0:
+                now_ns = monotonic_ns()
+                queue_ns = max(part.taken_at_ns for part in parts) - started_ns
+                served.statistics.succeeded(now_ns - started_ns, queue_ns)
+                outputs = join_rows([part.future.result().outputs for part in parts])
+                whole.set_result(InferResponse(request.model, served.version, request.id, outputs))
+
+        def on_whole(done: asyncio.Future[InferResponse]) -> None:
+            if done.cancelled():
+                for part in parts:
+                    part.future.cancel()
+
+        for part in parts:
+            part.future.add_done_callback(on_part)
+        whole.add_done_callback(on_whole)
+        return whole
+
+
+def _deadline_ns(request: InferRequest, default_timeout_us: int) -> int:
+    """The earlier of the transport's deadline and the ``timeout`` parameter (or the model's default)."""
+    timeout_us = default_timeout_us
+    if request.parameters:
+        given = request.parameters.get("timeout", 0)
+        if given:
+            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise InvalidRequest(f"parameter 'timeout' is {given!r}, expected a positive number of microseconds")
+            timeout_us = given
+    if not timeout_us:
+        return request.deadline_ns
+    own_ns = monotonic_ns() + timeout_us * 1000
+    return min(own_ns, request.deadline_ns) if request.deadline_ns else own_ns

@@ -1,0 +1,350 @@
+"""The fast lane: inference requests are parsed, queued and answered here, without an ASGI cycle.
+
+uvicorn takes its protocol class as a parameter. This one answers ``POST .../infer`` by callback, as the bytes
+come in and as the answers come back; everything else goes to the application as ever. An ASGI cycle costs a
+task, an event and several awaits for each request, about as much as all the rest of the front process's work.
+The same conformance cases run over the lane and over the ordinary route.
+"""
+
+import asyncio
+import logging
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, TooLarge
+from headrace.core.request import InferRequest, InferResponse
+from headrace.engine import Engine
+from headrace.frontends.infer import HEADER_LENGTH, InferHeaders, decode, encode
+from headrace.frontends.status import http_status
+from headrace.wire.json_v2 import encode_error
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 5.0
+
+
+@lru_cache(maxsize=4096)
+def infer_target(url: bytes) -> tuple[str, str] | None:
+    """The model and version that an inference URL names; None for any other URL."""
+    parts = url.split(b"?", 1)[0].split(b"/")
+    if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
+        return None
+    if len(parts) == 7 and parts[4] != b"versions":
+        return None
+    try:
+        model = unquote_to_bytes(parts[3]).decode()
+        version = unquote_to_bytes(parts[5]).decode() if len(parts) == 7 else ""
+    except UnicodeDecodeError:
+        return None
+    if not model or (len(parts) == 7 and not version):
+        return None
+    return model, version
+
+
+class _Silent:
+    """Stands where uvicorn keeps the event that wakes an ASGI application."""
+
+    def set(self) -> None:
+        """Nobody sleeps on it."""
+
+
+_SILENT = _Silent()
+
+
+class Exchange:
+    """One inference request and its response. Has the attributes that uvicorn looks at in a cycle of its own."""
+
+    __slots__ = (
+        "_protocol",
+        "body",
+        "disconnected",
+        "future",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "model",
+        "more_body",
+        "request",
+        "response_complete",
+        "size",
+        "version",
+    )
+
+    def __init__(self, protocol: "LaneProtocol", model: str, version: str, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.model = model
+        self.version = version
+        self.keep_alive = keep_alive
+        self.body: list[bytes] = []
+        self.size = 0
+        self.more_body = True
+        self.headers = InferHeaders()
+        self.request: InferRequest | None = None
+        self.future: asyncio.Future[InferResponse] | None = None
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = _SILENT
+
+    def start(self) -> None:
+        """The request is whole and nothing before it on its connection is unanswered: have it run."""
+        protocol = self._protocol
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body.clear()
+        try:
+            self.request = decode(
+                protocol.engine, self.model, self.version, self.headers, body, protocol.max_request_bytes
+            )
+            self.future = protocol.engine.infer(self.request)
+        except HeadraceError as error:
+            self.refuse(error)
+        except Exception:
+            log.exception("could not read a request for model %s", self.model)
+            self.refuse(InternalError("the request could not be read; the server's log says why"))
+        else:
+            self.future.add_done_callback(self._answer)
+
+    def refuse(self, error: HeadraceError) -> None:
+        """Answer with an error."""
+        status, headers = http_status(error)
+        body = encode_error(str(error))
+        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self._protocol.respond(self, status, lines, [body])
+
+    def _answer(self, future: asyncio.Future[InferResponse]) -> None:
+        if future.cancelled() or self.disconnected:
+            return
+        error = future.exception()
+        if error is None:
+            assert self.request is not None
+            try:
+                reply = encode(future.result(), self.request, self.headers.accept_encoding)
+            except HeadraceError as refusal:
+                error = refusal
+            except Exception:
+                log.exception("could not write the response of model %s", self.model)
+                error = InternalError("the response could not be written; the server's log says why")
+            else:
+                self._protocol.respond(self, 200, reply.headers, reply.chunks)
+                return
+        if not isinstance(error, HeadraceError):
+            log.error("model %s", self.model, exc_info=error)
+            error = InternalError("the request failed; the server's log says why")
+        self.refuse(error)
+
+
+class LaneProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol with the lane in front, bounded bodies, and a drain that resets nobody."""
+
+    engine: Engine
+    max_request_bytes: int
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to count the time that the client takes for its request."""
+        super().connection_made(transport)
+        self.began_at: float | None = self.loop.time()
+        self._running: Exchange | None = None
+        self._body_bytes = 0
+        self._leaving = False
+        self._discarding = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left: what it waited for need not be computed."""
+        running = self._running
+        if running is not None:
+            running.disconnected = True
+            if running.future is not None:
+                running.future.cancel()
+        super().connection_lost(exc)
+
+    # -- parser callbacks ---------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins; uvicorn's scope is made later, if the application is to see it."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self._body_bytes = 0
+        self.began_at = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """Decide who answers: the lane or the application."""
+        if self._discarding:
+            return
+        target = infer_target(self.url) if self.parser.get_method() == b"POST" else None
+        declared = 0
+        for name, value in self.headers:
+            if name == b"content-length" and value.isdigit():
+                declared = int(value)
+        if declared > self.max_request_bytes:
+            self._refuse_body(declared)
+            return
+        if target is None:
+            url, headers, expect = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expect
+            self.headers.extend(headers)
+            super().on_headers_complete()
+            self.cycle.keep_alive = self.cycle.keep_alive and not self._leaving
+            return
+        keep_alive = self.parser.should_keep_alive() and not self._leaving
+        exchange = Exchange(self, *target, keep_alive)
+        for name, value in self.headers:
+            if name == HEADER_LENGTH:
+                exchange.headers.header_length = value.decode("latin-1") or "?"
+            elif name == b"content-encoding":
+                exchange.headers.content_encoding = value.decode("latin-1")
+            elif name == b"accept-encoding":
+                exchange.headers.accept_encoding = value.decode("latin-1")
+        if self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        before = self.cycle
+        self.cycle = exchange  # type: ignore[assignment]
+        if before is not None and not before.response_complete:
+            # Pipelined: its turn comes when the one before is answered.
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a request's body, kept as it came."""
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete or self._discarding:
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self.max_request_bytes:
+            self._refuse_body(self._body_bytes)
+        elif isinstance(cycle, Exchange):
+            cycle.body.append(body)
+            if self._body_bytes > HIGH_WATER_LIMIT and cycle is not self._first():
+                self.flow.pause_reading()
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self.began_at = None
+        cycle: Any = self.cycle
+        if self._discarding:
+            return
+        if not isinstance(cycle, Exchange):
+            if cycle is not None:
+                super().on_message_complete()
+            return
+        if cycle.response_complete:
+            return
+        cycle.more_body = False
+        if cycle is self._first():
+            self._begin(cycle)
+
+    # -- responses ----------------------------------------------------------------------------------------
+
+    def respond(
+        self, exchange: Exchange, status: int, headers: list[tuple[bytes, bytes]], chunks: list[bytes | memoryview]
+    ) -> None:
+        """Write one whole response and go on to what waits behind it."""
+        if exchange.disconnected or self.transport.is_closing():
+            return
+        self._running = None
+        exchange.response_complete = True
+        keep_alive = exchange.keep_alive and not self._leaving
+        head = [STATUS_LINE[status]]
+        for name, value in headers:
+            head += (name, b": ", value, b"\r\n")
+        head.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        self.transport.writelines([b"".join(head), *chunks])
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        if self.flow.write_paused:
+            self.flow.pause_reading()  # a client that does not read its answers may not ask for more
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """A cycle's turn has come. (uvicorn calls this for what was pipelined.)"""
+        if not isinstance(cycle, Exchange):
+            super()._start_asgi_task(cycle, app)
+        elif not cycle.more_body:
+            self._begin(cycle)
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._running = exchange
+        exchange.start()
+
+    def _first(self) -> Any:
+        """The cycle whose turn it is: pipelined ones wait behind it."""
+        return self.cycle if not self.pipeline else None
+
+    def _refuse_body(self, size: int) -> None:
+        """Answer 413 and close, without keeping the rest."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, RequestResponseCycle) and cycle.response_started and not cycle.response_complete:
+            self.transport.close()
+            return
+        self.close_with(
+            TooLarge(
+                f"the request's body has {size} bytes or more, and this server takes at most "
+                f"{self.max_request_bytes} (--max-request-bytes)"
+            )
+        )
+
+    def close_with(self, error: HeadraceError) -> None:
+        """Answer with an error and end the connection.
+
+        What the client is still sending is read and thrown away for a while: closing a socket with unread data
+        resets it, and the client might never see the answer.
+        """
+        if self._discarding or self.transport.is_closing():
+            return
+        self._discarding = True
+        body = encode_error(str(error))
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.writelines([STATUS_LINE[http_status(error)[0]], head, body])
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """What could not be parsed as HTTP."""
+        self.close_with(InvalidRequest(msg))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if not self._discarding:
+            super().data_received(data)
+
+    # -- the end of a connection --------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """The server is stopping: answer what is under way or still arrives, then close.
+
+        uvicorn closes idle connections at once, which resets a client that is just sending its next request.
+        Here the next request, if one comes soon, is answered with ``connection: close``.
+        """
+        self._leaving = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    def close_if_idle(self) -> None:
+        """Close the connection when nothing is under way on it."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def check_time(self, now: float, read_timeout_s: float) -> None:
+        """Close the connection when its client has taken too long over a request."""
+        if self.began_at is not None and now - self.began_at > read_timeout_s:
+            self.transport.close()
+
+
+def lane(engine: Engine, max_request_bytes: int) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn, tied to one engine."""
+    return type("Lane", (LaneProtocol,), {"engine": engine, "max_request_bytes": max_request_bytes})
+
+

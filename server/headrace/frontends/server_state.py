@@ -1,0 +1,28 @@
+"""What the server says of itself: its name, and whether it is ready."""
+
+from headrace.repository.lifecycle import State
+from headrace.repository.repository import Repository
+
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy"]
+
+
+class ServerState:
+    """Health, as both front ends report it."""
+
+    def __init__(self, name: str, repository: Repository, *, strict_readiness: bool) -> None:
+        self.name = name
+        self.stopping = False
+        self._repository = repository
+        self._strict = strict_readiness
+
+    def why_not_ready(self) -> str:
+        """Empty when the server is ready, else the reason why not."""
+        if self.stopping:
+            return "the server is stopping"
+        if not self._repository.settled:
+            return "the server is loading its models"
+        if self._strict:
+            waiting = [entry.name for entry in self._repository.index() if entry.state != State.READY]
+            if waiting:
+                return f"not ready (--strict-readiness): {', '.join(sorted(set(waiting)))}"
+        return ""

@@ -1,0 +1,141 @@
+"""The commands that look at a repository without serving it: check and explain."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import typer
+
+from headrace.app import CannotStart, build_supervisor, check_folder
+from headrace.config import Settings
+from headrace.core.model import TensorSpec
+from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
+from headrace.repository.lifecycle import State
+from headrace.repository.repository import IndexEntry, Repository
+from headrace.repository.served import ServedVersion
+from headrace.workers.supervisor import Supervisor
+
+Say = Callable[[str], None]
+AT_ONCE = 32  # models loaded and let go again in one go
+
+
+async def check_repository(path: Path, say: Say, *, show_progress: bool) -> int:
+    """Load every model once; say what is wrong with which. Returns how many are not fit to be served."""
+    names = _names(path, say)
+    if names is None:
+        return 1
+    bad = 0
+    with typer.progressbar(length=len(names), label="checking", hidden=not show_progress) as progress:
+        for start in range(0, len(names), AT_ONCE):
+            some = names[start : start + AT_ONCE]
+            async with _workshop(path) as (repository, _):
+                await repository.load_all(some)
+                for name in some:
+                    problems = _problems(repository, read_folder(path / name))
+                    bad += bool(problems)
+                    for problem in problems:
+                        say(f"{name}: {problem}")
+                progress.update(len(some))
+    say(f"{len(names)} model(s), {bad} with problems")
+    return bad
+
+
+async def explain_model(path: Path, name: str, say: Say) -> int:
+    """Load one model and say what it would be served as, and why. Returns 1 when it would not be served."""
+    names = _names(path, say)
+    if names is None:
+        return 1
+    if name not in names:
+        say(f"there is no model '{name}' in '{path}'; there are: {', '.join(names) or 'none'}")
+        return 1
+    async with _workshop(path) as (repository, supervisor):
+        await repository.load_all([name])
+        folder = read_folder(path / name)
+        say(f"model {name} in {folder.path}")
+        _explain_folder(folder, say)
+        for served in sorted(repository.served(), key=lambda one: one.files.version):
+            _explain_version(served, supervisor, say)
+        problems = _problems(repository, folder)
+        for problem in problems:
+            say(f"refused: {problem}")
+        return min(1, len(problems))
+
+
+def _names(path: Path, say: Say) -> list[str] | None:
+    try:
+        check_folder(path)
+    except CannotStart as error:
+        say(str(error))
+        return None
+    return list_models(path)
+
+
+def _problems(repository: Repository, folder: ModelFolder) -> list[str]:
+    entries = [entry for entry in repository.index() if entry.name == folder.name and entry.state != State.READY]
+    return [_problem(entry) for entry in entries]
+
+
+def _problem(entry: IndexEntry) -> str:
+    return f"version {entry.version}: {entry.reason}" if entry.version else entry.reason
+
+
+def _explain_folder(folder: ModelFolder, say: Say) -> None:
+    config = folder.config
+    selected = selected_versions(folder)
+    if config.versions.only is not None:
+        policy = f"only {list(config.versions.only)}"
+    elif config.versions.latest is not None:
+        policy = f"the latest {config.versions.latest}"
+    else:
+        policy = "all"
+    others = sorted(set(folder.versions) - set(selected))
+    say(f"  versions: {selected} are served (policy: {policy})" + (f"; {others} are not" if others else ""))
+
+
+def _explain_version(served: ServedVersion, supervisor: Supervisor, say: Say) -> None:
+    config, info = served.folder.config, served.info
+    say(f"version {served.version}: {served.files.model_path}")
+    chosen = "configured" if config.backend else f"from the file's ending '{served.files.model_path.suffix}'"
+    say(f"  backend: {info.backend} ({chosen})")
+    for kind, specs, configured in (
+        ("input", info.signature.inputs, config.inputs),
+        ("output", info.signature.outputs, config.outputs),
+    ):
+        for spec in specs:
+            say(f"  {kind}: {_tensor(spec)} ({'configured' if configured else 'read from the file'})")
+    if info.signature.max_batch_size:
+        how = "configured" if config.max_batch_size is not None else "inferred: every tensor leads with the same free dimension"
+        say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
+        batching = config.batching
+        say(
+            f"  queue: delay {batching.max_queue_delay_us} us, preferred sizes {list(batching.preferred_sizes)}, "
+            f"at most {batching.max_queue_size} requests waiting"
+        )
+    else:
+        how = "configured" if config.max_batch_size == 0 else "inferred: the tensors have no free leading dimension in common"
+        say(f"  batching: none ({how})")
+    for instance in served.instances:
+        say(
+            f"  instance: {instance.load.device}, {instance.load.threads} thread(s) of {supervisor.cpus} usable CPU(s), "
+            f"loaded in {instance.loaded.seconds if instance.loaded else 0:.2f} s"
+        )
+    for note in served.notes:
+        say(f"  note: {note}")
+
+
+def _tensor(spec: TensorSpec) -> str:
+    return spec.describe() + (" optional" if spec.optional else "")
+
+
+@contextlib.asynccontextmanager
+async def _workshop(path: Path) -> AsyncIterator[tuple[Repository, Supervisor]]:
+    """A repository over worker processes, without front ends."""
+    supervisor = build_supervisor(Settings(repository=path, model_control="none"))
+    supervisor.start()
+    repository = Repository(path, supervisor, "none")
+    try:
+        yield repository, supervisor
+    finally:
+        await asyncio.shield(repository.close())
+        await supervisor.close()

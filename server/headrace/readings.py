@@ -1,0 +1,70 @@
+"""What the metrics show, read off the living objects at scrape time."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+from headrace.engine import Engine
+from headrace.frontends.server_state import ServerState
+from headrace.metrics import ModelSample, ServerSample, WorkerSample
+from headrace.repository.repository import Repository
+from headrace.workers.supervisor import Supervisor
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Readings:
+    """Samples of one server."""
+
+    def __init__(self, engine: Engine, repository: Repository, supervisor: Supervisor, state: ServerState) -> None:
+        self._engine = engine
+        self._repository = repository
+        self._supervisor = supervisor
+        self._state = state
+        self._started = monotonic()
+
+    def models(self) -> Iterator[ModelSample]:
+        """Every version that serves."""
+        for served in self._repository.served():
+            yield ModelSample(
+                name=served.folder.name,
+                version=served.version,
+                statistics=served.statistics,
+                waiting=len(served.queue),
+                executing=served.queue.executing,
+                ready=served.ready,
+                instances=len(served.instances),
+                instances_up=sum(instance.is_up for instance in served.instances),
+            )
+
+    def workers(self) -> Iterator[WorkerSample]:
+        """Every worker process that is running."""
+        for process in self._supervisor.processes:
+            pid = process.pid
+            usage = _usage(pid) if pid is not None else None
+            if pid is not None and usage is not None:
+                yield WorkerSample(
+                    process.name, pid, usage[0], usage[1], models=len(process.hosted), restarts=max(0, process.restarts)
+                )
+
+    def server(self) -> ServerSample:
+        """The server as a whole."""
+        served = list(self._repository.served())
+        return ServerSample(
+            inflight_requests=sum(len(one.queue) for one in served),
+            inflight_bytes=self._engine.inflight_bytes,
+            uptime_seconds=monotonic() - self._started,
+            ready=not self._state.why_not_ready(),
+        )
+
+
+def _usage(pid: int) -> tuple[int, float] | None:
+    """Resident bytes and CPU seconds of a process; None when it is gone."""
+    try:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, IndexError):
+        return None
+    return resident, (int(after_name[11]) + int(after_name[12])) / _TICKS

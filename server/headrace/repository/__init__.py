@@ -1,0 +1,1 @@
+"""What lies on disk, what is served of it, and the way from one to the other."""

@@ -1,0 +1,183 @@
+"""One version of a model while it is served: its instances, its queue, and what clients may ask about it."""
+
+import asyncio
+import logging
+from pathlib import Path
+from time import monotonic
+
+from headrace.batching.policy import BatchLimits
+from headrace.batching.queue import BatchQueue
+from headrace.core.errors import InvalidRequest
+from headrace.core.model import ModelInfo, Signature
+from headrace.core.request import Parameters
+from headrace.core.statistics import Statistics
+from headrace.core.validation import InputChecker
+from headrace.repository.layout import ModelFolder, VersionFiles
+from headrace.workers.frames import Load
+from headrace.workers.instance import Instance, not_ready
+from headrace.workers.supervisor import Needs, Supervisor
+from headrace_backends.registry import PLATFORMS, SHAREABLE
+
+log = logging.getLogger(__name__)
+
+
+class ServedVersion:
+    """Made for a version that is to be loaded; usable once ``start`` has returned, until ``drain`` is called."""
+
+    def __init__(self, folder: ModelFolder, files: VersionFiles, supervisor: Supervisor) -> None:
+        self.folder = folder
+        self.files = files
+        self.version = str(files.version)
+        self.print = version_print(folder, files.version)
+        self.statistics = Statistics()
+        self.instances: list[Instance] = []
+        self._supervisor = supervisor
+        # Filled by start, when the model file has told what it takes.
+        self.info: ModelInfo
+        self.checker: InputChecker
+        self.queue: BatchQueue
+
+    @property
+    def ready(self) -> bool:
+        """Whether an instance is up; false while all workers are being started again."""
+        return any(instance.is_up for instance in self.instances)
+
+    @property
+    def broken(self) -> bool:
+        """Whether no instance can come back by itself."""
+        return all(instance.broken for instance in self.instances)
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows in one execution; 0 where requests are never merged."""
+        return self.info.signature.max_batch_size
+
+    @property
+    def default_timeout_us(self) -> int:
+        """For requests that bring no timeout; 0 is none."""
+        return self.folder.config.batching.default_timeout_us
+
+    @property
+    def default_priority(self) -> int:
+        """For requests that bring no priority: the middle of the levels."""
+        return (self.folder.config.batching.priority_levels + 1) // 2
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the backend decided by itself."""
+        loaded = self.instances[0].loaded if self.instances else None
+        return loaded.notes if loaded is not None else ()
+
+    def priority(self, parameters: Parameters) -> int:
+        """The request's level: 1 is served first; 0 or none asks for the default."""
+        levels = self.folder.config.batching.priority_levels
+        wanted = parameters.get("priority", 0)
+        if not levels or not wanted:
+            return self.default_priority
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 < wanted <= levels:
+            raise InvalidRequest(
+                f"model '{self.folder.name}': parameter 'priority' is {wanted!r}, expected 1 (served first) to {levels}"
+            )
+        return wanted
+
+    async def start(self) -> None:
+        """Load every instance.
+
+        Raises:
+            LoadRefused: one of them was refused; none is left running then.
+        """
+        started = monotonic()
+        queue = self._queue_until_known()
+        loads = self._loads()
+        self.instances = [
+            Instance(load, queue, self.statistics, self.folder.config.execution_timeout_s) for load in loads
+        ]
+        needs = Needs(self.folder.name, _bytes_below(self.files.model_path), self.files.backend in SHAREABLE)
+        starts = [self._supervisor.start_instance(instance, needs) for instance in self.instances]
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, BaseException)]
+        if refused:
+            await self._stop_instances()
+            raise refused[0]
+        self._describe(self.instances[0].signature)
+        for instance in self.instances:
+            instance.on_broken = self._on_broken
+        self.statistics.load_seconds = monotonic() - started
+
+    async def drain(self) -> None:
+        """Answer what was accepted, then stop the instances. Nobody may put requests into the queue any more."""
+        await self.queue.drained()
+        await self._stop_instances()
+
+    def _queue_until_known(self) -> BatchQueue:
+        batching = self.folder.config.batching
+        self.queue = BatchQueue(
+            self.folder.name, BatchLimits(), batching.max_queue_size, preserve_order=batching.preserve_order
+        )
+        return self.queue
+
+    def _describe(self, signature: Signature) -> None:
+        batching = self.folder.config.batching
+        self.queue.set_limits(
+            BatchLimits(
+                max_rows=max(1, signature.max_batch_size),
+                preferred_rows=tuple(size for size in batching.preferred_sizes if size <= signature.max_batch_size),
+                max_delay_ns=batching.max_queue_delay_us * 1000 if signature.max_batch_size else 0,
+            )
+        )
+        self.checker = InputChecker(self.folder.name, signature)
+        self.info = ModelInfo(
+            name=self.folder.name,
+            version=self.version,
+            platform=PLATFORMS.get(self.files.backend, self.files.backend),
+            backend=self.files.backend,
+            signature=signature,
+            labels=dict(self.folder.labels),
+        )
+
+    def _loads(self) -> list[Load]:
+        config = self.folder.config
+        wanted = config.parameters.get("intra_op_threads")
+        groups = [(group.device, group.count) for group in config.instances]
+        total = sum(count for _, count in groups)
+        threads = self._supervisor.threads(
+            self.folder.name, total, wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None
+        )
+        declared = Signature(
+            tuple(spec.spec() for spec in config.inputs), tuple(spec.spec() for spec in config.outputs)
+        )
+        return [
+            Load(
+                instance=self._supervisor.number(),
+                backend=self.files.backend,
+                name=self.folder.name,
+                version=self.version,
+                path=str(self.files.model_path),
+                device=device,
+                threads=threads,
+                signature=declared,
+                max_batch_size=config.max_batch_size,
+                parameters=dict(config.parameters),
+                warmup=config.warmup,
+            )
+            for device, count in groups
+            for _ in range(count)
+        ]
+
+    def _on_broken(self) -> None:
+        log.error("model %s version %s: %s", self.folder.name, self.version, self.instances[0].broken)
+        if self.broken:
+            self.queue.fail_all(not_ready(self.instances[0]))
+
+    async def _stop_instances(self) -> None:
+        await asyncio.gather(*(self._supervisor.stop_instance(instance) for instance in self.instances))
+
+
+def _bytes_below(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def version_print(folder: ModelFolder, version: int) -> str:
+    """What changes when the version has to be loaded anew: its own files, or the model's configuration."""
+    return f"{folder.config_print}/{folder.versions[version].print}"

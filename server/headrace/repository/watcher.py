@@ -1,0 +1,77 @@
+"""Watches the repository's folder and has the repository follow it, model by model."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from watchfiles import awatch
+
+from headrace.repository.layout import fingerprint, list_models
+from headrace.repository.repository import Repository
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 0.6  # a folder that has not changed for so long is taken to be whole
+RESCAN_S = 10  # network file systems do not tell of changes, so now and then everything is looked at
+
+
+class Watcher:
+    """Follows one repository until it is stopped.
+
+    A model that is being copied changes all the time; it is loaded once it holds still. Should a copy pause
+    longer than that, its load fails or not, and the next change leads to the next attempt.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._prints: dict[str, str] = {}
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._stop = asyncio.Event()
+
+    async def run(self, prints: dict[str, str]) -> None:
+        """Follow changes; ``prints`` are the fingerprints of the folders as they were loaded."""
+        self._prints = prints
+        root = self._repository.path
+        async for changes in awatch(
+            root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=200, step=50
+        ):
+            names = {Path(path).relative_to(root).parts[0] for _, path in changes if Path(path) != root}
+            if not changes:
+                now = await asyncio.to_thread(take_prints, root)
+                names = {name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)}
+            for name in names:
+                if name not in self._settling:
+                    task = asyncio.get_running_loop().create_task(self._follow(name))
+                    self._settling[name] = task
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._stop.set()
+        for task in self._settling.values():
+            task.cancel()
+
+    async def _follow(self, name: str) -> None:
+        folder = self._repository.path / name
+        try:
+            while True:
+                before = await asyncio.to_thread(fingerprint, folder)
+                await asyncio.sleep(SETTLE_S)
+                after = await asyncio.to_thread(fingerprint, folder)
+                if before != after:
+                    continue
+                if after != self._prints.get(name):
+                    self._prints[name] = after
+                    await self._repository.refresh(name)
+                    continue  # it may have changed again meanwhile
+                break
+            if not folder.exists():
+                self._prints.pop(name, None)
+        except Exception:
+            log.exception("could not follow the changes of model %s", name)
+        finally:
+            del self._settling[name]
+
+
+def take_prints(root: Path) -> dict[str, str]:
+    """The fingerprint of every model's folder."""
+    return {name: fingerprint(root / name) for name in list_models(root)}

@@ -1,0 +1,244 @@
+"""Inference bodies: JSON, then the tensors that travel as binary data, if any."""
+
+from math import prod
+
+import msgspec
+
+from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.core.model import Signature, TensorSpec
+from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
+from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, DataType, Tensor
+from headrace.core.validation import MAX_ELEMENTS
+from headrace.wire.elements import pack_flat, pack_nested, to_json
+from headrace.wire.json_v2 import (
+    FlatInputJson,
+    InputJson,
+    OutputJson,
+    RequestJson,
+    ResponseJson,
+    encode_json,
+    parse_request,
+)
+
+MAX_DIMENSIONS = 32  # as many as an array of numpy 1 can have
+
+
+def decode_request(body: bytes | memoryview, header_length: int | None, model: str, version: str) -> InferRequest:
+    """The request in ``body``; its first ``header_length`` bytes are JSON, or all of them for None.
+
+    Tensors that came as binary data are slices of ``body``, so it must stay unchanged for as long as they are
+    used. Whether they have the size that their shape asks for is left to the engine's check of the request.
+
+    Raises:
+        InvalidRequest: the body breaks the protocol.
+        Unsupported: it asks for shared memory.
+    """
+    view = memoryview(body)
+    total_bytes = len(view)
+    position = total_bytes if header_length is None else header_length
+    if not 0 <= position <= total_bytes:
+        raise InvalidRequest(
+            f"model '{model}': the header length is {header_length}, expected 0 to {total_bytes}, the body's length"
+        )
+    parsed = parse_request(view[:position], model)
+    inputs: list[Tensor] = []
+    for given in parsed.inputs:
+        datatype = DATATYPE_BY_NAME.get(given.datatype)
+        if datatype is None:
+            raise _invalid(
+                model, given.name, f"has datatype '{given.datatype}', expected one of {', '.join(DATATYPE_BY_NAME)}"
+            )
+        _check_shape(given, model)
+        blob_bytes = _blob_bytes(given, model)
+        if blob_bytes is None:
+            inputs.append(Tensor(given.name, datatype, given.shape, _json_data(given, datatype, model)))
+            continue
+        end = position + blob_bytes
+        if end > total_bytes:
+            raise _invalid(
+                model,
+                given.name,
+                f"has a binary_data_size of {blob_bytes}, and {total_bytes - position} bytes follow "
+                "(the JSON's length belongs in the header Inference-Header-Content-Length)",
+            )
+        inputs.append(Tensor(given.name, datatype, given.shape, view[position:end]))
+        position = end
+    if position != total_bytes:
+        raise InvalidRequest(
+            f"model '{model}': {total_bytes - position} bytes follow the last input's data, expected none"
+        )
+    return InferRequest(
+        model, version, parsed.id or "", tuple(inputs), _outputs(parsed, model), _parameters(parsed, model)
+    )
+
+
+def decode_raw_request(body: bytes | memoryview, signature: Signature, model: str, version: str) -> InferRequest:
+    """The request whose whole ``body`` is the data of the model's one input: what a header length of 0 means.
+
+    A model that batches gets one row. Every output is asked for as binary data.
+
+    Raises:
+        InvalidRequest: the model's signature does not tell the input's shape, or the body does not fit it.
+    """
+    if len(signature.inputs) != 1:
+        raise InvalidRequest(
+            f"model '{model}': a request without a JSON header is for models with one input, "
+            f"and this one has {len(signature.inputs)}"
+        )
+    spec = signature.inputs[0]
+    if spec.shape is None:
+        raise _invalid(model, spec.name, "has no declared shape, so a request needs its JSON header")
+    batch = (1,) if signature.max_batch_size > 0 else ()
+    dimensions = batch + spec.shape[len(batch) :]
+    view = memoryview(body)
+    if spec.datatype is DataType.BYTES:
+        shape = tuple(1 if size == -1 else size for size in dimensions)
+        if prod(shape) != 1:
+            raise _invalid(model, spec.name, f"is {spec.describe()}, and without a JSON header it must be one element")
+        data: bytes | memoryview = b"".join((len(view).to_bytes(4, "little"), view))
+    else:
+        shape = _deduced_shape(dimensions, len(view), spec, model)
+        data = view
+    tensor = Tensor(spec.name, spec.datatype, shape, data)
+    return InferRequest(model, version, "", (tensor,), parameters={"binary_data_output": True})
+
+
+def encode_response(response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
+    """The response's body in pieces, and the length of its JSON, or None when there is nothing but JSON.
+
+    An output is binary when the request asks so for that output, or for all and says nothing about this one.
+    Pieces are the outputs' own buffers, which must stay unchanged until they are sent.
+
+    Raises:
+        InvalidRequest: an output that JSON cannot carry was asked for as JSON.
+    """
+    default = request.parameters.get("binary_data_output", False)
+    asked = {output.name: output.parameters.get("binary_data", default) for output in request.outputs}
+    outputs: list[OutputJson] = []
+    chunks: list[bytes | memoryview] = [b""]  # the JSON's place
+    for tensor in response.outputs:
+        data = tensor.data
+        if asked.get(tensor.name, default):
+            size_bytes = len(data)
+            outputs.append(OutputJson(tensor.name, tensor.datatype, tensor.shape, {"binary_data_size": size_bytes}))
+            if size_bytes:
+                chunks.append(memoryview(data) if isinstance(data, bytearray) else data)
+            continue
+        try:
+            text = msgspec.Raw(to_json(data, tensor.datatype, tensor.shape))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"model '{response.model}': output '{tensor.name}' {error}") from None
+        outputs.append(OutputJson(tensor.name, tensor.datatype, tensor.shape, data=text))
+    header = encode_json(ResponseJson(response.model, response.version, outputs, request.id, response.parameters))
+    chunks[0] = header
+    return chunks, len(header) if len(chunks) > 1 else None
+
+
+def _invalid(model: str, tensor: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"model '{model}': input '{tensor}' {problem}")
+
+
+def _check_shape(given: InputJson, model: str) -> None:
+    """Refuse shapes that no array can have. The number of dimensions comes first: it bounds the rest's work."""
+    shape = given.shape
+    if len(shape) > MAX_DIMENSIONS:
+        raise _invalid(model, given.name, f"has {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}")
+    if shape and min(shape) < 0:
+        raise _invalid(model, given.name, f"has shape {list(shape)}: a request's dimensions cannot be negative")
+    # Arrays without elements have bounds too: numpy refuses [0, 2**40, 2**40].
+    if prod(shape) > MAX_ELEMENTS or (0 in shape and prod(filter(None, shape)) > MAX_ELEMENTS):
+        raise _invalid(model, given.name, f"has shape {list(shape)}, expected at most {MAX_ELEMENTS} elements")
+
+
+def _blob_bytes(given: InputJson, model: str) -> int | None:
+    """How many bytes of binary data the input has, or None when its data is in the JSON."""
+    parameters = given.parameters
+    if not parameters:
+        if given.data is msgspec.UNSET:
+            raise _without_one_source(given, model)
+        return None
+    size = parameters.get("binary_data_size")
+    if "shared_memory_region" in parameters:
+        if size is not None or given.data is not msgspec.UNSET:
+            raise _without_one_source(given, model)
+        raise Unsupported(f"model '{model}': input '{given.name}': shared memory is not enabled on this server")
+    if (size is None) is (given.data is msgspec.UNSET):
+        raise _without_one_source(given, model)
+    if size is not None and (type(size) is not int or size < 0):
+        raise _invalid(model, given.name, f"has binary_data_size {size!r}, expected a number of bytes")
+    return size
+
+
+def _without_one_source(given: InputJson, model: str) -> InvalidRequest:
+    parameters = given.parameters or {}
+    sources = [] if given.data is msgspec.UNSET else ["data"]
+    sources += [name for name in ("binary_data_size", "shared_memory_region") if name in parameters]
+    return _invalid(
+        model,
+        given.name,
+        f"has {' and '.join(sources) or 'no data'}, "
+        "expected exactly one of data, binary_data_size and shared_memory_region",
+    )
+
+
+def _json_data(given: InputJson, datatype: DataType, model: str) -> bytes:
+    try:
+        if isinstance(given, FlatInputJson):
+            return pack_flat(given.data, datatype, given.shape)  # type: ignore[arg-type]  # UNSET was refused before
+        return pack_nested(given.data, datatype, given.shape)
+    except InvalidRequest as error:
+        raise _invalid(model, given.name, str(error)) from None
+
+
+def _outputs(parsed: RequestJson, model: str) -> tuple[RequestedOutput, ...]:
+    outputs = parsed.outputs
+    if not outputs:
+        return ()
+    for output in outputs:
+        parameters = output.parameters
+        if parameters:
+            if "shared_memory_region" in parameters:
+                raise Unsupported(
+                    f"model '{model}': output '{output.name}': shared memory is not enabled on this server"
+                )
+            binary = parameters.get("binary_data", False)
+            if type(binary) is not bool:
+                raise InvalidRequest(
+                    f"model '{model}': output '{output.name}' has binary_data {binary!r}, expected true or false"
+                )
+    return outputs
+
+
+def _parameters(parsed: RequestJson, model: str) -> Parameters:
+    parameters = parsed.parameters
+    if not parameters:
+        return {}
+    binary = parameters.get("binary_data_output", False)
+    if type(binary) is not bool:
+        raise InvalidRequest(f"model '{model}': binary_data_output is {binary!r}, expected true or false")
+    return parameters
+
+
+def _deduced_shape(dimensions: tuple[int, ...], size_bytes: int, spec: TensorSpec, model: str) -> tuple[int, ...]:
+    """``dimensions`` with the one of any size, if there is one, as ``size_bytes`` of data make it."""
+    known_bytes = prod(size for size in dimensions if size != -1) * ITEM_BYTES[spec.datatype]
+    variable = dimensions.count(-1)
+    if variable > 1 or (variable and not known_bytes):
+        raise _invalid(
+            model,
+            spec.name,
+            f"is {spec.describe()}: {size_bytes} bytes do not tell its shape, so a request needs its JSON header",
+        )
+    if not variable:
+        if size_bytes != known_bytes:
+            raise _invalid(
+                model, spec.name, f"has {size_bytes} bytes of data, expected {known_bytes} for {list(dimensions)}"
+            )
+        return dimensions
+    if size_bytes % known_bytes:
+        raise _invalid(
+            model,
+            spec.name,
+            f"has {size_bytes} bytes of data, expected a multiple of {known_bytes} for {list(dimensions)}",
+        )
+    return tuple(size_bytes // known_bytes if size == -1 else size for size in dimensions)

@@ -1,0 +1,159 @@
+"""The gRPC messages to and from the engine's requests, pure."""
+
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.core.model import ModelInfo, TensorSpec
+from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
+from headrace.core.tensor import DATATYPE_BY_NAME, NUMPY_DTYPES, DataType, Tensor, pack_bytes
+from headrace.wire import pb
+
+# Which typed field of InferTensorContents carries a datatype; FP16 and BF16 travel raw only.
+_CONTENTS_FIELD = {
+    DataType.BOOL: "bool_contents",
+    DataType.INT8: "int_contents",
+    DataType.INT16: "int_contents",
+    DataType.INT32: "int_contents",
+    DataType.INT64: "int64_contents",
+    DataType.UINT8: "uint_contents",
+    DataType.UINT16: "uint_contents",
+    DataType.UINT32: "uint_contents",
+    DataType.UINT64: "uint64_contents",
+    DataType.FP32: "fp32_contents",
+    DataType.FP64: "fp64_contents",
+    DataType.BYTES: "bytes_contents",
+}
+_ALL_CONTENTS = sorted(set(_CONTENTS_FIELD.values()))
+_SHARED_MEMORY = "shared_memory_region"
+
+
+def decode_request(message: Any, deadline_ns: int = 0) -> InferRequest:
+    """A ModelInferRequest as the engine takes it. Raw contents are used where they lie, without a copy.
+
+    Raises:
+        InvalidRequest: naming the model and the tensor.
+        Unsupported: for tensors in shared memory.
+    """
+    model = message.model_name
+    raw = message.raw_input_contents
+    given = message.inputs
+    in_memory = sum(1 for tensor in given if tensor.parameters and _SHARED_MEMORY in tensor.parameters)
+    if raw and len(raw) != len(given) - in_memory:
+        raise InvalidRequest(
+            f"model '{model}': the request has {len(raw)} raw_input_contents for {len(given)} inputs, expected one each"
+        )
+    if in_memory:
+        raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
+    tensors = []
+    for index, tensor in enumerate(given):
+        datatype = DATATYPE_BY_NAME.get(tensor.datatype)
+        if datatype is None:
+            raise InvalidRequest(
+                f"model '{model}': input '{tensor.name}' has datatype '{tensor.datatype}', expected one of "
+                f"{', '.join(DATATYPE_BY_NAME)}"
+            )
+        if raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(
+                    f"model '{model}': input '{tensor.name}' has contents although the request has "
+                    "raw_input_contents; send one or the other"
+                )
+            data = raw[index]
+        else:
+            data = _typed(model, tensor, datatype)
+        tensors.append(Tensor(tensor.name, datatype, tuple(tensor.shape), data))
+    outputs = []
+    for output in message.outputs:
+        parameters = decode_parameters(output.parameters)
+        if _SHARED_MEMORY in parameters:
+            raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
+        outputs.append(RequestedOutput(output.name, parameters))
+    return InferRequest(
+        model,
+        message.model_version,
+        message.id,
+        tuple(tensors),
+        tuple(outputs),
+        decode_parameters(message.parameters) if message.parameters else {},
+        deadline_ns,
+    )
+
+
+def encode_response(response: InferResponse) -> Any:
+    """A ModelInferResponse; every output's data is raw, as Triton answers."""
+    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
+    for tensor in response.outputs:
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_output_contents.append(bytes(tensor.data))
+    encode_parameters(response.parameters, message.parameters)
+    return message
+
+
+def decode_parameters(parameters: Any) -> Parameters:
+    """A map of InferParameter as plain values."""
+    values: Parameters = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidRequest(f"parameter '{name}' has no value")
+        values[name] = getattr(parameter, choice)
+    return values
+
+
+def encode_parameters(values: Parameters, into: Any) -> None:
+    """Plain values into a map of InferParameter."""
+    for name, value in values.items():
+        if isinstance(value, bool):
+            into[name].bool_param = value
+        elif isinstance(value, int):
+            into[name].int64_param = value
+        elif isinstance(value, float):
+            into[name].double_param = value
+        else:
+            into[name].string_param = value
+
+
+def encode_metadata(info: ModelInfo, versions: Iterable[str]) -> Any:
+    """A ModelMetadataResponse."""
+    message = pb.ModelMetadataResponse(name=info.name, versions=list(versions), platform=info.platform)
+    for add, specs in ((message.inputs.add, info.signature.inputs), (message.outputs.add, info.signature.outputs)):
+        _add_specs(add, specs)
+    return message
+
+
+def _add_specs(add: Callable[..., Any], specs: Iterable[TensorSpec]) -> None:
+    for spec in specs:
+        add(name=spec.name, datatype=str(spec.datatype), shape=list(spec.shape or ()))
+
+
+def _typed(model: str, tensor: Any, datatype: DataType) -> bytes:
+    """An input's typed contents in raw wire form."""
+    where = f"model '{model}': input '{tensor.name}'"
+    field = _CONTENTS_FIELD.get(datatype)
+    if field is None:
+        raise InvalidRequest(f"{where} has datatype {datatype}, which travels in raw_input_contents only")
+    contents = tensor.contents
+    values = getattr(contents, field)
+    for other in _ALL_CONTENTS:
+        if other != field and len(getattr(contents, other)):
+            raise InvalidRequest(f"{where} has {other}, expected {field} for datatype {datatype}")
+    if any(size < 0 for size in tensor.shape):
+        raise InvalidRequest(f"{where} has shape {list(tensor.shape)}: a request's dimensions cannot be negative")
+    expected = prod(tensor.shape)
+    if len(values) != expected:
+        raise InvalidRequest(
+            f"{where} has {len(values)} elements in {field}, expected {expected} for shape {list(tensor.shape)}"
+        )
+    if datatype is DataType.BYTES:
+        return pack_bytes(list(values))
+    dtype = NUMPY_DTYPES[datatype]
+    try:
+        return np.array(values, dtype=dtype).tobytes()
+    except OverflowError:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        wrong = next(value for value in values if not low <= value <= high)
+        raise InvalidRequest(f"{where} has the value {wrong}, out of range of {datatype} ({low} to {high})") from None

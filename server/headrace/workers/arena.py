@@ -1,0 +1,62 @@
+"""Shared memory for a batch: segments that both processes map, and how large they are to be."""
+
+import mmap
+import os
+
+ALIGNMENT = 64
+SMALLEST_BYTES = 64 * 1024
+KEEP_BYTES = 4 * 1024 * 1024  # a segment up to this size is never given back for being too large
+SHRINK_AFTER = 64  # batches in a row that would fit into an eighth
+
+
+class Segment:
+    """A piece of anonymous shared memory.
+
+    It is a memfd passed over the socket rather than a name in /dev/shm, so nothing is left behind when a
+    process dies: the kernel frees it with its last mapping.
+    """
+
+    __slots__ = ("nbytes", "view")
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.view = memoryview(mmap.mmap(descriptor, nbytes))
+
+    @classmethod
+    def create(cls, nbytes: int) -> tuple["Segment", int]:
+        """A new segment and its descriptor, which the caller passes on and closes."""
+        descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, nbytes)
+        return cls(descriptor, nbytes), descriptor
+
+
+class SegmentSize:
+    """How large a slot's segment should be. Pure: told of each batch's need, it says when to replace it."""
+
+    __slots__ = ("_small", "nbytes")
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._small = 0
+
+    def fit(self, needed: int) -> int:
+        """The size of a new segment to make for this batch, or 0 to go on with the present one."""
+        if needed > self.nbytes:
+            return self._resize(needed)
+        if self.nbytes > KEEP_BYTES and needed <= self.nbytes // 8:
+            self._small += 1
+            if self._small >= SHRINK_AFTER:
+                return self._resize(needed)
+        else:
+            self._small = 0
+        return 0
+
+    def _resize(self, needed: int) -> int:
+        self._small = 0
+        self.nbytes = max(SMALLEST_BYTES, 1 << (needed - 1).bit_length() if needed > 1 else 1)
+        return self.nbytes
+
+
+def aligned(nbytes: int) -> int:
+    """The next multiple of the alignment that vector instructions like."""
+    return (nbytes + ALIGNMENT - 1) & -ALIGNMENT

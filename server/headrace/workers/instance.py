@@ -1,0 +1,233 @@
+"""One instance of a model: takes batches from its queue whenever it is idle, has them run, answers them."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic_ns, time
+from typing import Protocol
+
+from headrace.batching.pending import Pending
+from headrace.batching.queue import BatchQueue
+from headrace.core.errors import HeadraceError, InternalError, Kind, NotReady, of_kind
+from headrace.core.model import Signature
+from headrace.core.statistics import Statistics
+from headrace.workers import packing
+from headrace.workers.arena import Segment, SegmentSize
+from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, Run
+
+log = logging.getLogger(__name__)
+
+SLOTS = 2  # one batch running and one staged behind it, so that the worker never waits for the front
+MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
+
+
+class Host(Protocol):
+    """What an instance needs of the process that it lives in."""
+
+    def run(self, batch: "Batch", frame: Run, descriptors: list[int]) -> None:
+        """Have the worker run this batch; the instance is told of the end."""
+
+    def next_sequence(self) -> int:
+        """A number for the next batch."""
+
+
+class Slot:
+    """A batch's place in shared memory: the front owns the inputs' segment, the worker the outputs'."""
+
+    __slots__ = ("index", "inputs", "outputs", "size")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.size = SegmentSize()
+        self.inputs: Segment | None = None
+        self.outputs: Segment | None = None
+
+
+class Batch:
+    """Requests that run together, and the slot that they occupy."""
+
+    __slots__ = ("instance", "pending", "slot")
+
+    def __init__(self, instance: "Instance", slot: Slot, pending: list[Pending]) -> None:
+        self.instance = instance
+        self.slot = slot
+        self.pending = pending
+
+
+class Instance:
+    """One model loaded in one worker process, seen from the front process.
+
+    It pumps while its process is up: the host calls ``up``, ``done``, ``failed`` and ``down``. All of it
+    runs on the event loop.
+    """
+
+    def __init__(self, load: Load, queue: BatchQueue, statistics: Statistics, execution_timeout_s: float) -> None:
+        self.load = load
+        self.execution_timeout_s = execution_timeout_s
+        self.loaded: Loaded | None = None
+        self.broken = ""  # why it cannot come back by itself; empty while it can
+        self.on_broken: Callable[[], None] = lambda: None
+        self._queue = queue
+        self._statistics = statistics
+        self._host: Host | None = None
+        self._slots: list[Slot] = []
+        self._slot_freed: asyncio.Future[None] | None = None
+        self._pump_task: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can run a batch now."""
+        return self._pump_task is not None
+
+    @property
+    def waiting(self) -> int:
+        """Requests in its queue."""
+        return len(self._queue)
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives; known once it was loaded."""
+        assert self.loaded is not None, "an instance has a signature once it is loaded"
+        return self.loaded.signature
+
+    def up(self, host: Host, loaded: Loaded) -> None:
+        """The process has loaded the model, for the first time or again."""
+        if self.loaded is not None and loaded.signature != self.loaded.signature:
+            self.break_down("the model's files have changed since it was loaded")
+            return
+        self.loaded = loaded
+        self.broken = ""
+        self._host = host
+        self._slots = [Slot(index) for index in range(SLOTS)]
+
+    def start(self) -> None:
+        """Begin to take batches."""
+        self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+
+    def stop(self) -> None:
+        """Take no more batches. What is running is answered when it ends."""
+        if self._pump_task is not None:
+            self._pump_task.cancel()
+            self._pump_task = None
+
+    def break_down(self, reason: str) -> None:
+        """It cannot serve, and trying again will not help soon."""
+        self.stop()
+        self.broken = reason
+        self.on_broken()
+
+    def done(self, batch: Batch, frame: Done, segment: Segment | None) -> None:
+        """The worker has run the batch; ``segment`` is the slot's new output segment, if it has one."""
+        slot = batch.slot
+        if segment is not None:
+            slot.outputs = segment
+        view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
+        pending = batch.pending
+        rows = [one.rows for one in pending]
+        self._statistics.executed(len(pending), sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
+        try:
+            if len(pending) == 1:
+                answers = [packing.whole_outputs(self.signature, frame.outputs, view)]
+            else:
+                answers = packing.split_outputs(self.signature, frame.outputs, view, rows)
+        except InternalError as error:
+            self._run_alone(pending, error)
+        else:
+            now_ns = monotonic_ns()
+            self._statistics.last_inference_ms = int(time() * 1000)
+            for one, outputs in zip(pending, answers, strict=True):
+                one.resolve(outputs, now_ns)
+        self._release(slot)
+
+    def failed(self, batch: Batch, frame: Failed) -> None:
+        """The model refused the batch. Its members run again, each alone, so that only the bad one fails."""
+        message = f"model '{self.load.name}': {frame.message}"
+        error = of_kind(Kind(frame.kind), message)
+        if len(batch.pending) > 1:
+            self._run_alone(batch.pending, error)
+        else:
+            batch.pending[0].fail(error)
+        self._release(batch.slot)
+
+    def down(self, executing: Batch | None, staged: list[Batch], cause: str) -> None:
+        """The process has died. What it was executing is suspect, what was staged is not."""
+        self.stop()
+        self._host = None
+        self._statistics.worker_deaths += 1
+        if executing is not None:
+            self._statistics.retries += len(executing.pending)
+            again = [one for one in executing.pending if self._survives(one, cause)]
+            self._queue.put_back(again)
+            self._queue.finished()
+        for batch in reversed(staged):
+            self._queue.put_back(batch.pending)
+            self._queue.finished()
+
+    def _survives(self, one: Pending, cause: str) -> bool:
+        one.deaths += 1
+        one.alone = True
+        if one.deaths < MAX_DEATHS:
+            return True
+        one.fail(
+            InternalError(
+                f"model '{self.load.name}': the worker died ({cause}) while it ran this request, {one.deaths} times "
+                "in a row; the request is not tried again"
+            )
+        )
+        return False
+
+    def _run_alone(self, pending: list[Pending], error: HeadraceError) -> None:
+        """Put the members of a failed batch back, each to be run alone; one that was alone has its answer."""
+        if len(pending) == 1:
+            pending[0].fail(error)
+            return
+        log.info("batch of %d requests failed, running them one by one: %s", len(pending), error)
+        self._statistics.retries += len(pending)
+        for one in pending:
+            one.alone = True
+        self._queue.put_back(pending)
+
+    def _release(self, slot: Slot) -> None:
+        self._slots.append(slot)
+        if self._slot_freed is not None and not self._slot_freed.done():
+            self._slot_freed.set_result(None)
+        self._queue.finished()
+
+    async def _pump(self) -> None:
+        while True:
+            if not self._slots:
+                self._slot_freed = asyncio.get_running_loop().create_future()
+                await self._slot_freed
+                continue
+            pending = await self._queue.take()
+            try:
+                self._send(self._slots.pop(), pending)
+            except Exception as error:
+                log.exception("could not hand a batch of model %s to its worker", self.load.name)
+                for one in pending:
+                    one.fail(InternalError(f"model '{self.load.name}': could not hand the request over: {error}"))
+                self._queue.finished()
+
+    def _send(self, slot: Slot, pending: list[Pending]) -> None:
+        host, loaded = self._host, self.loaded
+        assert host is not None, "only an instance that is up pumps"
+        assert loaded is not None, "only an instance that is up pumps"
+        batch = [one.inputs for one in pending]
+        frames, needed = packing.input_frames(batch, loaded.signature.max_batch_size > 0)
+        descriptors: list[int] = []
+        segment_bytes = slot.size.fit(needed)
+        if segment_bytes:
+            slot.inputs, descriptor = Segment.create(segment_bytes)
+            descriptors.append(descriptor)
+        if slot.inputs is not None:
+            packing.fill(slot.inputs.view, frames, batch)
+        requests: tuple[RequestFrame, ...] = ()
+        if loaded.wants_requests:
+            requests = tuple(RequestFrame(one.rows, one.request.id, one.request.parameters) for one in pending)
+        frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
+        host.run(Batch(self, slot, pending), frame, descriptors)
+
+
+def not_ready(instance: Instance) -> NotReady:
+    """Why a model whose instances are all broken cannot serve."""
+    return NotReady(f"model '{instance.load.name}' is not at ready state: {instance.broken}")

@@ -1,0 +1,153 @@
+"""Requests into one batch, and a batch's outputs back to its requests. Pure functions over buffers."""
+
+from collections.abc import Sequence
+from math import prod
+
+from headrace.core.errors import InternalError
+from headrace.core.model import Signature
+from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, DataType, Tensor, bytes_offsets
+from headrace.core.validation import ModelInputs
+from headrace.workers.arena import aligned
+from headrace.workers.frames import TensorFrame
+
+
+def input_frames(batch: Sequence[ModelInputs], batches: bool) -> tuple[tuple[TensorFrame | None, ...], int]:
+    """Where each input of the joint batch will lie, and how many bytes that takes.
+
+    The batch dimension is the leading one and data is row-major, so joining is laying end to end.
+    """
+    first = batch[0]
+    rows = sum(inputs.rows for inputs in batch)
+    frames: list[TensorFrame | None] = []
+    offset = 0
+    for index, tensor in enumerate(first.tensors):
+        if tensor is None:
+            frames.append(None)
+            continue
+        if len(batch) == 1:
+            nbytes = len(tensor.data)
+            shape = tensor.shape
+        else:
+            assert batches, "only a model that batches is given several requests at once"
+            nbytes = 0
+            for inputs in batch:
+                member = inputs.tensors[index]
+                assert member is not None, "requests of one batch have the same inputs"
+                nbytes += len(member.data)
+            shape = (rows, *tensor.shape[1:])
+        frames.append(TensorFrame(offset, nbytes, shape))
+        offset += aligned(nbytes)
+    return tuple(frames), offset
+
+
+def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Sequence[ModelInputs]) -> None:
+    """Copy every request's data into its place in the batch: the only copy on the way to the model."""
+    for index, frame in enumerate(frames):
+        if frame is None:
+            continue
+        offset = frame.offset
+        for inputs in batch:
+            tensor = inputs.tensors[index]
+            assert tensor is not None, "requests of one batch have the same inputs"
+            end = offset + len(tensor.data)
+            segment[offset:end] = tensor.data
+            offset = end
+
+
+def whole_outputs(signature: Signature, frames: Sequence[TensorFrame], segment: memoryview) -> tuple[Tensor, ...]:
+    """The outputs of a batch of one request, copied out of the segment."""
+    return tuple(
+        Tensor(
+            spec.name,
+            DATATYPE_BY_NAME[frame.datatype],
+            frame.shape,
+            bytes(segment[frame.offset : frame.offset + frame.nbytes]),
+        )
+        for spec, frame in zip(signature.outputs, frames, strict=True)
+    )
+
+
+def split_outputs(
+    signature: Signature, frames: Sequence[TensorFrame], segment: memoryview, rows: Sequence[int]
+) -> list[tuple[Tensor, ...]]:
+    """The outputs of a joint batch, for each request its own rows, copied out of the segment.
+
+    Raises:
+        InternalError: an output's leading dimension is not the number of rows that went in.
+    """
+    total = sum(rows)
+    columns: list[list[Tensor]] = []
+    for spec, frame in zip(signature.outputs, frames, strict=True):
+        if not frame.shape or frame.shape[0] != total:
+            raise InternalError(
+                f"output '{spec.name}' came back with shape {list(frame.shape)} for a batch of {total} rows; if rows "
+                "of this model depend on each other, set max_batch_size: 0 in its config.yaml"
+            )
+        columns.append(_split(spec.name, frame, segment, rows, total))
+    return list(zip(*columns, strict=True))
+
+
+def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[int], total: int) -> list[Tensor]:
+    datatype = DATATYPE_BY_NAME[frame.datatype]
+    tail = frame.shape[1:]
+    if ITEM_BYTES[datatype]:
+        row_bytes = frame.nbytes // total if total else 0
+        start = frame.offset
+        parts = []
+        for count in rows:
+            end = start + count * row_bytes
+            parts.append(Tensor(name, datatype, (count, *tail), bytes(segment[start:end])))
+            start = end
+        return parts
+    data = segment[frame.offset : frame.offset + frame.nbytes]
+    per_row = prod(tail)
+    offsets = bytes_offsets(data, total * per_row)
+    parts = []
+    row = 0
+    for count in rows:
+        start, end = offsets[row * per_row], offsets[(row + count) * per_row]
+        parts.append(Tensor(name, DataType.BYTES, (count, *tail), bytes(data[start:end])))
+        row += count
+    return parts
+
+
+def slice_rows(inputs: ModelInputs, size: int) -> list[ModelInputs]:
+    """A request with more rows than one batch holds, as several of at most ``size`` rows. Copies nothing."""
+    tables = [None if tensor is None else _row_offsets(tensor, inputs.rows) for tensor in inputs.tensors]
+    parts = []
+    for start in range(0, inputs.rows, size):
+        end = min(start + size, inputs.rows)
+        tensors = tuple(
+            None
+            if tensor is None or table is None
+            else Tensor(
+                tensor.name,
+                tensor.datatype,
+                (end - start, *tensor.shape[1:]),
+                memoryview(tensor.data)[table[start] : table[end]],
+            )
+            for tensor, table in zip(inputs.tensors, tables, strict=True)
+        )
+        parts.append(ModelInputs(tensors, end - start, inputs.key))
+    return parts
+
+
+def join_rows(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The outputs of ``slice_rows``' parts as those of the one request."""
+    return tuple(
+        Tensor(
+            column[0].name,
+            column[0].datatype,
+            (sum(tensor.shape[0] for tensor in column), *column[0].shape[1:]),
+            b"".join(tensor.data for tensor in column),
+        )
+        for column in zip(*parts, strict=True)
+    )
+
+
+def _row_offsets(tensor: Tensor, rows: int) -> Sequence[int]:
+    per_row = prod(tensor.shape[1:])
+    if ITEM_BYTES[tensor.datatype]:
+        return range(0, len(tensor.data) + 1, per_row * ITEM_BYTES[tensor.datatype]) if per_row else [0] * (rows + 1)
+    offsets = bytes_offsets(tensor.data, rows * per_row)
+    return offsets[:: per_row or 1] if per_row else [0] * (rows + 1)

@@ -1,0 +1,49 @@
+"""Which worker process an instance goes to: a pure function."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """A worker process as placement sees it."""
+
+    name: str
+    shared: bool
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementLimits:
+    """How many processes of either sort there may be before instances have to share."""
+
+    own: int  # instances with a process of their own; further ones that can share, do
+    shared: int  # processes that are shared
+    shareable_bytes: int = 64 * 1024 * 1024  # a model file above this is worth a process
+
+
+@dataclass(frozen=True, slots=True)
+class NewProcess:
+    """Start another worker process for it."""
+
+    shared: bool
+
+
+def place(shareable: bool, file_bytes: int, processes: Sequence[Hosting], limits: PlacementLimits) -> str | NewProcess:
+    """The name of the process to use, or the wish for a new one.
+
+    While they are few, every instance has a process to itself: a crash or a hang touches nobody else. Past
+    the cap small models that can share do, in as many processes as the limits say, the emptiest first.
+    """
+    own = sum(1 for process in processes if not process.shared)
+    if not shareable or file_bytes > limits.shareable_bytes or own < limits.own:
+        return NewProcess(shared=False)
+    shared = [process for process in processes if process.shared]
+    if len(shared) < limits.shared:
+        return NewProcess(shared=True)
+    return min(shared, key=lambda process: (process.instances, process.name)).name
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait before starting a process again that died ``failures`` times without getting ready."""
+    return 0.0 if failures <= 0 else float(min(30.0, 0.1 * 2 ** (failures - 1)))

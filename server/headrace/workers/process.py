@@ -1,0 +1,278 @@
+"""One worker process and the instances that it hosts, brought back whenever it dies."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from time import monotonic
+
+from headrace.workers import channel, frames
+from headrace.workers.arena import Segment
+from headrace.workers.instance import Batch, Instance
+from headrace.workers.placement import backoff_s
+
+log = logging.getLogger(__name__)
+
+LOAD_ATTEMPTS = 2  # a load during which the process died is tried once more: somebody else may have killed it
+GIVE_UP_AFTER = 3  # starts in a row that never got ready, before waiting requests are told
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class LoadRefused(Exception):
+    """The model could not be loaded; the message is for the model's owner."""
+
+
+class _Loading:
+    """A Load that was sent, or will be when the process is there, and who waits for its answer."""
+
+    __slots__ = ("attempts", "future", "instance")
+
+    def __init__(self, instance: Instance, future: asyncio.Future[None] | None) -> None:
+        self.instance = instance
+        self.future = future  # None when an instance that was up before is loaded again
+        self.attempts = 0
+
+
+class WorkerProcess:
+    """A worker process over its lives: spawned, killed, spawned again with all that it hosted.
+
+    The worker is single-threaded: it answers loads and batches strictly in the order in which they were sent.
+    So the oldest unanswered batch is the one that it was executing when it died.
+    """
+
+    def __init__(self, name: str, *, shared: bool, threads: int, log_format: str) -> None:
+        self.name = name
+        self.shared = shared
+        self.hosted: dict[int, Instance] = {}
+        self.restarts = -1
+        self._threads = threads
+        self._log_format = log_format
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: channel.Channel | None = None
+        self._loading: dict[int, _Loading] = {}  # by instance; sent or still to be sent
+        self._asked: dict[int, Batch | _Loading] = {}  # sent and not answered, oldest first
+        self._head_since = 0.0
+        self._sequence = 0
+        self._failures = 0
+        self._kill_cause = ""
+        self._stopping = False
+        self._task = asyncio.get_running_loop().create_task(self._keep_alive())
+
+    @property
+    def pid(self) -> int | None:
+        """The process now, if there is one."""
+        return self._process.pid if self._process is not None else None
+
+    # -- what the supervisor asks -------------------------------------------------------------------------
+
+    async def load(self, instance: Instance) -> None:
+        """Load a model here; returns once it takes batches.
+
+        Raises:
+            LoadRefused: with the reason; the instance is not hosted here then.
+        """
+        self.hosted[instance.load.instance] = instance
+        loading = _Loading(instance, asyncio.get_running_loop().create_future())
+        self._loading[instance.load.instance] = loading
+        if self._channel is not None:
+            self._send_load(loading)
+        assert loading.future is not None
+        try:
+            await loading.future
+        except BaseException:
+            self.unload(instance)
+            raise
+
+    def unload(self, instance: Instance) -> None:
+        """Forget a model that has no batch running any more."""
+        instance.stop()
+        self._loading.pop(instance.load.instance, None)
+        if self.hosted.pop(instance.load.instance, None) is not None and self._channel is not None:
+            self._channel.send(frames.encode(frames.Unload(instance.load.instance)))
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End the process: by request, and by force when it does not follow."""
+        self._stopping = True
+        if self._channel is not None:
+            self._channel.send(frames.encode(frames.Stop()))
+        _, unfinished = await asyncio.wait([self._task], timeout=grace_s)
+        if unfinished:
+            self.kill("did not stop when asked to")
+            await asyncio.wait([self._task])
+
+    def kill(self, cause: str) -> None:
+        """End the process at once; what it hosted comes back with the next one."""
+        if self._process is not None:
+            log.warning("killing worker %s (pid %d): %s", self.name, self._process.pid, cause)
+            self._kill_cause = cause
+            self._process.kill()
+
+    def check_time(self, now: float, load_timeout_s: float) -> None:
+        """Kill the process when a batch or a load has taken longer than it may."""
+        head = self._head()
+        if head is None:
+            return
+        is_batch = isinstance(head, Batch)
+        limit_s = head.instance.execution_timeout_s if is_batch else load_timeout_s
+        if limit_s and now - self._head_since > limit_s:
+            what = "a batch of" if is_batch else "loading"
+            self.kill(f"{what} model '{head.instance.load.name}' took longer than {limit_s:g} s")
+
+    # -- what the instances ask ---------------------------------------------------------------------------
+
+    def next_sequence(self) -> int:
+        """A number for the next batch."""
+        self._sequence += 1
+        return self._sequence
+
+    def run(self, batch: Batch, frame: frames.Run, descriptors: list[int]) -> None:
+        """Have the worker run this batch."""
+        self._ask(frame.sequence, batch, frame, descriptors)
+
+    # -- the process's lives ------------------------------------------------------------------------------
+
+    async def _keep_alive(self) -> None:
+        while not self._stopping:
+            await asyncio.sleep(backoff_s(self._failures))
+            if self._stopping:
+                return
+            exited = self._spawn()
+            for loading in list(self._loading.values()):
+                self._send_load(loading)
+            await exited
+            self._bury()
+
+    def _spawn(self) -> asyncio.Future[None]:
+        """Start the process; the future resolves when it has ended."""
+        ours, theirs = channel.pair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), self.name, self._log_format],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))},
+            )
+        self.restarts += 1
+        self._kill_cause = ""
+        self._channel = channel.Channel(ours, self._on_frame)
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[None] = loop.create_future()
+        # The process descriptor, not the socket's end, tells of the death: children of a python model may
+        # have inherited the socket and hold it open.
+        descriptor = os.pidfd_open(self._process.pid)
+
+        def on_exit() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            exited.set_result(None)
+
+        loop.add_reader(descriptor, on_exit)
+        return exited
+
+    def _bury(self) -> None:
+        """The process has ended: take what it still said, then see to what it left undone."""
+        assert self._process is not None
+        assert self._channel is not None
+        self._channel.read()
+        self._channel.close()
+        self._channel = None
+        cause = self._kill_cause or _cause(self._process.wait())
+        self._process = None
+        unanswered = list(self._asked.values())
+        self._asked.clear()
+        if unanswered or not self._stopping:
+            log.warning("worker %s died: %s", self.name, cause)
+        at_fault = unanswered[0] if unanswered else None
+        if isinstance(at_fault, _Loading):
+            self._failures += 1
+            self._note_failed_load(at_fault, cause)
+        for key, instance in self.hosted.items():
+            batches = [one for one in unanswered if isinstance(one, Batch) and one.instance is instance]
+            executing = batches.pop(0) if batches and batches[0] is at_fault else None
+            if instance.is_up or batches or executing is not None:
+                instance.down(executing, batches, cause)
+            if key not in self._loading:
+                self._loading[key] = _Loading(instance, None)
+        # Whoever is waited for most comes back first.
+        self._loading = dict(sorted(self._loading.items(), key=lambda item: -item[1].instance.waiting))
+
+    def _note_failed_load(self, loading: _Loading, cause: str) -> None:
+        reason = f"the worker died while it loaded the model: {cause}"
+        if loading.future is not None:
+            if loading.attempts >= LOAD_ATTEMPTS and not loading.future.done():
+                loading.future.set_exception(LoadRefused(reason))
+                del self._loading[loading.instance.load.instance]
+        elif self._failures >= GIVE_UP_AFTER:
+            for instance in self.hosted.values():
+                if instance.loaded is not None:
+                    instance.break_down(f"{reason}, {self._failures} times in a row; it goes on trying")
+
+    # -- what the worker is told --------------------------------------------------------------------------
+
+    def _head(self) -> Batch | _Loading | None:
+        """What the worker is at: the oldest thing that it was asked and has not answered."""
+        return next(iter(self._asked.values()), None)
+
+    def _ask(self, key: int, what: Batch | _Loading, frame: frames.ToWorker, descriptors: Sequence[int] = ()) -> None:
+        if not self._asked:
+            self._head_since = monotonic()
+        self._asked[key] = what
+        assert self._channel is not None, "nothing is sent while the process is down"
+        self._channel.send(frames.encode(frame), descriptors)
+
+    def _answered(self, key: int) -> Batch | _Loading:
+        self._head_since = monotonic()
+        return self._asked.pop(key)
+
+    def _send_load(self, loading: _Loading) -> None:
+        loading.attempts += 1
+        self._ask(-1 - loading.instance.load.instance, loading, loading.instance.load)
+
+    # -- what the worker says -----------------------------------------------------------------------------
+
+    def _on_frame(self, data: bytes, descriptors: list[int]) -> None:
+        frame = frames.decode_from_worker(data)
+        if isinstance(frame, frames.Done):
+            batch = self._answered(frame.sequence)
+            assert isinstance(batch, Batch)
+            segment = Segment(descriptors[0], frame.segment_bytes) if descriptors else None
+            batch.instance.done(batch, frame, segment)
+        elif isinstance(frame, frames.Failed):
+            batch = self._answered(frame.sequence)
+            assert isinstance(batch, Batch)
+            batch.instance.failed(batch, frame)
+        else:
+            self._on_load_answer(frame)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _on_load_answer(self, frame: frames.Loaded | frames.LoadFailed) -> None:
+        self._failures = 0
+        self._answered(-1 - frame.instance)
+        loading = self._loading.pop(frame.instance, None)
+        if loading is None:
+            return  # unloaded meanwhile
+        instance = loading.instance
+        if isinstance(frame, frames.Loaded):
+            instance.up(self, frame)
+            if not instance.broken:
+                instance.start()
+        elif loading.future is None:
+            instance.break_down(frame.reason)
+        if loading.future is not None and not loading.future.done():
+            if isinstance(frame, frames.Loaded):
+                loading.future.set_result(None)
+            else:
+                loading.future.set_exception(LoadRefused(frame.reason))
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-status).name}"
+    return f"signal {-status}"

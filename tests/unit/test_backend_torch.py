@@ -1,0 +1,315 @@
+"""The torch backend: exported programs and TorchScript, names, batching, and files that it must not open."""
+
+import pickle
+import warnings
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from headrace.core.model import TensorSpec
+from headrace.core.tensor import NUMPY_DTYPES, DataType
+from headrace_backends.base import InputError, LoadError, ModelSource
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
+from headrace_backends.torch import TorchBackend  # noqa: E402 only where torch is
+
+FP32 = DataType.FP32
+ROWS = {0: torch.export.Dim("n", max=64)}
+
+
+def module(function):
+    class Module(torch.nn.Module):
+        forward = function
+
+    return Module()
+
+
+def export(folder, function, *examples, dynamic=None):
+    path = folder / "model.pt2"
+    program = torch.export.export(
+        module(function) if not isinstance(function, torch.nn.Module) else function, examples, dynamic_shapes=dynamic
+    )
+    torch.export.save(program, path)
+    return path
+
+
+def script(folder, function):
+    path = folder / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(function), path)
+    return path
+
+
+class AddSub(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor):
+        return a + b, a - b
+
+
+class ToDict(torch.nn.Module):
+    def forward(self, a: torch.Tensor):
+        return {"twice": a * 2, "half": a / 2}
+
+
+def load(path, **keywords):
+    return TorchBackend.load(ModelSource("m", "1", path, **keywords))
+
+
+def test_exported_linear(tmp_path):
+    linear = torch.nn.Linear(3, 2)
+    backend = load(export(tmp_path, linear, torch.ones(2, 3), dynamic=(ROWS,)))
+    assert backend.signature.inputs == (TensorSpec("input", FP32, (-1, 3)),)
+    assert backend.signature.outputs == (TensorSpec("output_0", FP32, (-1, 2)),)
+    assert backend.signature.max_batch_size == 32
+    assert backend.notes() == []
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    x.flags.writeable = False
+    with torch.inference_mode():
+        expected = linear(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(backend.execute({"input": x}, [])["output_0"], expected, rtol=1e-6)
+
+
+def test_exported_names(tmp_path):
+    def forward(self, Left, right):  # noqa: N803 capitals must survive
+        return {"sum": Left + right, "left": Left * 1}
+
+    path = export(tmp_path, forward, torch.ones(2, 3), torch.ones(2, 3), dynamic=(ROWS, ROWS))
+    backend = load(path)
+    assert [spec.name for spec in backend.signature.inputs] == ["Left", "right"]
+    assert [spec.name for spec in backend.signature.outputs] == ["sum", "left"]
+    one, two = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    assert backend.execute({"right": two, "Left": one}, [])["sum"][0, 0] == 3
+    chosen = load(path, outputs=(TensorSpec("left", FP32, (-1, 3)),))
+    assert [(name, array[0, 0]) for name, array in chosen.execute({"Left": one, "right": two}, []).items()] == [
+        ("left", 1)
+    ]
+    with pytest.raises(LoadError, match=r"\['right_one'\] are configured, the module has \['sum', 'left'\]"):
+        load(path, outputs=(TensorSpec("right_one", FP32, (-1, 3)),))
+
+
+def test_configured_names_of_a_tuple(tmp_path):
+    path = export(tmp_path, AddSub(), torch.ones(2, 3), torch.ones(2, 3), dynamic=(ROWS, ROWS))
+    backend = load(path, outputs=(TensorSpec("plus", FP32, (-1, 3)), TensorSpec("minus", FP32, (-1, 3))))
+    given = {"a": np.full((1, 3), 5, np.float32), "b": np.ones((1, 3), np.float32)}
+    assert {name: float(array[0, 0]) for name, array in backend.execute(given, []).items()} == {"plus": 6, "minus": 4}
+
+
+def test_nested_arguments_are_flattened(tmp_path):
+    def forward(self, pair):
+        return pair[0] - pair[1]
+
+    backend = load(export(tmp_path, forward, (torch.ones(2), torch.ones(2))))
+    names = [spec.name for spec in backend.signature.inputs]
+    assert len(names) == 2
+    given = dict(zip(names, (np.array([3, 4], np.float32), np.array([1, 1], np.float32)), strict=True))
+    assert backend.execute(given, [])["output_0"].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("datatype", [datatype for datatype in DataType if datatype is not DataType.BYTES])
+def test_every_datatype(tmp_path, datatype):
+    example = torch.zeros(2, dtype=torch.bool if datatype is DataType.BOOL else torch.float32)
+    source = module(lambda self, x: x.clone())
+    dtype = NUMPY_DTYPES[datatype]
+    names = {"UINT": "uint", "INT": "int", "FP": "float", "BF": "bfloat"}
+    letters = datatype.rstrip("0123456789")
+    if letters != "BOOL":
+        example = torch.zeros(2, dtype=getattr(torch, names[letters] + datatype[len(letters) :]))
+    backend = load(export(tmp_path, source, example))
+    assert backend.signature.inputs[0].datatype is datatype
+    array = np.array([0, 1]).astype(dtype)
+    made = backend.execute({"x": array}, [])["output_0"]
+    assert made.dtype == dtype
+    np.testing.assert_array_equal(made, array)
+
+
+def test_bfloat16_scalar(tmp_path):
+    backend = load(export(tmp_path, lambda self, x: x * 2, torch.ones((), dtype=torch.bfloat16)))
+    made = backend.execute({"x": np.array(1.5, ml_dtypes.bfloat16)}, [])["output_0"]
+    assert made.shape == ()
+    assert made == 3
+
+
+@pytest.mark.parametrize(
+    ("function", "dynamic", "note"),
+    [
+        (lambda self, x: x + 1, None, "leading dimensions are not one of any size"),
+        (lambda self, x: x.sum(0), (ROWS,), "leading dimensions are not one"),
+        (lambda self, x: torch.cat([x, x]), (ROWS,), "leading dimensions are not one"),
+        (lambda self, x: x @ x.T, (ROWS,), "part of another"),
+        (lambda self, x: x - x.mean(0), (ROWS,), "different answers"),
+    ],
+)
+def test_rows_that_mix_are_not_merged(tmp_path, function, dynamic, note):
+    backend = load(export(tmp_path, function, torch.ones(3, 3), dynamic=dynamic))
+    assert backend.signature.max_batch_size == 0
+    assert note in backend.notes()[0]
+
+
+def test_an_exported_bound_on_rows_is_kept(tmp_path):
+    dynamic = ({0: torch.export.Dim("n", max=6)},)
+    assert (
+        load(export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3), dynamic=dynamic)).signature.max_batch_size == 6
+    )
+
+
+def test_configuration_that_does_not_fit(tmp_path):
+    path = export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3))
+    with pytest.raises(LoadError, match=r"no input 'q'; it has \['x'\].*'output_0' is configured as FP16; it is FP32"):
+        load(path, inputs=(TensorSpec("q", FP32, (2, 3)),), outputs=(TensorSpec("output_0", DataType.FP16, (2, 3)),))
+    with pytest.raises(LoadError, match=r"x FP32\[2, 4\]; it is x FP32\[2, 3\]"):
+        load(path, inputs=(TensorSpec("x", FP32, (2, 4)),))
+    with pytest.raises(LoadError, match=r"max_batch_size is 4, but 'x' has shape \[2, 3\]"):
+        load(path, max_batch_size=4)
+    with pytest.raises(LoadError, match="no parameters"):
+        load(path, parameters={"a": 1})
+
+
+def test_refused_input(tmp_path):
+    backend = load(export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3), dynamic=(ROWS,)))
+    with pytest.raises(InputError, match="model 'm': Guard failed"):
+        backend.execute({"x": np.ones((2, 4), np.float32)}, [])
+
+
+def test_out_of_memory_is_no_fault_of_the_input(tmp_path):
+    backend = load(
+        script(tmp_path, Expand()),
+        inputs=(TensorSpec("x", DataType.INT64, ()),),
+        outputs=(TensorSpec("y", FP32, (-1,)),),
+    )
+    with pytest.raises(MemoryError):
+        backend.execute({"x": np.array(1 << 45)}, [])
+
+
+class Expand(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(int(x.item()))
+
+
+TENSORS = {
+    "inputs": (TensorSpec("a", FP32, (-1,)), TensorSpec("b", FP32, (-1,))),
+    "outputs": (TensorSpec("plus", FP32, (-1,)), TensorSpec("minus", FP32, (-1,))),
+}
+FIVE, TWO = np.array([5], np.float32), np.array([2], np.float32)
+
+
+def test_torchscript_by_name(tmp_path):
+    backend = load(
+        script(tmp_path, AddSub()),
+        inputs=tuple(reversed(TENSORS["inputs"])),
+        outputs=TENSORS["outputs"],
+        max_batch_size=4,
+    )
+    made = backend.execute({"a": FIVE, "b": TWO}, [])
+    assert (made["plus"], made["minus"]) == (7, 3)
+    assert backend.signature.max_batch_size == 4
+    assert backend.notes() == []
+
+
+def test_torchscript_by_tritons_positions(tmp_path):
+    backend = load(
+        script(tmp_path, AddSub()),
+        inputs=(TensorSpec("INPUT__1", FP32, (-1,)), TensorSpec("INPUT__0", FP32, (-1,))),
+        outputs=(TensorSpec("OUTPUT__1", FP32, (-1,)), TensorSpec("OUTPUT__0", FP32, (-1,))),
+    )
+    made = backend.execute({"INPUT__0": FIVE, "INPUT__1": TWO}, [])
+    assert (made["OUTPUT__0"], made["OUTPUT__1"]) == (7, 3)
+    assert "set max_batch_size" in backend.notes()[0]
+
+
+def test_torchscript_dict(tmp_path):
+    backend = load(script(tmp_path, ToDict()), inputs=TENSORS["inputs"][:1], outputs=(TensorSpec("half", FP32, (-1,)),))
+    assert backend.execute({"a": FIVE}, [])["half"] == 2.5
+
+
+def test_torchscript_problems(tmp_path):
+    path = script(tmp_path, AddSub())
+    with pytest.raises(LoadError, match=r"write them in config\.yaml, as\ninputs:  \[\{name: x"):
+        load(path)
+    with pytest.raises(LoadError, match=r"\['a', 'c'\] are configured, forward takes \['a', 'b'\]"):
+        load(path, inputs=(TENSORS["inputs"][0], TensorSpec("c", FP32, (-1,))), outputs=TENSORS["outputs"])
+    with pytest.raises(LoadError, match="cannot be BYTES"):
+        load(path, inputs=(TensorSpec("a", DataType.BYTES, (-1,)),), outputs=TENSORS["outputs"])
+    with pytest.raises(LoadError, match="no leading dimension"):
+        load(path, inputs=(TensorSpec("a", FP32, (3,)),), outputs=TENSORS["outputs"], max_batch_size=2)
+
+
+def test_torchscript_outputs_are_checked(tmp_path):
+    path = script(tmp_path, AddSub())
+    with pytest.raises(RuntimeError, match=r"output 'plus' is torch\.float32, expected torch\.int64"):
+        load(
+            path,
+            inputs=TENSORS["inputs"],
+            outputs=tuple(TensorSpec(n, DataType.INT64, None) for n in ("plus", "minus")),
+        ).execute({"a": FIVE, "b": TWO}, [])
+    with pytest.raises(RuntimeError, match=r"gave 2 outputs, expected \['plus'\]"):
+        load(path, inputs=TENSORS["inputs"], outputs=TENSORS["outputs"][:1]).execute({"a": FIVE, "b": TWO}, [])
+
+
+def test_torchscript_refused_input(tmp_path):
+    backend = load(script(tmp_path, AddSub()), **TENSORS)
+    with pytest.raises(InputError, match=r"^model 'm': The size of tensor a \(2\) must match"):
+        backend.execute({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}, [])
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    torch.save(Trap(tmp_path / "sprung"), tmp_path / "model.pt")
+    with pytest.raises(LoadError, match=r"made by torch\.save: it is a pickle.*torch\.export"):
+        load(tmp_path / "model.pt", **TENSORS)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_inside_an_exported_program_is_not_opened(tmp_path):
+    path = export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3))
+    trap = tmp_path / "trap.pt"
+    torch.save(Trap(tmp_path / "sprung"), trap)
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for info, content in members.items():
+            archive.writestr(info, trap.read_bytes() if info.filename.endswith("sample_inputs/model.pt") else content)
+    with pytest.raises(LoadError, match=r"cannot load 'model\.pt2'"):
+        load(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_broken_files(tmp_path):
+    (tmp_path / "model.pt2").write_bytes(b"garbage")
+    with pytest.raises(LoadError, match="it is not a zip file"):
+        load(tmp_path / "model.pt2")
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(LoadError, match=r"'model\.pt' is no TorchScript archive"):
+        load(tmp_path / "model.pt", **TENSORS)
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("m/other", "x")
+    with pytest.raises(LoadError, match="holds no exported program"):
+        load(tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("m/data/aotinductor/model/a.so", "x")
+    with pytest.raises(LoadError, match="AOTInductor"):
+        load(tmp_path / "model.pt2")
+
+
+def test_devices(tmp_path):
+    path = export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3))
+    if not torch.cuda.is_available():
+        with pytest.raises(LoadError, match=r"'gpu:0' is not here: torch .* sees 0 GPUs"):
+            load(path, device="gpu:0")
+    with pytest.raises(LoadError, match="'cuda' is unknown, expected cpu or gpu:N"):
+        load(path, device="cuda")
+
+
+def test_threads(tmp_path):
+    before = torch.get_num_threads()
+    load(export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3)), threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)

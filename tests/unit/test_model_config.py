@@ -1,0 +1,237 @@
+"""config.yaml: what it may say, and every problem of one that says something else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.core.errors import Kind
+from headrace.core.model import TensorSpec
+from headrace.core.tensor import DataType
+from headrace.repository.model_config import ConfigError, ModelConfig, build_config, parse_config
+
+EVERYTHING = """
+backend: onnxruntime
+max_batch_size: 32
+inputs: [{name: x, datatype: FP32, shape: [-1, 784], optional: true}]
+outputs: [{name: y, datatype: BYTES, shape: [-1, 10], labels: labels.txt}]
+batching: {max_queue_delay_us: 500, preferred_sizes: [8, 16], max_queue_size: 64,
+           default_timeout_us: 9, priority_levels: 3, preserve_order: true}
+instances: [{device: cpu, count: 2}, {device: "gpu:0"}]
+versions: {only: [1, 3]}
+warmup: false
+parameters: {intra_op_threads: 1, ratio: 0.5, mode: fast, quiet: true}
+optimize:
+  budget: {metric: top1_agreement, min: 0.99}
+  calibration: calibration.npz
+  allow: [bf16, int8_static]
+  objective: {p99_ms: 20}
+model_file: net.onnx
+execution_timeout_s: 2.5
+"""
+
+
+def problems_of(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert caught.value.kind is Kind.INVALID
+    assert str(caught.value) == "; ".join(caught.value.problems)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}"])
+def test_an_empty_file_is_all_defaults(text):
+    config = parse_config(text)
+    assert config == ModelConfig()
+    assert config.backend is None
+    assert config.max_batch_size is None
+    assert config.batching.max_queue_size == 1024
+    assert [(one.device, one.count) for one in config.instances] == [("cpu", 1)]
+    assert config.versions.latest == 1
+    assert config.warmup
+    assert config.execution_timeout_s == 300
+
+
+def test_everything_is_read():
+    config = parse_config(EVERYTHING)
+    assert config.inputs[0].spec() == TensorSpec("x", DataType.FP32, (-1, 784), True)
+    assert config.outputs[0].spec() == TensorSpec("y", DataType.BYTES, (-1, 10))
+    assert config.outputs[0].labels == "labels.txt"
+    assert config.batching.preferred_sizes == (8, 16)
+    assert config.batching.preserve_order
+    assert [(one.device, one.count) for one in config.instances] == [("cpu", 2), ("gpu:0", 1)]
+    assert (config.versions.latest, config.versions.only) == (None, (1, 3))
+    assert config.parameters == {"intra_op_threads": 1, "ratio": 0.5, "mode": "fast", "quiet": True}
+    assert config.optimize is not None
+    assert config.optimize.objective.p99_ms == 20
+    assert config.model_file == "net.onnx"
+    assert config.execution_timeout_s == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "latest", "only"),
+    [("all", None, None), ("{latest: 3}", 3, None), ("{only: [7]}", None, (7,))],
+)
+def test_versions(text, latest, only):
+    versions = parse_config(f"versions: {text}").versions
+    assert (versions.latest, versions.only) == (latest, only)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("max_bach_size: 3", "max_bach_size: unknown key; did you mean max_batch_size?"),
+        ("batching: {preferd_sizes: []}", "batching.preferd_sizes: unknown key; did you mean preferred_sizes?"),
+        ("inputs: [{name: x, datatype: FP32, shape: [], dtype: 1}]", "inputs[0].dtype: unknown key; did you mean "),
+        ("versions: {lastest: 1}", "versions.lastest: unknown key; did you mean latest?"),
+        ("optimize: {budget: {metric: max_abs, max: 1, mn: 0}}", "optimize.budget.mn: unknown key; did you mean min?"),
+        ("zzz: 1", "zzz: unknown key; known are backend, max_batch_size, "),
+        ("max_batch_size: true", "max_batch_size: should be a valid integer, got True"),
+        ('max_batch_size: "8"', "max_batch_size: should be a valid integer, got '8'"),
+        ("max_batch_size: -1", "max_batch_size: should be greater than or equal to 0, got -1"),
+        ("max_batch_size: 2147483648", "max_batch_size: should be less than or equal to 2147483647"),
+        ("batching:", "batching: should be a mapping, got None"),
+        ("inputs: {name: x}", "inputs: should be a list, got {'name': 'x'}"),
+        ("inputs: [x]", "inputs[0]: should be a mapping, got 'x'"),
+        ("inputs: [{name: x, shape: [1]}]", "inputs[0].datatype: is required"),
+        ("inputs: [{name: x, datatype: float, shape: [1]}]", "inputs[0].datatype: should be 'BOOL', 'UINT8', "),
+        ("inputs: [{name: x, datatype: FP32, shape: [1, -2]}]", "inputs[0].shape[1]: should be greater than or equal"),
+        ("batching: {max_queue_size: 0}", "batching.max_queue_size: should be greater than or equal to 1, got 0"),
+        ("batching: {preferred_sizes: [1, 0]}", "batching.preferred_sizes[1]: should be greater than or equal to 1"),
+        ("instances: [{count: 0}]", "instances[0].count: should be greater than or equal to 1, got 0"),
+        ("instances: [{device: gpu}]", "instances[0].device: should be 'cpu' or 'gpu:N', got 'gpu'"),
+        ("instances: [{device: 'gpu:01'}]", "instances[0].device: should be 'cpu' or 'gpu:N', got 'gpu:01'"),
+        ("instances: []", "instances: should not be empty"),
+        ("versions: newest", "versions: should be all, {latest: N} or {only: [N, ...]}, got 'newest'"),
+        ("versions: {latest: 1, only: [1]}", "versions: should be all, {latest: N} or {only: [N, ...]}, got "),
+        ("versions: {}", "versions: should be all, {latest: N} or {only: [N, ...]}, got {}"),
+        ("versions: {only: [0]}", "versions.only[0]: should be greater than or equal to 1, got 0"),
+        ("versions: {only: []}", "versions.only: should not be empty"),
+        ("warmup: 1", "warmup: should be a valid boolean, got 1"),
+        ("parameters: {a: [1]}", "parameters.a: should be a string, a number or a boolean, got [1]"),
+        ("parameters: {3: 4}", "parameters: keys should be strings, got 3"),
+        ("model_file: 1/model.onnx", "model_file: should be a file name without a path, got '1/model.onnx'"),
+        ("model_file: ..", "model_file: should be a file name without a path, got '..'"),
+        ("execution_timeout_s: -1", "execution_timeout_s: should be greater than or equal to 0, got -1"),
+        ("execution_timeout_s: .inf", "execution_timeout_s: should be a finite number, got inf"),
+        ("execution_timeout_s: true", "execution_timeout_s: should be a valid number, got True"),
+        ("optimize: {allow: [bf16]}", "optimize: allows what changes answers (bf16), so a budget is needed"),
+        ("optimize: {allow: [fp3]}", "optimize.allow[0]: should be 'bf16', "),
+        ("optimize: {budget: {metric: cosine}}", "optimize.budget: should have either min or max"),
+        ("optimize: {budget: {metric: cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),
+        ("optimize: {budget: {metric: max_abs, min: 1}}", "optimize.budget: should have a max of at least 0"),
+        ("optimize: {budget: {metric: accuracy, min: 1}}", "optimize.budget: metric should be top1_agreement, "),
+        ("optimize: {objective: fast}", "optimize.objective: should be latency, throughput or {p99_ms: N}, got 'fast'"),
+        ("optimize: {objective: {p99_ms: 0}}", "optimize.objective.p99_ms: should be greater than 0, got 0"),
+        (
+            "outputs: [{name: y, datatype: FP32, shape: [1], labels: a/b.txt}]",
+            "outputs[0].labels: should be a file name without a path, got 'a/b.txt'",
+        ),
+        (
+            "max_batch_size: 8\nbatching: {preferred_sizes: [8, 9]}",
+            "batching.preferred_sizes[1]: is 9, and max_batch_size is 8: expected no more",
+        ),
+        (
+            "max_batch_size: 0\nbatching: {preferred_sizes: [1]}",
+            "batching.preferred_sizes[0]: is 1, and max_batch_size is 0: nothing is merged with max_batch_size 0",
+        ),
+        (
+            "max_batch_size: 8\ninputs: [{name: x, datatype: FP32, shape: [8, 3]}]",
+            "inputs[0].shape: is [8, 3], and max_batch_size is 8: expected -1, the batch, as the first dimension",
+        ),
+        (
+            "max_batch_size: 8\noutputs: [{name: x, datatype: FP32, shape: []}]",
+            "outputs[0].shape: is [], and max_batch_size is 8: expected -1, the batch, as the first dimension",
+        ),
+        (
+            "inputs: [{name: x, datatype: FP32, shape: [1]}, {name: x, datatype: FP32, shape: [1]}]",
+            "inputs[1].name: 'x' is already the name of the one at [0]",
+        ),
+        ("backend: a\nbackend: b", "backend: is given twice, in line 1 and line 2"),
+        ("batching: {priority_levels: 1, priority_levels: 2}", "batching.priority_levels: is given twice, in line 1"),
+        ("instances:\n- {count: 1,\n   count: 1}", "instances[0].count: is given twice, in line 2 and line 3"),
+        ("- a", "should be a mapping of keys to values, got ['a']"),
+        ("just text", "should be a mapping of keys to values, got 'just text'"),
+        ("backend: [", "line 1, column 11: while parsing a flow node, expected the node content"),
+        ("a: 1\n b: 2", "line 2, column 3: mapping values are not allowed here"),
+        ("a: 1\n---\nb: 2", "line 2, column 1: expected a single document in the stream"),
+        ("backend: !!python/name:os.system", "line 1, column 10: could not determine a constructor for the tag"),
+        ("backend: 2020-99-99", "is not YAML: month must be in 1..12"),
+        ("backend: \0", "is not YAML: unacceptable character"),
+        ("[" * 5000, "is nested too deeply"),
+    ],
+)
+def test_one_problem(text, problem):
+    (found,) = problems_of(text)
+    assert found.startswith(problem)
+
+
+def test_all_problems_at_once():
+    text = """
+max_batch_size: 8
+max_queue: 1
+inputs: [{name: x, datatype: FP, shape: [-3]}, {name: x, shape: [-1]}]
+batching: {preferred_sizes: [x, 9], preserve_order: maybe, preserve_order: true}
+instances: [{count: 0, device: tpu}]
+"""
+    paths = [problem.partition(": ")[0] for problem in problems_of(text)]
+    assert sorted(paths) == [
+        "batching.preferred_sizes[0]",
+        "batching.preferred_sizes[1]",
+        "batching.preserve_order",
+        "inputs[0].datatype",
+        "inputs[0].shape",
+        "inputs[0].shape[0]",
+        "inputs[1].datatype",
+        "inputs[1].name",
+        "instances[0].count",
+        "instances[0].device",
+        "max_queue",
+    ]
+
+
+def test_aliases_in_circles_end():
+    problems = problems_of("parameters: &p {p: *p}")
+    assert [problem.partition(": ")[0] for problem in problems] == ["parameters.p"]
+
+
+def test_same_name_for_an_input_and_an_output_is_fine():
+    tensor = "[{name: x, datatype: FP32, shape: [-1]}]"
+    assert parse_config(f"inputs: {tensor}\noutputs: {tensor}").outputs[0].name == "x"
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config("").batching.max_queue_size = 3
+
+
+def test_paths_are_spelled_as_the_caller_says():
+    with pytest.raises(ConfigError) as caught:
+        build_config({"instances": [{"count": 0}]}, lambda path: ("instance_group", *path[1:]))
+    assert caught.value.problems[0].startswith("instance_group[0].count: ")
+
+
+def outcome(function, argument):
+    """The problems that it tells of, at least one if it does not return; nothing else may be raised."""
+    try:
+        config = function(argument)
+    except ConfigError as error:
+        return error.problems or pytest.fail("no problem told")
+    return [] if isinstance(config, ModelConfig) else pytest.fail("no configuration")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*ModelConfig.model_fields, "other"]), VALUES, max_size=4))
+def test_whatever_is_written_gives_a_configuration_or_problems_with_paths(raw):
+    for problem in outcome(build_config, raw):
+        assert problem.startswith(tuple(raw))
+
+
+@given(st.text())
+def test_no_text_raises_anything_else(text):
+    assert all(isinstance(problem, str) for problem in outcome(parse_config, text))

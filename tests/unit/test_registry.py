@@ -1,0 +1,90 @@
+"""The registry: names, aliases, endings, and what is said when a framework is missing."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import PurePath
+
+import pytest
+
+from headrace_backends import registry
+from headrace_backends.base import BackendUnavailable, LoadError
+from headrace_backends.fake import FakeBackend
+
+
+def test_every_backend_has_its_files_and_every_ending_a_known_backend():
+    assert set(registry.BACKENDS) | set(registry.NOT_IN_THIS_BUILD) == set(registry.MODEL_FILES)
+    assert set(registry.ENDINGS.values()) <= set(registry.MODEL_FILES)
+    assert set(registry.ALIASES.values()) <= set(registry.MODEL_FILES)
+    for name, files in registry.MODEL_FILES.items():
+        assert all(registry.ENDINGS[PurePath(file).suffix] == name for file in files)
+
+
+@pytest.mark.parametrize(
+    ("file", "backend"),
+    [
+        ("model.onnx", "onnxruntime"),
+        ("m.pt2", "torch"),
+        ("m.pt", "torch"),
+        ("model.py", "python"),
+        ("M.ONNX", "onnxruntime"),
+    ],
+)
+def test_ending_chooses_the_backend(file, backend):
+    assert registry.backend_of_file(PurePath("models/m/1") / file) == backend
+
+
+@pytest.mark.parametrize(("file", "backend"), [("model.plan", "tensorrt"), ("model.xml", "openvino")])
+def test_known_ending_without_backend_says_so(file, backend):
+    with pytest.raises(BackendUnavailable, match=f"'{file}' needs the backend '{backend}', which is not in this build"):
+        registry.backend_of_file(PurePath(file))
+    with pytest.raises(BackendUnavailable, match="not in this build"):
+        registry.resolve(backend)
+
+
+def test_unknown_ending_and_unknown_backend_list_what_there_is():
+    with pytest.raises(LoadError, match=r"'model\.h5'.*\.onnx"):
+        registry.backend_of_file(PurePath("model.h5"))
+    with pytest.raises(BackendUnavailable, match="no backend 'caffe'; there are fake, onnxruntime, python, torch"):
+        registry.resolve("caffe")
+
+
+def test_aliases_of_triton():
+    assert registry.canonical("onnxruntime_onnx") == "onnxruntime"
+    assert registry.canonical("pytorch_libtorch") == registry.canonical("pytorch") == "torch"
+    assert registry.canonical("python") == "python"
+    assert registry.model_files("pytorch") == ("model.pt2", "model.pt")
+
+
+def test_resolve_gives_the_class():
+    assert registry.resolve("fake") is FakeBackend
+
+
+def test_missing_framework_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "headrace_backends.torch", raising=False)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'headrace\[torch\]'"):
+        registry.resolve("pytorch")
+
+
+def test_plugin_is_found_and_checked(monkeypatch):
+    points = {
+        "mine": EntryPoint("mine", "headrace_backends.fake:FakeBackend", registry.ENTRY_POINT_GROUP),
+        "wrong": EntryPoint("wrong", "pathlib:Path", registry.ENTRY_POINT_GROUP),
+        "absent": EntryPoint("absent", "no_such_package:Backend", registry.ENTRY_POINT_GROUP),
+        "tensorrt": EntryPoint("tensorrt", "headrace_backends.fake:FakeBackend", registry.ENTRY_POINT_GROUP),
+    }
+    monkeypatch.setattr(registry, "entry_points", lambda group: points.values() if group == "headrace.backends" else [])
+    assert registry.resolve("mine") is FakeBackend
+    assert registry.resolve("tensorrt_plan") is FakeBackend
+    assert registry.backend_of_file(PurePath("model.plan")) == "tensorrt"
+    assert "mine" in registry.backend_names()
+    with pytest.raises(BackendUnavailable, match="expected a class derived from Backend"):
+        registry.resolve("wrong")
+    with pytest.raises(BackendUnavailable, match="no_such_package"):
+        registry.resolve("absent")
+
+
+def test_importing_the_registry_imports_no_framework():
+    code = "import sys, headrace_backends.registry; sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
