@@ -4,6 +4,7 @@ A backend is loaded by name from registry.py, in a worker process and nowhere el
 ``headrace.core`` and its own framework. One worker runs one call at a time, always on the same thread.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from headrace.core.request import Parameters
 
 Array = npt.NDArray[np.generic]
 InputError = InvalidRequest  # what a model raises to refuse an input: the client gets it as a 400
+DEFAULT_MAX_BATCH_SIZE = 32  # rows, where a backend finds by itself that they may be merged
 
 
 class BackendUnavailable(Exception):
@@ -26,7 +28,10 @@ class BackendUnavailable(Exception):
 
 
 class LoadError(Exception):
-    """The model cannot be served; the message says what is wrong with which file."""
+    """The model cannot be served; the message says what is wrong with which file.
+
+    Like every message of a backend, it does not name the model: the server puts that in front.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,20 @@ class ModelSource:
     outputs: tuple[TensorSpec, ...] = ()
     max_batch_size: int | None = None  # as configured; None where the backend is to infer it
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gpu(self) -> int | None:
+        """The number of the GPU that ``device`` means, None for the CPU.
+
+        Raises:
+            LoadError: it means neither.
+        """
+        if self.device == "cpu":
+            return None
+        match = re.fullmatch(r"gpu:(\d+)", self.device)
+        if match is None:
+            raise LoadError(f"device '{self.device}' is unknown, expected cpu or gpu:N")
+        return int(match[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,9 @@ class Backend(ABC):
     wants_requests = False
     #: Whether several models of this backend may share one process when there are many.
     shareable = False
+    #: CPU threads that one ``execute`` keeps busy, for taking turns with other models: 0 where that is over so
+    #: soon that turns would cost more than they bring, or where the backend cannot know.
+    cpu_threads = 0
     #: Whether it is harmless to run the model on made-up inputs before the first real ones.
     warms_up = False
 
@@ -95,5 +117,5 @@ class Backend(ABC):
         """Decisions worth telling the model's owner: ``headrace explain`` prints them."""
         return []
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
         """Give back what the garbage collector would not."""

@@ -58,9 +58,7 @@ class App:
         self.supervisor = build_supervisor(settings)
         self.repository = Repository(settings.repository, self.supervisor, settings.model_control)
         self.engine = Engine(self.repository, settings.max_inflight_bytes)
-        self.state = ServerState(
-            settings.server_name, self.repository, strict_readiness=settings.strict_readiness
-        )
+        self.state = ServerState(settings.server_name, self.repository, strict_readiness=settings.strict_readiness)
         readings = Readings(self.engine, self.repository, self.supervisor, self.state)
         metrics = Metrics(readings.models, readings.workers, readings.server)
         protocol = lane(self.engine, settings.max_request_bytes)
@@ -92,7 +90,9 @@ class App:
         self.watcher.stop()
         loading.cancel()
         # The front ends first: a request that a connection still brings is answered as well.
-        await asyncio.gather(*(front_end.drain(max(0.1, deadline - monotonic())) for front_end in (self.http, self.grpc)))
+        await asyncio.gather(
+            *(front_end.drain(max(0.1, deadline - monotonic())) for front_end in (self.http, self.grpc))
+        )
         self.engine.stop_accepting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.1, deadline - monotonic())):
@@ -147,7 +147,9 @@ def model_lines(repository: Repository) -> list[str]:
         inputs = ", ".join(spec.describe() for spec in signature.inputs)
         outputs = ", ".join(spec.describe() for spec in signature.outputs)
         batching = f"batches of up to {signature.max_batch_size}" if signature.max_batch_size else "no batching"
-        lines.append(f"{entry.name} {entry.version}: {entry.state}: {one.info.backend}, {inputs} -> {outputs}, {batching}")
+        lines.append(
+            f"{entry.name} {entry.version}: {entry.state}: {one.info.backend}, {inputs} -> {outputs}, {batching}"
+        )
     return lines
 
 

@@ -39,7 +39,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     """Serve the deep-learning models of a folder over HTTP and gRPC (Open Inference Protocol)."""
 
@@ -68,7 +70,7 @@ def _from_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
 
     run.__doc__ = command.__doc__
     run.__name__ = command.__name__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what typer reads
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # what typer reads
     return run
 
 
@@ -124,5 +126,3 @@ def _exit(problems: int) -> None:
     if problems:
         sys.stdout.flush()
         raise typer.Exit(1)
-
-

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def _option(default: Any, help_text: str, **bounds: int | float) -> Any:
+def _option(default: Any, help_text: str, **bounds: float) -> Any:
     return field(default=default, metadata={"help": help_text, **bounds})
 
 
@@ -30,9 +30,7 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "The least level that is logged.")
     drain_timeout: float = _option(30.0, "Seconds that accepted requests have to finish after SIGTERM.", min=0)
     load_timeout: float = _option(600.0, "Seconds that a model may take to load before its worker is killed.", min=1)
-    max_request_bytes: int = _option(
-        64 * 1024 * 1024, "Largest HTTP request body, also after decompression.", min=1024
-    )
+    max_request_bytes: int = _option(64 * 1024 * 1024, "Largest HTTP request body, also after decompression.", min=1024)
     max_grpc_bytes: int = _option(-1, "Largest gRPC message; -1 for no bound.", min=-1)
     max_inflight_bytes: int = _option(
         1024 * 1024 * 1024, "Bytes of accepted, unanswered requests above which more are refused.", min=1024

@@ -4,12 +4,13 @@ import asyncio
 from time import monotonic_ns
 
 from headrace.batching.pending import Pending
+from headrace.batching.split import SplitRequest
 from headrace.core.errors import InvalidRequest, NotReady, Overloaded
 from headrace.core.request import InferRequest, InferResponse
+from headrace.core.rows import slice_rows
 from headrace.core.validation import ModelInputs
 from headrace.repository.repository import Repository
 from headrace.repository.served import ServedVersion
-from headrace.workers.packing import join_rows, slice_rows
 
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
 COUNTED_BYTES = 64 * 1024
@@ -68,7 +69,7 @@ class Engine:
         if largest and inputs.rows > largest:
             return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority)
         pending = Pending(
-            request, inputs, served.version, served.statistics, self._loop, priority, deadline_ns
+            request, inputs, served.version, served.statistics, self._loop, priority=priority, deadline_ns=deadline_ns
         )
         served.queue.put(pending)
         return pending.future
@@ -76,44 +77,14 @@ class Engine:
     def _enqueue_in_parts(
         self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int, priority: int
     ) -> asyncio.Future[InferResponse]:
-        """A request with more rows than a batch may have: its parts run as requests of their own."""
         served.queue.make_room()
-        started_ns = monotonic_ns()
         parts = [
-            Pending(request, part, served.version, None, self._loop, priority, deadline_ns)
+            Pending(request, part, served.version, None, self._loop, priority=priority, deadline_ns=deadline_ns)
             for part in slice_rows(inputs, served.max_batch_size)
         ]
         for part in parts:
             served.queue.put_part(part)
-        whole: asyncio.Future[InferResponse] = self._loop.create_future()
-        missing = len(parts)
-
-        def on_part(done: asyncio.Future[InferResponse]) -> None:
-            nonlocal missing
-            missing -= 1
-            if done.cancelled() or done.exception() is not None or whole.done():
-                if not whole.done():
-                    error = None if done.cancelled() else done.exception()
-                    served.statistics.failed("BACKEND", monotonic_ns() - started_ns)
-                    whole.cancel() if error is None else whole.set_exception(error)
-                for part in parts:
-                    part.future.cancel()
-            elif missing == 0:
-                now_ns = monotonic_ns()
-                queue_ns = max(part.taken_at_ns for part in parts) - started_ns
-                served.statistics.succeeded(now_ns - started_ns, queue_ns)
-                outputs = join_rows([part.future.result().outputs for part in parts])
-                whole.set_result(InferResponse(request.model, served.version, request.id, outputs))
-
-        def on_whole(done: asyncio.Future[InferResponse]) -> None:
-            if done.cancelled():
-                for part in parts:
-                    part.future.cancel()
-
-        for part in parts:
-            part.future.add_done_callback(on_part)
-        whole.add_done_callback(on_whole)
-        return whole
+        return SplitRequest(request, served.version, parts, served.statistics).future
 
 
 def _deadline_ns(request: InferRequest, default_timeout_us: int) -> int:

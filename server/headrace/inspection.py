@@ -105,7 +105,7 @@ def _explain_version(served: ServedVersion, supervisor: Supervisor, say: Say) ->
         for spec in specs:
             say(f"  {kind}: {_tensor(spec)} ({'configured' if configured else 'read from the file'})")
     if info.signature.max_batch_size:
-        how = "configured" if config.max_batch_size is not None else "inferred: every tensor leads with the same free dimension"
+        how = "configured" if config.max_batch_size is not None else "inferred from the shapes"
         say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
         batching = config.batching
         say(
@@ -113,12 +113,11 @@ def _explain_version(served: ServedVersion, supervisor: Supervisor, say: Say) ->
             f"at most {batching.max_queue_size} requests waiting"
         )
     else:
-        how = "configured" if config.max_batch_size == 0 else "inferred: the tensors have no free leading dimension in common"
-        say(f"  batching: none ({how})")
+        say(f"  batching: none ({'configured' if config.max_batch_size == 0 else 'inferred from the shapes'})")
     for instance in served.instances:
         say(
-            f"  instance: {instance.load.device}, {instance.load.threads} thread(s) of {supervisor.cpus} usable CPU(s), "
-            f"loaded in {instance.loaded.seconds if instance.loaded else 0:.2f} s"
+            f"  instance: {instance.load.device}, at most {instance.load.threads} thread(s) of "
+            f"{supervisor.turns.cpus} usable CPU(s), loaded in {instance.loaded.seconds if instance.loaded else 0:.2f} s"
         )
     for note in served.notes:
         say(f"  note: {note}")

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-import time
+from datetime import UTC, datetime
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -18,15 +18,13 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     """One JSON object a line, times in UTC."""
 
-    converter = time.gmtime
-
     def __init__(self, process: str) -> None:
-        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
+        super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
-            "time": f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,

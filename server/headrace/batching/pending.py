@@ -13,6 +13,11 @@ from headrace.core.validation import BatchKey, ModelInputs
 _REASONS = {Kind.OVERLOADED: "REJECTED", Kind.DEADLINE: "REJECTED", Kind.CANCELLED: "CANCELED"}
 
 
+def failure_reason(error: BaseException) -> str:
+    """Triton's word for why a request failed."""
+    return _REASONS.get(error.kind, "BACKEND") if isinstance(error, HeadraceError) else "OTHER"
+
+
 class Pending:
     """A request that was accepted. Whoever holds it resolves its future, once, on every path.
 
@@ -44,6 +49,7 @@ class Pending:
         version: str,
         statistics: Statistics | None,
         loop: asyncio.AbstractEventLoop,
+        *,
         priority: int = 0,
         deadline_ns: int = 0,
     ) -> None:
@@ -89,7 +95,7 @@ class Pending:
             self._timer.cancel()
         if self.future.done():
             return
-        self._count_failure(_REASONS.get(error.kind, "BACKEND"))
+        self._count_failure(failure_reason(error))
         self.future.set_exception(error)
 
     def bury(self) -> None:

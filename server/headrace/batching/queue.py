@@ -35,6 +35,7 @@ class BatchQueue:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._executing = 0
+        self._refusal: HeadraceError | None = None
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -55,7 +56,10 @@ class BatchQueue:
 
         Raises:
             Overloaded: ``max_size`` requests wait already.
+            HeadraceError: the queue refuses everything for now.
         """
+        if self._refusal is not None:
+            raise self._refusal
         if len(self._backlog) >= self._max_size:
             self.make_room()
         self.put_part(pending)
@@ -81,21 +85,47 @@ class BatchQueue:
     async def take(self) -> list[Pending]:
         """The next batch, as soon as the policy closes one. The caller owes one ``finished`` call for it."""
         while True:
-            if not (self._preserve_order and self._executing):
-                batch = self._backlog.next_batch(self._clock())
-                if isinstance(batch, list):
-                    self._executing += 1
-                    now_ns = monotonic_ns()
-                    for pending in batch:
-                        pending.taken_at_ns = now_ns
-                    if self._waiters:
-                        self._wake_if_due()
-                    return batch
-                if isinstance(batch, Wait):
-                    self._wake_at(batch.until_ns)
-                else:
-                    self._notice_idle()
-            await self._sleep()
+            batch = self._next()
+            if isinstance(batch, list):
+                return self._taken(batch)
+            await self._sleep_until(batch)
+
+    async def ready(self) -> None:
+        """Return when the policy would close a batch; whether it still does is for ``take_now`` to say."""
+        while True:
+            if not (self._preserve_order and self._executing) and self._backlog:
+                due_ns = self._backlog.due_ns(self._clock())
+                if not due_ns:
+                    return
+                await self._sleep_until(Wait(due_ns))
+            else:
+                await self._sleep_until(None)
+
+    def take_now(self) -> list[Pending]:
+        """The next batch if the policy closes one now, else nothing. A batch is owed one ``finished`` call."""
+        batch = self._next()
+        return self._taken(batch) if isinstance(batch, list) else []
+
+    def _next(self) -> list[Pending] | Wait | None:
+        if self._preserve_order and self._executing:
+            return None
+        return self._backlog.next_batch(self._clock())
+
+    def _taken(self, batch: list[Pending]) -> list[Pending]:
+        self._executing += 1
+        now_ns = monotonic_ns()
+        for pending in batch:
+            pending.taken_at_ns = now_ns
+        if self._waiters:
+            self._wake_if_due()
+        return batch
+
+    async def _sleep_until(self, wait: Wait | None) -> None:
+        if wait is not None:
+            self._wake_at(wait.until_ns)
+        else:
+            self._notice_idle()
+        await self._sleep()
 
     def finished(self) -> None:
         """A batch that was taken is answered, failed or put back."""
@@ -109,14 +139,19 @@ class BatchQueue:
         self._backlog.put_back(batch)
         self._wake_if_due()
 
-    def fail_all(self, error: HeadraceError) -> None:
-        """Answer everything that waits with ``error``."""
+    def refuse(self, error: HeadraceError) -> None:
+        """Answer everything that waits, and whatever comes until ``accept``, with ``error``."""
+        self._refusal = error
         for pending in self._backlog.clear():
             if pending.dead:
                 pending.bury()
             else:
                 pending.fail(error)
         self._notice_idle()
+
+    def accept(self) -> None:
+        """Take requests again."""
+        self._refusal = None
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing executes."""

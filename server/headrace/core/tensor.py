@@ -1,6 +1,7 @@
 """A tensor on the move: a name, a datatype, a shape and its bytes in wire form."""
 
 from enum import StrEnum
+from itertools import pairwise
 from math import prod
 
 import ml_dtypes
@@ -88,7 +89,7 @@ def to_wire(array: Array) -> Buffer:
     contiguous = np.ascontiguousarray(array, dtype=dtype)
     if not contiguous.size:
         return b""
-    return memoryview(contiguous.reshape(-1).view(np.uint8))
+    return contiguous.reshape(-1).view(np.uint8).data
 
 
 def from_wire(data: Buffer, datatype: DataType, shape: tuple[int, ...]) -> Array:
@@ -120,7 +121,7 @@ def unpack_bytes(data: Buffer, count: int) -> list[bytes]:
     """
     offsets = bytes_offsets(data, count)
     view = memoryview(data)
-    return [bytes(view[start + 4 : end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [bytes(view[start + 4 : end]) for start, end in pairwise(offsets)]
 
 
 def bytes_offsets(data: Buffer, count: int) -> list[int]:

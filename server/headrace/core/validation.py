@@ -36,9 +36,12 @@ class InputChecker:
         self._names = {spec.name: index for index, spec in enumerate(signature.inputs)}
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._item_bytes = [ITEM_BYTES[spec.datatype] for spec in signature.inputs]
-        self._keyed = any(
-            spec.optional or spec.shape is None or -1 in spec.shape[1:] for spec in signature.inputs
-        )
+        self._tails = [_fixed_tail(spec) if self._batches else None for spec in signature.inputs]
+        self._row_bytes = [
+            prod(tail) * size if tail is not None and size else 0
+            for tail, size in zip(self._tails, self._item_bytes, strict=True)
+        ]
+        self._keyed = any(spec.optional or spec.shape is None or -1 in spec.shape[1:] for spec in signature.inputs)
 
     def check(self, request: InferRequest) -> ModelInputs:
         """The request's inputs in the signature's order.
@@ -52,26 +55,42 @@ class InputChecker:
             tensors: tuple[Tensor | None, ...] = given
         else:
             tensors = self._in_order(given)
-        rows = -1
+        rows = 0
         for index, tensor in enumerate(tensors):
             if tensor is None:
                 continue
-            self._check_tensor(tensor, specs[index], self._item_bytes[index])
+            if not self._fits(index, tensor):
+                self._check_tensor(tensor, specs[index], self._item_bytes[index])
             if self._batches:
-                if rows < 0:
-                    rows = tensor.shape[0]
-                    if not rows:  # runtimes are rarely tried on nothing: some kernels abort their process
-                        raise self._invalid(tensor, "has 0 rows, expected at least 1")
-                elif tensor.shape[0] != rows:
-                    raise self._invalid(
-                        tensor, f"has {tensor.shape[0]} rows, and another input of the request has {rows}"
-                    )
+                rows = self._count_rows(tensor, rows)
         for output in request.outputs:
             if output.name not in self._outputs:
                 raise InvalidRequest(
                     f"model '{self._model}' has no output '{output.name}'; its outputs are {sorted(self._outputs)}"
                 )
         return ModelInputs(tensors, rows if self._batches else 1, self._key(tensors))
+
+    def _count_rows(self, tensor: Tensor, rows: int) -> int:
+        """The tensor's rows, which must be as many as the inputs before it had, if any."""
+        own = tensor.shape[0]
+        if not own:  # runtimes are rarely tried on nothing: some kernels abort their process
+            raise self._invalid(tensor, "has 0 rows, expected at least 1")
+        if rows and own != rows:
+            raise self._invalid(tensor, f"has {own} rows, and another input of the request has {rows}")
+        return own
+
+    def _fits(self, index: int, tensor: Tensor) -> bool:
+        """Whether the tensor is what most are: rows of a fixed size. The long way round tells what is wrong."""
+        row_bytes = self._row_bytes[index]
+        shape = tensor.shape
+        return (
+            row_bytes > 0
+            and len(shape) > 0
+            and tensor.datatype is self._signature.inputs[index].datatype
+            and shape[1:] == self._tails[index]
+            and shape[0] > 0
+            and len(tensor.data) == shape[0] * row_bytes
+        )
 
     def _key(self, tensors: tuple[Tensor | None, ...]) -> BatchKey:
         if not self._keyed:
@@ -143,6 +162,11 @@ class InputChecker:
 
     def _described(self) -> str:
         return "[" + ", ".join(spec.describe() for spec in self._signature.inputs) + "]"
+
+
+def _fixed_tail(spec: TensorSpec) -> tuple[int, ...] | None:
+    """The dimensions behind the batch's, where all of them are fixed."""
+    return spec.shape[1:] if spec.shape and -1 not in spec.shape[1:] else None
 
 
 def _same_name(tensor: Tensor, spec: TensorSpec) -> bool:

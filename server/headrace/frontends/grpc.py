@@ -19,7 +19,7 @@ from headrace.wire.grpc_v2 import decode_request, encode_metadata, encode_respon
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext
+Context = Any  # grpc.aio.ServicerContext, which the type stubs make generic and the library does not
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
 
@@ -77,9 +77,7 @@ class InferenceService:
 
     async def ServerMetadata(self, _: Any, __: Context) -> Any:  # noqa: N802
         """The server's name, its version and the protocol extensions that it offers."""
-        return pb.ServerMetadataResponse(
-            name=self._state.name, version=headrace.__version__, extensions=EXTENSIONS
-        )
+        return pb.ServerMetadataResponse(name=self._state.name, version=headrace.__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: Any, _: Context) -> Any:  # noqa: N802
         """A model's versions, inputs and outputs."""
@@ -154,7 +152,7 @@ def _model_name(request: Any) -> str:
     return name
 
 
-def _handlers(service_name: str, rpcs: Any, service: object) -> grpc.GenericRpcHandler:
+def _handlers(service_name: str, rpcs: Any, service: object) -> Any:
     """The RPCs that ``service`` has a method for; gRPC itself answers UNIMPLEMENTED to the others."""
     handlers = {}
     for name, rpc in rpcs.items():

@@ -271,4 +271,3 @@ def _parse(body: bytes, kind: type[_Body]) -> _Body:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request's body is not what this path takes: {error}") from None
-

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -25,6 +26,7 @@ from headrace.wire.json_v2 import encode_error
 log = logging.getLogger(__name__)
 
 LINGER_S = 5.0
+JOIN_BYTES = 16 * 1024  # copying so little costs less than a second buffer on its way through the transport
 
 
 @lru_cache(maxsize=4096)
@@ -147,6 +149,7 @@ class LaneProtocol(HttpToolsProtocol):
         """Begin to count the time that the client takes for its request."""
         super().connection_made(transport)
         self.began_at: float | None = self.loop.time()
+        self.idle_since = self.began_at
         self._running: Exchange | None = None
         self._body_bytes = 0
         self._leaving = False
@@ -184,22 +187,10 @@ class LaneProtocol(HttpToolsProtocol):
             self._refuse_body(declared)
             return
         if target is None:
-            url, headers, expect = self.url, self.headers, self.expect_100_continue
-            super().on_message_begin()
-            self.url, self.expect_100_continue = url, expect
-            self.headers.extend(headers)
-            super().on_headers_complete()
-            self.cycle.keep_alive = self.cycle.keep_alive and not self._leaving
+            self._leave_to_application()
             return
-        keep_alive = self.parser.should_keep_alive() and not self._leaving
-        exchange = Exchange(self, *target, keep_alive)
-        for name, value in self.headers:
-            if name == HEADER_LENGTH:
-                exchange.headers.header_length = value.decode("latin-1") or "?"
-            elif name == b"content-encoding":
-                exchange.headers.content_encoding = value.decode("latin-1")
-            elif name == b"accept-encoding":
-                exchange.headers.accept_encoding = value.decode("latin-1")
+        exchange = Exchange(self, *target, self.parser.should_keep_alive() and not self._leaving)
+        exchange.headers = _infer_headers(self.headers)
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         before = self.cycle
@@ -208,6 +199,14 @@ class LaneProtocol(HttpToolsProtocol):
             # Pipelined: its turn comes when the one before is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _leave_to_application(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and not self._leaving
 
     def on_body(self, body: bytes) -> None:
         """A piece of a request's body, kept as it came."""
@@ -251,11 +250,15 @@ class LaneProtocol(HttpToolsProtocol):
         self._running = None
         exchange.response_complete = True
         keep_alive = exchange.keep_alive and not self._leaving
-        head = [STATUS_LINE[status]]
+        pieces: list[bytes | memoryview] = [STATUS_LINE[status]]
         for name, value in headers:
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-        self.transport.writelines([b"".join(head), *chunks])
+            pieces += (name, b": ", value, b"\r\n")
+        pieces.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        if sum(map(len, chunks)) <= JOIN_BYTES:
+            pieces += chunks
+            self.transport.write(b"".join(pieces))
+        else:
+            self.transport.writelines([b"".join(pieces), *chunks])
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -267,8 +270,18 @@ class LaneProtocol(HttpToolsProtocol):
         super().resume_writing()
         self.flow.resume_reading()
 
+    def on_response_complete(self) -> None:
+        """A response is written. As uvicorn's, but the watch looks after idle connections instead of a timer each."""
+        self.idle_since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """A cycle's turn has come. (uvicorn calls this for what was pipelined.)"""
+        """A cycle's turn has come; uvicorn calls this for what was pipelined."""
         if not isinstance(cycle, Exchange):
             super()._start_asgi_task(cycle, app)
         elif not cycle.more_body:
@@ -279,7 +292,7 @@ class LaneProtocol(HttpToolsProtocol):
         exchange.start()
 
     def _first(self) -> Any:
-        """The cycle whose turn it is: pipelined ones wait behind it."""
+        """The cycle whose turn it is now, unless that is one that others wait behind."""
         return self.cycle if not self.pipeline else None
 
     def _refuse_body(self, size: int) -> None:
@@ -311,14 +324,16 @@ class LaneProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
-    def send_400_response(self, msg: str) -> None:
-        """What could not be parsed as HTTP."""
-        self.close_with(InvalidRequest(msg))
-
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if not self._discarding:
-            super().data_received(data)
+        if self._discarding:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.close_with(InvalidRequest("Invalid HTTP request received."))
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
 
     # -- the end of a connection --------------------------------------------------------------------------
 
@@ -338,13 +353,28 @@ class LaneProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def check_time(self, now: float, read_timeout_s: float) -> None:
-        """Close the connection when its client has taken too long over a request."""
-        if self.began_at is not None and now - self.began_at > read_timeout_s:
+        """Close the connection when its client has taken too long over a request, or to ask for anything more."""
+        if self.began_at is not None:
+            if now - self.began_at > read_timeout_s:
+                self.transport.close()
+        elif (
+            self.cycle is not None and self.cycle.response_complete and now - self.idle_since > self.timeout_keep_alive
+        ):
             self.transport.close()
+
+
+def _infer_headers(headers: list[tuple[bytes, bytes]]) -> InferHeaders:
+    found = InferHeaders()
+    for name, value in headers:
+        if name == HEADER_LENGTH:
+            found.header_length = value.decode("latin-1") or "?"
+        elif name == b"content-encoding":
+            found.content_encoding = value.decode("latin-1")
+        elif name == b"accept-encoding":
+            found.accept_encoding = value.decode("latin-1")
+    return found
 
 
 def lane(engine: Engine, max_request_bytes: int) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn, tied to one engine."""
     return type("Lane", (LaneProtocol,), {"engine": engine, "max_request_bytes": max_request_bytes})
-
-

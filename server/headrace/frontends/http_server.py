@@ -64,7 +64,7 @@ class HttpServer:
         self._config.load()
 
         def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = self._config.http_protocol_class(  # type: ignore[call-arg, assignment]
+            made: asyncio.Protocol = self._config.http_protocol_class(  # type: ignore[call-arg] # as uvicorn's server calls it
                 config=self._config, server_state=self._state, app_state={}, _loop=loop
             )
             return made

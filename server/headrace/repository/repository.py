@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,6 @@ from headrace.repository.lifecycle import (
     step,
 )
 from headrace.repository.served import ServedVersion, version_print
-from headrace.workers.instance import not_ready
 from headrace.workers.process import LoadRefused
 from headrace.workers.supervisor import Supervisor
 
@@ -77,8 +77,6 @@ class Repository:
         served = self._routes.get((name, version))
         if served is None:
             raise self._why_not(name, version)
-        if served.broken:
-            raise not_ready(served.instances[0])
         return served
 
     def served(self) -> Iterator[ServedVersion]:
@@ -138,19 +136,7 @@ class Repository:
 
     async def load_all(self, names: list[str]) -> None:
         """Load these models, each on its own: one that fails stops nobody."""
-        folders = [read_folder(self.path / name) for name in names]
-        self._supervisor.expect(
-            sum(
-                group.count
-                for folder in folders
-                for _ in selected_versions(folder)
-                for group in folder.config.instances
-            )
-        )
-        try:
-            await asyncio.gather(*(self.refresh(name) for name in names))
-        finally:
-            self._supervisor.expect(0)
+        await asyncio.gather(*(self.refresh(name) for name in names))
 
     async def load(self, name: str) -> None:
         """Load a model at a client's request, or anew what has changed of it.
@@ -224,7 +210,7 @@ class Repository:
                     self._note(model, version, LoadFailed(reason))
             results = await asyncio.gather(*(self._load_version(name, model, folder, v) for v in change.load))
             failed = {version for version, loaded in zip(change.load, results, strict=True) if not loaded}
-            gone = settle(change, failed, set(folder.versions)) - set(change.load)
+            gone = settle(change, failed, folder.on_disk) - set(change.load)
             self._retire(name, model, gone)
 
     async def close(self) -> None:
@@ -276,11 +262,11 @@ class Repository:
             served = model.serving.pop(version)
             self._note(model, version, UnloadStarted())
             task = self._start_retiring(served)
-            task.add_done_callback(lambda _, version=version: self._note_unloaded(model, version))
+            task.add_done_callback(partial(self._note_unloaded, model, version))
             log.info("model %s version %d is retired", name, version)
         self._publish(name, model)
 
-    def _note_unloaded(self, model: _Model, version: int) -> None:
+    def _note_unloaded(self, model: _Model, version: int, _: asyncio.Task[None]) -> None:
         status = model.statuses.get(version)
         if status is not None and status.state is State.UNLOADING:
             self._note(model, version, Unloaded())

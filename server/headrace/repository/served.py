@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from pathlib import Path
 from time import monotonic
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import InvalidRequest, NotReady
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
 from headrace.repository.layout import ModelFolder, VersionFiles
+from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load
-from headrace.workers.instance import Instance, not_ready
+from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Needs, Supervisor
 from headrace_backends.registry import PLATFORMS, SHAREABLE
 
@@ -41,11 +41,6 @@ class ServedVersion:
     def ready(self) -> bool:
         """Whether an instance is up; false while all workers are being started again."""
         return any(instance.is_up for instance in self.instances)
-
-    @property
-    def broken(self) -> bool:
-        """Whether no instance can come back by itself."""
-        return all(instance.broken for instance in self.instances)
 
     @property
     def max_batch_size(self) -> int:
@@ -90,9 +85,10 @@ class ServedVersion:
         queue = self._queue_until_known()
         loads = self._loads()
         self.instances = [
-            Instance(load, queue, self.statistics, self.folder.config.execution_timeout_s) for load in loads
+            Instance(load, queue, self.statistics, self._supervisor.turns, self.folder.config.execution_timeout_s)
+            for load in loads
         ]
-        needs = Needs(self.folder.name, _bytes_below(self.files.model_path), self.files.backend in SHAREABLE)
+        needs = Needs(self.files.model_bytes, self.files.backend in SHAREABLE)
         starts = [self._supervisor.start_instance(instance, needs) for instance in self.instances]
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
@@ -101,7 +97,7 @@ class ServedVersion:
             raise refused[0]
         self._describe(self.instances[0].signature)
         for instance in self.instances:
-            instance.on_broken = self._on_broken
+            instance.on_change = self._on_instance_change
         self.statistics.load_seconds = monotonic() - started
 
     async def drain(self) -> None:
@@ -140,8 +136,10 @@ class ServedVersion:
         wanted = config.parameters.get("intra_op_threads")
         groups = [(group.device, group.count) for group in config.instances]
         total = sum(count for _, count in groups)
-        threads = self._supervisor.threads(
-            self.folder.name, total, wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None
+        threads = threads_for(
+            self._supervisor.turns.cpus,
+            total,
+            wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None,
         )
         declared = Signature(
             tuple(spec.spec() for spec in config.inputs), tuple(spec.spec() for spec in config.outputs)
@@ -164,18 +162,16 @@ class ServedVersion:
             for _ in range(count)
         ]
 
-    def _on_broken(self) -> None:
-        log.error("model %s version %s: %s", self.folder.name, self.version, self.instances[0].broken)
-        if self.broken:
-            self.queue.fail_all(not_ready(self.instances[0]))
+    def _on_instance_change(self) -> None:
+        if all(instance.broken for instance in self.instances):
+            reason = self.instances[0].broken
+            log.error("model %s version %s cannot serve: %s", self.folder.name, self.version, reason)
+            self.queue.refuse(NotReady(f"model '{self.folder.name}' is not at ready state: {reason}"))
+        else:
+            self.queue.accept()
 
     async def _stop_instances(self) -> None:
         await asyncio.gather(*(self._supervisor.stop_instance(instance) for instance in self.instances))
-
-
-def _bytes_below(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def version_print(folder: ModelFolder, version: int) -> str:

@@ -154,6 +154,6 @@ def _typed(model: str, tensor: Any, datatype: DataType) -> bytes:
     try:
         return np.array(values, dtype=dtype).tobytes()
     except OverflowError:
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        low, high = int(np.iinfo(dtype.name).min), int(np.iinfo(dtype.name).max)
         wrong = next(value for value in values if not low <= value <= high)
         raise InvalidRequest(f"{where} has the value {wrong}, out of range of {datatype} ({low} to {high})") from None

@@ -44,12 +44,12 @@ def _read(path: Path) -> str:
         return ""
 
 
-def threads_for(cpus: int, taken: int, instances: int, wanted: int | None = None) -> int:
-    """Threads for each of ``instances`` new instances when others have ``taken`` some of the ``cpus``.
+def threads_for(cpus: int, instances: int, wanted: int | None = None) -> int:
+    """Threads for each of a model's ``instances``, so that they add up to no more than the ``cpus``.
 
-    An instance has at least its own thread, so only where there are more instances than CPUs do they add up
-    to more than the CPUs. ``wanted`` (from the model's configuration) is granted as far as CPUs exist.
+    ``wanted`` (from the model's configuration) is granted as far as CPUs exist. Models do not share the CPUs out
+    among each other here: they take turns (turns.py), so that one alone at work has them all.
     """
     if wanted is not None:
         return max(1, min(wanted, cpus))
-    return max(1, (cpus - taken) // max(1, instances))
+    return max(1, cpus // max(1, instances))

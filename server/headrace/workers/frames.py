@@ -68,6 +68,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=5, array_like=True):
     instance: int
     signature: Signature
     wants_requests: bool
+    cpu_threads: int  # that a batch keeps busy; 0 where it takes no turns
     notes: tuple[str, ...]
     seconds: float
 

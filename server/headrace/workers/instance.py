@@ -8,12 +8,13 @@ from typing import Protocol
 
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
-from headrace.core.errors import HeadraceError, InternalError, Kind, NotReady, of_kind
+from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
 from headrace.workers import packing
 from headrace.workers.arena import Segment, SegmentSize
 from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, Run
+from headrace.workers.turns import CpuTurns
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +62,18 @@ class Instance:
     runs on the event loop.
     """
 
-    def __init__(self, load: Load, queue: BatchQueue, statistics: Statistics, execution_timeout_s: float) -> None:
+    def __init__(
+        self, load: Load, queue: BatchQueue, statistics: Statistics, turns: CpuTurns, execution_timeout_s: float
+    ) -> None:
         self.load = load
         self.execution_timeout_s = execution_timeout_s
         self.loaded: Loaded | None = None
         self.broken = ""  # why it cannot come back by itself; empty while it can
-        self.on_broken: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self._queue = queue
         self._statistics = statistics
+        self._turns = turns
+        self._has_turn = 0  # threads that it holds, from its first batch in flight to its last
         self._host: Host | None = None
         self._slots: list[Slot] = []
         self._slot_freed: asyncio.Future[None] | None = None
@@ -103,6 +108,7 @@ class Instance:
     def start(self) -> None:
         """Begin to take batches."""
         self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+        self.on_change()
 
     def stop(self) -> None:
         """Take no more batches. What is running is answered when it ends."""
@@ -114,7 +120,7 @@ class Instance:
         """It cannot serve, and trying again will not help soon."""
         self.stop()
         self.broken = reason
-        self.on_broken()
+        self.on_change()
 
     def done(self, batch: Batch, frame: Done, segment: Segment | None) -> None:
         """The worker has run the batch; ``segment`` is the slot's new output segment, if it has one."""
@@ -153,6 +159,7 @@ class Instance:
         """The process has died. What it was executing is suspect, what was staged is not."""
         self.stop()
         self._host = None
+        self._end_turn()
         self._statistics.worker_deaths += 1
         if executing is not None:
             self._statistics.retries += len(executing.pending)
@@ -189,24 +196,58 @@ class Instance:
 
     def _release(self, slot: Slot) -> None:
         self._slots.append(slot)
+        if len(self._slots) == SLOTS:
+            self._end_turn()
         if self._slot_freed is not None and not self._slot_freed.done():
             self._slot_freed.set_result(None)
         self._queue.finished()
 
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._turns.give(self._has_turn)
+            self._has_turn = 0
+
     async def _pump(self) -> None:
+        assert self.loaded is not None, "only an instance that is up pumps"
+        threads = min(self.loaded.cpu_threads, self._turns.cpus)
         while True:
             if not self._slots:
-                self._slot_freed = asyncio.get_running_loop().create_future()
-                await self._slot_freed
+                await self._free_slot()
                 continue
-            pending = await self._queue.take()
+            pending = await (self._take_in_turn(threads) if threads else self._queue.take())
+            if not pending:
+                continue
+            slot = self._slots.pop()
             try:
-                self._send(self._slots.pop(), pending)
+                self._send(slot, pending)
             except Exception as error:
                 log.exception("could not hand a batch of model %s to its worker", self.load.name)
                 for one in pending:
                     one.fail(InternalError(f"model '{self.load.name}': could not hand the request over: {error}"))
-                self._queue.finished()
+                self._release(slot)
+
+    async def _take_in_turn(self, threads: int) -> list[Pending]:
+        """The next batch of a heavy model, once the CPUs are its own. None may be left when its turn comes.
+
+        While a batch is in flight the next is staged behind it, unless another model waits for the CPUs.
+        """
+        await self._queue.ready()
+        if len(self._slots) < SLOTS:
+            if self._turns.contended:
+                await self._free_slot()
+                return []
+        else:
+            await self._turns.take(threads)
+            self._has_turn = threads
+        pending = self._queue.take_now()
+        if not pending and len(self._slots) == SLOTS:
+            self._end_turn()
+        return pending
+
+    async def _free_slot(self) -> None:
+        """Return when a batch in flight has ended."""
+        self._slot_freed = asyncio.get_running_loop().create_future()
+        await self._slot_freed
 
     def _send(self, slot: Slot, pending: list[Pending]) -> None:
         host, loaded = self._host, self.loaded
@@ -226,8 +267,3 @@ class Instance:
             requests = tuple(RequestFrame(one.rows, one.request.id, one.request.parameters) for one in pending)
         frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
         host.run(Batch(self, slot, pending), frame, descriptors)
-
-
-def not_ready(instance: Instance) -> NotReady:
-    """Why a model whose instances are all broken cannot serve."""
-    return NotReady(f"model '{instance.load.name}' is not at ready state: {instance.broken}")

@@ -99,7 +99,9 @@ class Worker:
             model = self._models[frame.instance] = _Model(frame.name, backend)
             seconds = (monotonic_ns() - started_ns) * 1e-9
             self._send(
-                frames.Loaded(frame.instance, model.signature, backend.wants_requests, tuple(notes), seconds)
+                frames.Loaded(
+                    frame.instance, model.signature, backend.wants_requests, backend.cpu_threads, tuple(notes), seconds
+                )
             )
 
     def _unload(self, instance: int) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from headrace.workers.cpus import threads_for
 from headrace.workers.instance import Instance
 from headrace.workers.placement import Hosting, NewProcess, PlacementLimits, place
 from headrace.workers.process import WorkerProcess
+from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
 
@@ -18,29 +18,22 @@ WATCH_INTERVAL_S = 0.25
 class Needs:
     """What placement has to know of an instance beside its Load frame."""
 
-    model: str
     file_bytes: int
     shareable: bool
 
 
 class Supervisor:
-    """Starts and stops worker processes as instances come and go.
-
-    ``expected`` instances are about to be started (at start-up: all of the repository's), so that the first
-    one does not take every CPU.
-    """
+    """Starts and stops worker processes as instances come and go."""
 
     def __init__(self, *, cpus: int, limits: PlacementLimits, load_timeout_s: float, log_format: str) -> None:
-        self.cpus = cpus
+        self.turns = CpuTurns(cpus)
         self._limits = limits
         self._load_timeout_s = load_timeout_s
         self._log_format = log_format
         self._processes: dict[str, WorkerProcess] = {}
         self._homes: dict[int, WorkerProcess] = {}
-        self._threads: dict[int, tuple[str, int]] = {}  # by instance: its model and how many threads it has
         self._names = itertools.count(1)
         self._numbers = itertools.count()
-        self._expected = 0
         # More loads at once than CPUs only make each of them slower.
         self._loads = asyncio.Semaphore(max(2, cpus))
         self._watch: asyncio.Task[None] | None = None
@@ -54,21 +47,9 @@ class Supervisor:
         """Begin to watch over the processes."""
         self._watch = asyncio.get_running_loop().create_task(self._keep_watch())
 
-    def expect(self, instances: int) -> None:
-        """So many instances are about to be started."""
-        self._expected = instances
-
     def number(self) -> int:
         """A number for a new instance, unique in this server."""
         return next(self._numbers)
-
-    def threads(self, model: str, instances: int, wanted: int | None) -> int:
-        """How many threads each of ``instances`` new instances of ``model`` gets.
-
-        Threads of older instances of the same model do not count: the new ones replace them.
-        """
-        taken = sum(count for name, count in self._threads.values() if name != model)
-        return threads_for(self.cpus, min(taken, self.cpus), max(instances, self._expected), wanted)
 
     async def start_instance(self, instance: Instance, needs: Needs) -> None:
         """Place the instance, load its model; returns once it takes batches.
@@ -77,7 +58,6 @@ class Supervisor:
             LoadRefused: with the reason, for the model's owner.
         """
         number = instance.load.instance
-        self._threads[number] = (needs.model, instance.load.threads)
         try:
             async with self._loads:
                 process = self._place(needs, instance.load.threads)
@@ -90,7 +70,6 @@ class Supervisor:
     async def stop_instance(self, instance: Instance) -> None:
         """Unload the instance; a process that hosts nothing more is ended."""
         number = instance.load.instance
-        self._threads.pop(number, None)
         process = self._homes.pop(number, None)
         if process is None:
             return

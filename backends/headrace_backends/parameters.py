@@ -1,0 +1,34 @@
+"""What the configuration's ``parameters`` ask of a backend, checked."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from headrace_backends.base import LoadError
+
+
+def refuse_unknown(backend: str, parameters: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise LoadError where a parameter has a name that the backend does not know."""
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise LoadError(
+            f"the backend {backend} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
+
+
+def intra_op_threads(parameters: Mapping[str, Any]) -> int | None:
+    """How many threads one run may use, None where nothing is said. Triton's files have numbers as text."""
+    asked = parameters.get("intra_op_threads")
+    if asked is None:
+        return None
+    if isinstance(asked, bool) or not re.fullmatch(r"[1-9]\d{0,3}", str(asked)):
+        raise LoadError(f"parameters.intra_op_threads is {asked!r}, expected a whole number from 1")
+    return int(asked)
+
+
+def flag(parameters: Mapping[str, Any], name: str) -> bool:
+    """A parameter that is true or false; false where nothing is said."""
+    text = str(parameters.get(name, False)).lower()
+    if text not in {"true", "false"}:
+        raise LoadError(f"parameters.{name} is {parameters[name]!r}, expected true or false")
+    return text == "true"

@@ -1,0 +1,124 @@
+"""The proof, on made-up rows, that a row's answer is its own, so that rows of several requests may run together.
+
+A model that mixes rows (a mean over the batch, a scale taken from all of it) can have the very shapes of one that does
+not, and merging would then let one client's data change another's answer. So a row is run at the same place of
+two batches of the same size, whose other rows are not the same, and at two places of one batch. Batches of one size
+are compared because frameworks choose their kernels by it: magika's answers differ by 3e-3 between one row and
+three, though none of its rows knows of another. For that reason sizes are only held against each other coarsely.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, Array, InputError
+from headrace_backends.made_up import made_up
+from headrace_backends.specs import FoundTensor, not_batchable
+
+Run = Callable[[dict[str, Array]], Mapping[str, Array]]
+
+REFUSALS = (InputError, MemoryError, RuntimeError)  # what ``Run`` raises when it does not like what it is given
+MIXES = "differs between rows that ran together"  # begins what is said of an output whose rows are not its own
+
+_ROWS = 5  # a, b, c, d, e
+_ABC, _ADE, _BAC = (0, 1, 2), (0, 3, 4), (1, 0, 2)
+_TOLERANCE = 1e-5  # of the largest value; the same kernels on the same rows differ by no more than summing order
+_HALF_TOLERANCE = 2e-2  # two of BF16's smallest steps, for a row that moves to another place
+_COARSE_TOLERANCE = 0.1
+
+
+def inferred_batching(
+    run: Run, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], limit: int = DEFAULT_MAX_BATCH_SIZE
+) -> tuple[int, str | None]:
+    """How many rows may be merged (``limit``, or 0 for none), and what there is to tell about that."""
+    reason, doubt = not_batchable(inputs, outputs), None
+    if reason is None:
+        reason, doubt = trial(run, inputs, outputs, limit)
+    if reason is not None:
+        return 0, f"requests are not merged into batches: {reason}"
+    return limit, doubt
+
+
+def trial(
+    run: Run, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], limit: int = DEFAULT_MAX_BATCH_SIZE
+) -> tuple[str | None, str | None]:
+    """Whether up to three made-up rows run independently: why not, or else what is not certain."""
+    size = min(len(_ABC), limit)
+    if size < 2:
+        return None, None
+    batches = [_ABC[:count] for count in range(1, size + 1)] + [_ADE[:size], _BAC[:size]]
+    failure: Exception | None = None
+    for free_size in (None, 8):
+        arrays = made_up(inputs, _ROWS, free_size)
+        if arrays is None:
+            return None, "batching could not be proved: the model's inputs are too large to be made up"
+        for array in arrays.values():
+            _set_company_apart(array)
+        answers = []
+        try:
+            for rows in batches:
+                answers.append(_answer(run, arrays, rows))  # noqa: PERF401 - how many there are is used below
+        except REFUSALS as error:
+            if answers:
+                return f"one made-up row runs, several fail: {error}", None
+            failure = error
+            continue
+        for name in (tensor.spec.name for tensor in outputs):
+            problem = _problem([answer[name] for answer in answers], size)
+            if problem:
+                return f"output '{name}' {problem}", None
+        return None, None
+    return None, f"batching could not be proved: the model refuses made-up inputs ({failure})"
+
+
+def _set_company_apart(array: Array) -> None:
+    """Make rows d and e as unlike b and c as can be, so that whatever a batch has in common changes with them."""
+    if array.dtype.kind == "O":
+        array[3:] = np.where(array[1] == b"a", b"b", b"a")
+    elif array.dtype.kind in "biu":
+        array[3:] = array[1] == 0
+    else:
+        array[3:] = array[3:] * 4  # larger than all of a, b and c somewhere: a new range, a new mean
+
+
+def _answer(run: Run, arrays: Mapping[str, Array], rows: Sequence[int]) -> dict[str, Array]:
+    """Run these rows; inputs and outputs are copies, because a framework may work in place."""
+    outputs = run({name: array[list(rows)] for name, array in arrays.items()})
+    return {name: np.array(output) for name, output in outputs.items()}
+
+
+def _problem(answers: Sequence[Array], size: int) -> str | None:
+    """What the answers for 1 to ``size`` rows, for other company and for two places swapped say against an output."""
+    *by_count, company, swapped = answers
+    alone, together = by_count[0], by_count[-1]
+    counts = [len(answer) if answer.ndim else 0 for answer in by_count]
+    wanted = list(range(1, size + 1))
+    if counts != wanted:
+        return f"has {_listed(counts)} rows for {_listed(wanted)} rows of input"
+    if any(answer.shape[1:] != alone.shape[1:] for answer in by_count):
+        return "has a shape that depends on how many rows the input has"
+    if company.shape != together.shape or swapped.shape != together.shape:
+        return "has a shape that depends on what the rows of the input hold"
+    half = together.dtype.kind not in "OUSbiu" and together.dtype.itemsize == 2
+    if not _same(together[:1], company[:1], _TOLERANCE):
+        return f"{MIXES}: a row gets different answers beside different others"
+    if not _same(together[list(_BAC[:size])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
+        return f"{MIXES}: a row gets different answers at different places"
+    if together.dtype.kind not in "OUSbiu" and not _same(together[:1], alone, _COARSE_TOLERANCE):
+        return f"{MIXES} and the same rows that ran apart: a row's answer depends on how many there are"
+    return None
+
+
+def _listed(counts: Sequence[int]) -> str:
+    """As ``1, 2 and 3``."""
+    *first, last = map(str, counts)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _same(one: Array, other: Array, tolerance: float) -> bool:
+    """Whether two answers are equal, numbers with a fraction within ``tolerance`` of themselves and the largest."""
+    if one.dtype.kind in "OUSbiu":
+        return bool((one == other).all())
+    left, right = one.astype(np.float64), other.astype(np.float64)
+    scale = float(np.abs(left[np.isfinite(left)]).max(initial=0.0))
+    return np.allclose(left, right, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

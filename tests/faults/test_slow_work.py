@@ -1,0 +1,195 @@
+"""Work that takes too long: hanging workers, deadlines that pass, clients that leave."""
+
+import threading
+
+import pytest
+from running_server import RunningServer
+from system.load import GrpcClient, HttpClient, Load, all_at_once, fake_model, infer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("slow")
+    fake_model(
+        repository,
+        "guarded",
+        "max_batch_size: 4\nbatching: {max_queue_delay_us: 2000000}\nexecution_timeout_s: 1\n",
+    )
+    fake_model(repository, "pair", "execution_timeout_s: 1\ninstances: [{count: 2}]\nmax_batch_size: 1\n")
+    fake_model(repository, "patient", "max_batch_size: 1\n")
+    fake_model(repository, "impatient", "max_batch_size: 1\nbatching: {default_timeout_us: 200000}\n")
+    with RunningServer(repository) as running:
+        yield running
+
+
+class Busy:
+    """The model's one worker is busy for so long."""
+
+    def __init__(self, server, model, delay_ms):
+        self.outcomes = []
+        self._server, self._model = server, model
+        self._thread = threading.Thread(target=self._run, args=(delay_ms,))
+
+    def __enter__(self):
+        self._thread.start()
+        self._server.wait_for(lambda: self._server.metric("headrace_executing_batches", model=self._model) == 1)
+        return self
+
+    def __exit__(self, *_):
+        self._thread.join()
+
+    def _run(self, delay_ms):
+        self.outcomes.append(infer(self._server.http, self._model, [0.0], {"fake_delay_ms": delay_ms}))
+
+
+def count(server, name, **labels):
+    return server.metric(name, **labels)
+
+
+# -- hanging workers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_hanging_worker_is_killed_and_only_its_cause_refused(server):
+    died = count(server, "headrace_worker_deaths_total", model="guarded")
+    *mates, hanging = all_at_once(
+        server.http, "guarded", [([1.0], None), ([2.0], None), ([3.0], None), ([4.0], {"fake_hang": True})]
+    )
+    assert hanging.status == 500
+    assert "longer than 1 s" in hanging.detail
+    assert [one.values for one in mates] == [[1.0], [2.0], [3.0]], mates
+    assert hanging.seconds < 6
+    assert count(server, "headrace_worker_deaths_total", model="guarded") - died == 2
+
+
+def test_the_other_instance_serves_while_one_hangs(server):
+    server.wait_for(lambda: count(server, "headrace_instances_up", model="pair") == 2)
+    outcomes = []
+    hanging = threading.Thread(target=lambda: outcomes.append(infer(server.http, "pair", [1.0], {"fake_hang": True})))
+    hanging.start()
+    with Load(server, "pair", http=3, grpc=1) as load:
+        hanging.join()
+        load.wait_answers(20)
+    assert outcomes[0].status == 500
+    assert not load.failed
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server):
+    executed = count(server, "nv_inference_exec_count", model="patient")
+    rejected = count(server, "nv_inference_request_failure", model="patient", reason="REJECTED")
+    with Busy(server, "patient", 1000) as busy:
+        outcomes = all_at_once(server.http, "patient", [([float(n)], {"timeout": 150_000}) for n in range(8)])
+        assert [one.status for one in outcomes] == [503] * 8, outcomes
+        assert all("Request timeout expired" in one.detail for one in outcomes)
+        assert all(0.1 < one.seconds < 0.7 for one in outcomes)
+        assert all(one.headers["retry-after"] for one in outcomes)
+    assert busy.outcomes[0].ok
+    assert infer(server.http, "patient", [5.0]).values == [5.0]
+    # The one that was under way, at most one that the worker had been given already, and the last.
+    assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
+    assert count(server, "nv_inference_request_failure", model="patient", reason="REJECTED") - rejected == 8
+
+
+def test_a_request_under_way_is_answered_at_its_deadline(server):
+    outcome = infer(server.http, "patient", [1.0], {"timeout": 200_000, "fake_delay_ms": 800})
+    assert outcome.status == 503
+    assert 0.15 < outcome.seconds < 0.6
+    assert infer(server.http, "patient", [2.0]).values == [2.0]
+
+
+def test_the_models_own_timeout_holds_for_requests_that_bring_none(server):
+    assert infer(server.http, "impatient", [1.0]).ok
+    outcome = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700})
+    assert outcome.status == 503
+    assert outcome.seconds < 0.6
+    allowed = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 300, "timeout": 5_000_000})
+    assert allowed.ok, "a request may ask for more"
+
+
+def test_a_grpc_deadline_takes_the_request_back(server):
+    executed = count(server, "nv_inference_exec_count", model="patient")
+    clients = [GrpcClient(server.grpc, "patient") for _ in range(5)]
+    try:
+        for client in clients:
+            assert client.infer([1.0]).ok
+        with Busy(server, "patient", 1000):
+            threads = []
+            outcomes = []
+            for client in clients:
+                call = threading.Thread(
+                    target=lambda client=client: outcomes.append(client.infer([1.0], timeout_s=0.15))
+                )
+                call.start()
+                threads.append(call)
+            for thread in threads:
+                thread.join()
+        assert [one.status for one in outcomes] == ["DEADLINE_EXCEEDED"] * 5
+        assert all(one.seconds < 0.7 for one in outcomes)
+        assert clients[0].infer([2.0]).values == [2.0]
+    finally:
+        for client in clients:
+            client.close()
+    assert count(server, "nv_inference_exec_count", model="patient") - executed <= 5 + 3
+
+
+def test_the_timeout_parameter_holds_over_grpc(server):
+    client = GrpcClient(server.grpc, "patient")
+    try:
+        outcome = client.infer([1.0], {"timeout": 150_000, "fake_delay_ms": 700})
+    finally:
+        client.close()
+    assert outcome.status == "DEADLINE_EXCEEDED"
+    assert "Request timeout expired" in outcome.detail
+    assert outcome.seconds < 0.6
+
+
+# -- clients that leave ------------------------------------------------------------------------------------------------
+
+
+def cancelled(server):
+    return count(server, "nv_inference_request_failure", model="patient", reason="CANCELED")
+
+
+def test_what_http_clients_left_behind_is_dropped(server):
+    executed, dropped = count(server, "nv_inference_exec_count", model="patient"), cancelled(server)
+    with Busy(server, "patient", 1000):
+        clients = [HttpClient(server.http, "patient") for _ in range(6)]
+        for client in clients:
+            client.send([1.0])
+        server.wait_for(lambda: count(server, "headrace_queue_requests", model="patient") >= 5)
+        for client in clients:
+            client.close()
+    assert infer(server.http, "patient", [2.0]).values == [2.0]
+    assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
+    server.wait_for(lambda: cancelled(server) - dropped == 6, 3)
+
+
+def test_what_grpc_clients_cancelled_is_dropped(server):
+    executed, dropped = count(server, "nv_inference_exec_count", model="patient"), cancelled(server)
+    client = GrpcClient(server.grpc, "patient")
+    try:
+        with Busy(server, "patient", 1000):
+            calls = [client.start([1.0]) for _ in range(6)]
+            server.wait_for(lambda: count(server, "headrace_queue_requests", model="patient") >= 5)
+            assert all(call.cancel() for call in calls)
+        assert client.infer([2.0]).values == [2.0]
+    finally:
+        client.close()
+    assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
+    server.wait_for(lambda: cancelled(server) - dropped == 6, 3)
+
+
+def test_clients_that_leave_free_their_places_in_the_queue(server, tmp_path):
+    """A full queue of requests that nobody waits for takes new ones."""
+    fake_model(tmp_path, "short", "max_batch_size: 1\nbatching: {max_queue_size: 3}\n")
+    with RunningServer(tmp_path) as small, Busy(small, "short", 1500):
+        clients = [HttpClient(small.http, "short") for _ in range(4)]  # one is given to the worker, three wait
+        for client in clients:
+            client.send([1.0])
+        small.wait_for(lambda: count(small, "headrace_queue_requests", model="short") == 3)
+        assert infer(small.http, "short", [1.0]).status == 503
+        for client in clients:
+            client.close()
+        small.wait_for(lambda: infer(small.http, "short", [2.0]).ok, 5)

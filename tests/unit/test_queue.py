@@ -1,0 +1,414 @@
+"""The async shell round the backlog: it wakes the right one at the right time, and is empty when it says so."""
+
+import asyncio
+from time import monotonic_ns
+
+import pytest
+
+from headrace.batching.pending import Pending
+from headrace.batching.policy import BatchLimits
+from headrace.batching.queue import BatchQueue
+from headrace.core.errors import InternalError, NotReady, Overloaded
+from headrace.core.request import InferRequest
+from headrace.core.validation import ModelInputs
+
+MS = 1_000_000
+
+
+def queue_of(max_rows=8, preferred=(), delay_ms=0, max_size=100, **more):
+    return BatchQueue("m", BatchLimits(max_rows, preferred, delay_ms * MS), max_size, **more)
+
+
+def request(rows=1, key=None, priority=0, age_ms=0, statistics=None):
+    pending = Pending(
+        InferRequest("m", "", "", ()),
+        ModelInputs((), rows, key),
+        "1",
+        statistics,
+        asyncio.get_running_loop(),
+        priority=priority,
+    )
+    pending.queued_at_ns -= age_ms * MS
+    return pending
+
+
+def put(queue, *pending):
+    for one in pending:
+        queue.put(one)
+    return list(pending)
+
+
+async def settle():
+    """Let everything run that can run now."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def taker():
+    """A function that starts to take a batch; what has not got one at the end of the test is stopped."""
+    tasks = []
+
+    def start(queue):
+        tasks.append(asyncio.get_running_loop().create_task(queue.take()))
+        return tasks[-1]
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_is_there_is_had_without_waiting():
+    queue = queue_of()
+    waiting = put(queue, request(), request())
+    before_ns = monotonic_ns()
+    assert await queue.take() == waiting
+    assert (len(queue), queue.executing) == (0, 1)
+    assert all(before_ns <= one.taken_at_ns <= monotonic_ns() for one in waiting)
+    queue.finished()
+    assert queue.executing == 0
+
+
+async def test_one_who_waits_gets_the_next_request(taker):
+    queue = queue_of()
+    task = taker(queue)
+    await settle()
+    assert not task.done()
+    waiting = put(queue, request())
+    await settle()
+    assert task.result() == waiting
+
+
+async def test_requests_go_to_as_many_as_wait_and_to_each_once(taker):
+    queue = queue_of(max_rows=1)
+    tasks = [taker(queue) for _ in range(3)]
+    await settle()
+    waiting = put(queue, request(), request())
+    await settle()
+    assert [task.result() for task in tasks[:2]] == [[one] for one in waiting]
+    assert not tasks[2].done()
+    assert queue.executing == 2
+
+
+async def test_a_request_too_many_is_refused_and_says_of_what_there_are_too_many():
+    queue = queue_of(max_size=2)
+    waiting = put(queue, request(), request())
+    with pytest.raises(Overloaded, match="model 'm' has 2 requests waiting"):
+        queue.put(request())
+    assert len(queue) == 2
+    assert await queue.take() == waiting
+    queue.put(request())
+
+
+async def test_places_of_those_that_left_go_to_others():
+    queue = queue_of(max_size=2)
+    gone, stays = put(queue, request(), request())
+    gone.future.cancel()
+    new = request()
+    queue.put(new)
+    assert await queue.take() == [stays, new]
+
+
+async def test_parts_of_one_request_count_as_one_against_the_bound():
+    queue = queue_of(max_size=2)
+    put(queue, request())
+    queue.make_room()
+    for _ in range(3):
+        queue.put_part(request())
+    assert len(queue) == 4
+    with pytest.raises(Overloaded):
+        queue.make_room()
+
+
+async def test_with_a_delay_the_batch_comes_when_the_oldest_has_waited_long_enough(taker):
+    queue = queue_of(delay_ms=15)
+    task = taker(queue)
+    await settle()
+    waiting = put(queue, request(), request())
+    await settle()
+    assert not task.done()
+    assert await asyncio.wait_for(asyncio.shield(task), 5) == waiting
+    assert monotonic_ns() - waiting[0].queued_at_ns >= 15 * MS
+
+
+async def test_a_full_batch_does_not_wait_for_the_delay(taker):
+    queue = queue_of(max_rows=3, delay_ms=60_000)
+    task = taker(queue)
+    await settle()
+    waiting = put(queue, request(), request())
+    await settle()
+    assert not task.done()
+    waiting += put(queue, request())
+    await settle()
+    assert task.result() == waiting
+
+
+async def test_an_earlier_time_takes_the_place_of_a_later_one(taker):
+    queue = queue_of(delay_ms=60_000)
+    task = taker(queue)
+    await settle()
+    put(queue, request(key=((1,),)))
+    await settle()
+    impatient = put(queue, request(key=((2,),), age_ms=60_000 - 10))
+    assert await asyncio.wait_for(asyncio.shield(task), 5) == impatient
+
+
+async def test_the_clock_is_the_one_it_was_given(taker):
+    now_ns = monotonic_ns()
+    queue = queue_of(delay_ms=60_000, clock=lambda: now_ns)
+    waiting = put(queue, request())
+    waiting[0].queued_at_ns = now_ns
+    task = taker(queue)
+    await settle()
+    assert not task.done()
+    now_ns += 60_000 * MS
+    waiting += put(queue, request())
+    await settle()
+    assert task.result() == waiting
+
+
+async def test_one_who_stops_waiting_does_not_take_a_wake_up_along(taker):
+    queue = queue_of(max_rows=1)
+    first, second = taker(queue), taker(queue)
+    await settle()
+    waiting = put(queue, request())  # wakes the first, who leaves before it runs
+    first.cancel()
+    await settle()
+    assert first.cancelled()
+    assert second.result() == waiting
+    assert queue.executing == 1
+
+
+async def test_one_who_left_long_ago_is_passed_over(taker):
+    queue = queue_of()
+    first, second = taker(queue), taker(queue)
+    await settle()
+    first.cancel()
+    await settle()
+    waiting = put(queue, request())
+    await settle()
+    assert second.result() == waiting
+
+
+async def test_what_is_put_back_wakes_another(taker):
+    queue = queue_of()
+    waiting = put(queue, request(), request())
+    batch = await queue.take()
+    task = taker(queue)
+    await settle()
+    queue.put_back(batch)
+    queue.finished()
+    await settle()
+    assert task.result() == waiting
+    assert queue.executing == 1
+
+
+async def test_what_is_put_back_goes_before_what_came_meanwhile():
+    queue = queue_of(max_rows=2)
+    first = put(queue, request(), request())
+    batch = await queue.take()
+    put(queue, request())
+    queue.put_back(batch)
+    queue.finished()
+    assert await queue.take() == first
+
+
+async def test_suspects_wake_one_after_the_other(taker):
+    queue = queue_of()
+    put(queue, request(), request())
+    batch = await queue.take()
+    tasks = [taker(queue), taker(queue)]
+    await settle()
+    for one in batch:
+        one.alone = True
+    queue.put_back(batch)
+    queue.finished()
+    await settle()
+    assert [task.result() for task in tasks] == [[one] for one in batch]
+
+
+async def test_in_order_the_next_batch_waits_for_the_one_before(taker):
+    queue = queue_of(max_rows=1, preserve_order=True)
+    first, second = put(queue, request(), request())
+    assert await queue.take() == [first]
+    task = taker(queue)
+    await settle()
+    assert not task.done()
+    queue.finished()
+    await settle()
+    assert task.result() == [second]
+
+
+async def test_in_order_a_batch_that_was_put_back_is_the_next(taker):
+    queue = queue_of(max_rows=1, preserve_order=True)
+    first, _ = put(queue, request(), request())
+    batch = await queue.take()
+    tasks = [taker(queue), taker(queue)]
+    await settle()
+    queue.put_back(batch)
+    queue.finished()
+    await settle()
+    assert [task.result() for task in tasks if task.done()] == [[first]]
+
+
+async def test_refusing_answers_all_that_waits_and_all_that_comes_until_it_accepts_again():
+    queue = queue_of()
+    gone, stays = put(queue, request(), request(priority=1))
+    gone.future.cancel()
+    queue.refuse(NotReady("model 'm' is broken"))
+    assert len(queue) == 0
+    assert gone.future.cancelled()
+    with pytest.raises(NotReady, match="broken"):
+        await stays.future
+    with pytest.raises(NotReady, match="broken"):
+        queue.put(request())
+    assert len(queue) == 0
+    queue.accept()
+    waiting = put(queue, request())
+    assert await queue.take() == waiting
+
+
+async def test_while_it_refuses_there_is_no_room_for_a_request_in_parts_either():
+    queue = queue_of()
+    queue.refuse(NotReady("model 'm' is broken"))
+    with pytest.raises(NotReady, match="broken"):
+        queue.make_room()
+
+
+async def test_drained_means_that_nothing_waits_and_nothing_runs(taker):
+    queue = queue_of(max_rows=1)
+    await asyncio.wait_for(queue.drained(), 1)
+    put(queue, request(), request())
+    drained = asyncio.get_running_loop().create_task(queue.drained())
+    for _ in range(2):
+        await queue.take()
+        await settle()
+        assert not drained.done()
+    queue.finished()
+    await settle()
+    assert not drained.done()
+    queue.finished()
+    await asyncio.wait_for(drained, 1)
+
+
+async def test_drained_after_everything_was_refused():
+    queue = queue_of()
+    put(queue, request())[0].future.add_done_callback(lambda it: it.exception())
+    drained = [asyncio.get_running_loop().create_task(queue.drained()) for _ in range(2)]
+    await settle()
+    queue.refuse(InternalError("gone"))
+    await asyncio.wait_for(asyncio.gather(*drained), 1)
+
+
+async def test_drained_when_nobody_waits_for_the_rest_any_more(taker):
+    queue = queue_of()
+    put(queue, request())[0].future.cancel()
+    drained = asyncio.get_running_loop().create_task(queue.drained())
+    await settle()
+    taker(queue)
+    await asyncio.wait_for(drained, 1)
+
+
+async def test_ready_says_when_there_is_a_batch_and_take_now_takes_it():
+    queue = queue_of(max_rows=2, delay_ms=60_000)
+    ready = asyncio.get_running_loop().create_task(queue.ready())
+    await settle()
+    waiting = put(queue, request())
+    await settle()
+    assert not ready.done()
+    assert queue.take_now() == []
+    waiting += put(queue, request())
+    await asyncio.wait_for(ready, 5)
+    assert queue.executing == 0
+    assert queue.take_now() == waiting
+    assert queue.take_now() == []
+    assert queue.executing == 1
+
+
+async def test_ready_comes_with_time_as_well():
+    queue = queue_of(delay_ms=10)
+    waiting = put(queue, request())
+    await asyncio.wait_for(queue.ready(), 5)
+    assert monotonic_ns() - waiting[0].queued_at_ns >= 10 * MS
+    assert queue.take_now() == waiting
+
+
+async def test_in_order_nothing_is_ready_while_a_batch_runs():
+    queue = queue_of(max_rows=1, preserve_order=True)
+    put(queue, request(), request())
+    assert len(queue.take_now()) == 1
+    ready = asyncio.get_running_loop().create_task(queue.ready())
+    await settle()
+    assert not ready.done()
+    assert queue.take_now() == []
+    queue.finished()
+    await asyncio.wait_for(ready, 5)
+
+
+async def test_limits_can_be_set_while_it_is_empty_and_not_later():
+    queue = queue_of(max_rows=1)
+    queue.set_limits(BatchLimits(max_rows=2))
+    waiting = put(queue, request(), request(), request())
+    assert await queue.take() == waiting[:2]
+    with pytest.raises(AssertionError, match="before the first request"):
+        queue.set_limits(BatchLimits(max_rows=3))
+
+
+async def test_refusing_when_full_costs_little_however_much_waits():
+    """Under overload nearly every request is refused, so refusing must not look at all that wait each time."""
+    queue = queue_of(max_size=2000)
+    put(queue, *(request() for _ in range(2000)))
+    looked_at = 0
+
+    class Counting(Pending):
+        __slots__ = ()
+
+        @property
+        def dead(self):
+            nonlocal looked_at
+            looked_at += 1
+            return False
+
+    for one in queue._backlog:
+        one.__class__ = Counting
+    for _ in range(50):
+        with pytest.raises(Overloaded):
+            queue.put(request())
+    assert looked_at <= 3 * 2000
+
+
+async def test_under_churn_every_request_is_run_once_and_none_is_forgotten():
+    queue = queue_of(max_rows=3, max_size=1000)
+    loop = asyncio.get_running_loop()
+    ran: list[Pending] = []
+    taken = 0
+
+    async def instance():
+        nonlocal taken
+        while True:
+            batch = await queue.take()
+            taken += 1
+            if taken % 5 == 0:
+                queue.put_back(batch)  # as when its process has died
+            else:
+                ran.extend(batch)
+            queue.finished()
+            await asyncio.sleep(0)
+
+    instances = [loop.create_task(instance()) for _ in range(3)]
+    sent = []
+    for number in range(400):
+        sent += put(queue, request(rows=1 + number % 3, key=((number % 2,),), priority=number % 3))
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+        if number % 20 == 10:
+            instances[number % 3].cancel()  # often right after it was woken
+            instances[number % 3] = loop.create_task(instance())
+    await asyncio.wait_for(queue.drained(), 5)
+    for task in instances:
+        task.cancel()
+    await asyncio.gather(*instances, return_exceptions=True)
+    assert len(ran) == len(sent)
+    assert set(map(id, ran)) == set(map(id, sent))
+    assert queue.executing == 0
