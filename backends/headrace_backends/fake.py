@@ -24,9 +24,16 @@ import numpy as np
 
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
-from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
-
-DEFAULT_MAX_BATCH_SIZE = 32
+from headrace_backends.base import (
+    DEFAULT_MAX_BATCH_SIZE,
+    Array,
+    Backend,
+    InputError,
+    LoadError,
+    ModelSource,
+    RequestInfo,
+)
+from headrace_backends.parameters import refuse_unknown
 
 _PREFIX = "fake_"
 _LOAD_FAULTS = frozenset({"fake_load_delay_ms", "fake_load_fail", "fake_load_crash"})
@@ -50,7 +57,6 @@ class FakeBackend(Backend):
     wants_requests = True
 
     def __init__(self, source: ModelSource, signature: Signature) -> None:
-        self._name = source.name
         self._signature = signature
         self._faults = {key: value for key, value in source.parameters.items() if key in _FAULTS}
         self._names = [
@@ -61,22 +67,17 @@ class FakeBackend(Backend):
     @classmethod
     def load(cls, source: ModelSource) -> "FakeBackend":
         """Check the parameters, and do to the load what they ask for."""
-        unknown = sorted(set(source.parameters) - _FAULTS - _LOAD_FAULTS)
-        if unknown:
-            raise LoadError(
-                f"model '{source.name}': the backend fake has no parameter {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(sorted(_FAULTS | _LOAD_FAULTS))}"
-            )
+        refuse_unknown("fake", source.parameters, sorted(_FAULTS | _LOAD_FAULTS))
         try:
             _check_values(source.parameters)
         except ValueError as error:
-            raise LoadError(f"model '{source.name}': {error}") from None
+            raise LoadError(str(error)) from None
         signature = _signature(source)
         time.sleep(_number(source.parameters, "fake_load_delay_ms") / 1000)
         if source.parameters.get("fake_load_crash"):
             crash(str(source.parameters["fake_load_crash"]))
         if source.parameters.get("fake_load_fail"):
-            raise LoadError(f"model '{source.name}': {source.parameters['fake_load_fail']}")
+            raise LoadError(str(source.parameters["fake_load_fail"]))
         return cls(source, signature)
 
     @property
@@ -110,14 +111,11 @@ class FakeBackend(Backend):
         asked = {key: value for key, value in request.parameters.items() if key.startswith(_PREFIX)}
         unknown = sorted(set(asked) - _FAULTS)
         if unknown:
-            raise InputError(
-                f"model '{self._name}': a request cannot ask for {', '.join(unknown)}, "
-                f"only for {', '.join(sorted(_FAULTS))}"
-            )
+            raise InputError(f"a request cannot ask for {', '.join(unknown)}, only for {', '.join(sorted(_FAULTS))}")
         try:
             _check_values(asked)
         except ValueError as error:
-            raise InputError(f"model '{self._name}': {error}") from None
+            raise InputError(str(error)) from None
         return asked
 
     def _misbehave(self, faults: Mapping[str, Any]) -> None:
@@ -130,9 +128,9 @@ class FakeBackend(Backend):
         if faults.get("fake_crash"):
             crash(str(faults["fake_crash"]))
         if faults.get("fake_input_error"):
-            raise InputError(f"model '{self._name}': {faults['fake_input_error']}")
+            raise InputError(str(faults["fake_input_error"]))
         if faults.get("fake_fail"):
-            raise RuntimeError(f"model '{self._name}': {faults['fake_fail']}")
+            raise RuntimeError(str(faults["fake_fail"]))
 
 
 def _segfault() -> None:
@@ -201,13 +199,10 @@ def _signature(source: ModelSource) -> Signature:
     inputs = source.inputs or (TensorSpec("x", DataType.FP32, (-1, -1)),)
     outputs = source.outputs or (TensorSpec("y", DataType.FP32, (-1, -1)),)
     if len(outputs) > len(inputs):
-        raise LoadError(
-            f"model '{source.name}': {len(outputs)} outputs are configured, "
-            f"expected no more than its {len(inputs)} inputs"
-        )
+        raise LoadError(f"{len(outputs)} outputs are configured, expected no more than its {len(inputs)} inputs")
     for given, made in zip(inputs, outputs, strict=False):
         if given.datatype is not made.datatype:
-            raise LoadError(f"model '{source.name}': output {made.describe()} cannot echo input {given.describe()}")
+            raise LoadError(f"output {made.describe()} cannot echo input {given.describe()}")
     size = source.max_batch_size
     if size is None:
         merges = all(spec.shape is not None and spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))

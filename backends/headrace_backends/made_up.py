@@ -27,12 +27,13 @@ def made_up(inputs: Sequence[FoundTensor], rows: int | None, free_size: int | No
         if tensor.spec.shape is None:
             return None
         symbols = tensor.symbols or ("",) * len(tensor.spec.shape)
+        dimensions = list(zip(tensor.spec.shape, symbols, strict=True))
+        if rows is not None:
+            dimensions[0] = (rows, "")
         shape = [
             size if size != -1 else free_size or (sizes.setdefault(symbol, 2 + len(sizes) % 7) if symbol else 4)
-            for size, symbol in zip(tensor.spec.shape, symbols, strict=True)
+            for size, symbol in dimensions
         ]
-        if rows is not None:
-            shape[0] = rows
         if prod(shape) > MAX_ROW_ELEMENTS * (rows or 1):
             return None
         arrays[tensor.spec.name] = _array(generator, tensor.spec.datatype, shape)

@@ -60,9 +60,9 @@ _CPP_LOCATION = re.compile(
 # tf2onnx numbers every dimension that has no name, the batch's of an input and of its output alike: no names at all.
 _PLACEHOLDER = re.compile(r"unk__\d+")
 _SCALED_TOGETHER = (
-    "; the model is quantised dynamically (DynamicQuantizeLinear), with one scale for the whole batch, so that every row "
-    "is rounded by what the others hold; quantise it statically to have rows merged, or set max_batch_size if such "
-    "differences do not matter"
+    "; the model is quantised dynamically (DynamicQuantizeLinear), with one scale for the whole batch, so that every "
+    "row is rounded by what the others hold; quantise it statically to have rows merged, or set max_batch_size if "
+    "such differences do not matter"
 )
 _EXTERNAL_DATA = re.compile(r"external data.*?\"([^\"]+)\"", re.IGNORECASE | re.DOTALL)
 
@@ -90,8 +90,8 @@ class OnnxRuntimeBackend(Backend):
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
         parameters.refuse_unknown("onnxruntime", source.parameters, _PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
-        count = threads.first_choice(source.threads, asked if source.gpu is None else source.threads)
-        session = _open(source, count)
+        on_cpu = source.gpu is None
+        session = _open(source, threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
         found_inputs, found_outputs = _file_tensors(source, session)
         inputs, input_problems = merged("input", found_inputs, source.inputs)
         outputs, output_problems = merged("output", found_outputs, source.outputs)
@@ -107,7 +107,7 @@ class OnnxRuntimeBackend(Backend):
         backend = cls(session, signature)
         if source.max_batch_size is None:
             backend._infer_batching(source.path, inputs, outputs)
-        if source.gpu is None:
+        if on_cpu:
             backend._settle_threads(source, asked, inputs)
         return backend
 

@@ -43,8 +43,7 @@ class ModelContext:
 class PythonBackend(Backend):
     """One instance of a user's ``Model``: ``infer(inputs)``, and where it has them ``load(context)``, ``unload()``."""
 
-    def __init__(self, name: str, module: str, model: Any, signature: Signature) -> None:
-        self._name = name
+    def __init__(self, module: str, model: Any, signature: Signature) -> None:
         self._module = module
         self._model = model
         self._infer: Callable[[dict[str, Array]], Any] = model.infer
@@ -56,21 +55,21 @@ class PythonBackend(Backend):
         """Import model.py, make the Model and let it load."""
         file = source.path / "model.py" if source.path.is_dir() else source.path
         if not file.is_file():
-            raise LoadError(f"model '{source.name}': there is no file '{file.name}' in '{file.parent}'")
+            raise LoadError(f"there is no file '{file.name}' in '{file.parent}'")
         folder = file.parent
         context = ModelContext(source.name, source.version, folder, source.parameters, source.device, source.threads)
         with _imports_from(folder):
-            module = _guarded(source, folder, "does not import", lambda: _imported(file))
+            module = _guarded(folder, "does not import", lambda: _imported(file))
             try:
-                model_class = _model_class(source, module)
+                model_class = _model_class(module)
                 signature = _signature(source, model_class)
-                model = _guarded(source, folder, "cannot make its Model", model_class)
+                model = _guarded(folder, "cannot make its Model", model_class)
                 if callable(getattr(model, "load", None)):
-                    _guarded(source, folder, "fails in Model.load", lambda: model.load(context))
+                    _guarded(folder, "fails in Model.load", lambda: model.load(context))
             except LoadError:
                 del sys.modules[module.__name__]
                 raise
-        return cls(source.name, module.__name__, model, signature)
+        return cls(module.__name__, model, signature)
 
     @property
     def signature(self) -> Signature:
@@ -85,16 +84,14 @@ class PythonBackend(Backend):
         missing = [name for name in self._outputs if name not in result]
         extra = [name for name in result if name not in self._outputs]
         if missing or extra:
-            raise RuntimeError(
-                f"model '{self._name}': infer gave the outputs {list(result)}, expected {list(self._outputs)}"
-            )
+            raise RuntimeError(f"infer gave the outputs {list(result)}, expected {list(self._outputs)}")
         rows = self._rows(inputs, requests)
         outputs = {}
         for name, spec in self._outputs.items():
             array = self._converted(spec, result[name])
             problem = _shape_problem(array.shape, spec, rows)
             if problem:
-                raise RuntimeError(f"model '{self._name}': output '{name}' {problem}")
+                raise RuntimeError(f"output '{name}' {problem}")
             outputs[name] = array
         return outputs
 
@@ -118,22 +115,17 @@ class PythonBackend(Backend):
     def _wrong(self, result: Any) -> RuntimeError:
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             return RuntimeError(
-                f"model '{self._name}': infer gave a generator, and streamed answers are not offered yet; "
-                "return a dict of arrays"
+                "infer gave a generator, and streamed answers are not offered yet; return a dict of arrays"
             )
         if inspect.iscoroutine(result):
             result.close()  # else Python warns that nobody awaited it
-        return RuntimeError(
-            f"model '{self._name}': infer gave {type(result).__name__}, expected a dict of arrays by output name"
-        )
+        return RuntimeError(f"infer gave {type(result).__name__}, expected a dict of arrays by output name")
 
     def _converted(self, spec: TensorSpec, value: Any) -> Array:
         try:
             return _as_text(value) if spec.datatype is DataType.BYTES else _as_numbers(value, spec.datatype)
         except (TypeError, ValueError, OverflowError) as error:
-            raise RuntimeError(
-                f"model '{self._name}': output '{spec.name}' {error}, expected {spec.datatype}"
-            ) from error
+            raise RuntimeError(f"output '{spec.name}' {error}, expected {spec.datatype}") from error
 
 
 def _as_numbers(value: Any, datatype: DataType) -> Array:
@@ -211,14 +203,12 @@ def _imported(file: Path) -> ModuleType:
     return module
 
 
-def _guarded(source: ModelSource, folder: Path, what: str, call: Callable[[], Any]) -> Any:
+def _guarded(folder: Path, what: str, call: Callable[[], Any]) -> Any:
     """The result of the user's code, whose every failure is a LoadError that says where it happened."""
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise LoadError(
-            f"model '{source.name}': model.py {what}: {type(error).__name__}: {error} ({_place(error, folder)})"
-        ) from error
+        raise LoadError(f"model.py {what}: {type(error).__name__}: {error} ({_place(error, folder)})") from error
 
 
 def _place(error: BaseException, folder: Path) -> str:
@@ -231,7 +221,7 @@ def _place(error: BaseException, folder: Path) -> str:
     return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
-def _model_class(source: ModelSource, module: ModuleType) -> Any:
+def _model_class(module: ModuleType) -> Any:
     model_class = getattr(module, "Model", None)
     if not isinstance(model_class, type):
         hint = (
@@ -239,18 +229,16 @@ def _model_class(source: ModelSource, module: ModuleType) -> Any:
             if hasattr(module, "TritonPythonModel")
             else ""
         )
-        raise LoadError(f"model '{source.name}': model.py has no class Model{hint}")
+        raise LoadError(f"model.py has no class Model{hint}")
     infer = getattr(model_class, "infer", None)
     if not callable(infer):
-        raise LoadError(f"model '{source.name}': the class Model in model.py has no method infer(self, inputs)")
+        raise LoadError("the class Model in model.py has no method infer(self, inputs)")
     for name in ("infer", "load", "unload"):
         method = getattr(model_class, name, None)
         if inspect.iscoroutinefunction(method):
-            raise LoadError(f"model '{source.name}': Model.{name} is async, expected a plain method: {name}(self, ...)")
+            raise LoadError(f"Model.{name} is async, expected a plain method: {name}(self, ...)")
         if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-            raise LoadError(
-                f"model '{source.name}': Model.{name} is a generator, and streamed answers are not offered yet"
-            )
+            raise LoadError(f"Model.{name} is a generator, and streamed answers are not offered yet")
     return model_class
 
 
@@ -270,7 +258,7 @@ def _signature(source: ModelSource, model_class: Any) -> Signature:
         if size and spec.shape is not None and spec.shape[:1] != (-1,)
     ]
     if problems:
-        raise LoadError(f"model '{source.name}': {'; '.join(problems)}")
+        raise LoadError("; ".join(problems))
     return Signature(inputs, outputs, size)
 
 

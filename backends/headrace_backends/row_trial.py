@@ -64,7 +64,7 @@ def trial(
             failure = error
             continue
         for name in (tensor.spec.name for tensor in outputs):
-            problem = _problem([answer[name] for answer in answers], size)
+            problem = _problem([answer[name] for answer in answers])
             if problem:
                 return f"output '{name}' {problem}", None
         return None, None
@@ -87,24 +87,28 @@ def _answer(run: Run, arrays: Mapping[str, Array], rows: Sequence[int]) -> dict[
     return {name: np.array(output) for name, output in outputs.items()}
 
 
-def _problem(answers: Sequence[Array], size: int) -> str | None:
-    """What the answers for 1 to ``size`` rows, for other company and for two places swapped say against an output."""
+def _problem(answers: Sequence[Array]) -> str | None:
+    """What an output's answers say against it: those for 1, 2 .. rows, for other company, for two places swapped."""
     *by_count, company, swapped = answers
-    alone, together = by_count[0], by_count[-1]
     counts = [len(answer) if answer.ndim else 0 for answer in by_count]
-    wanted = list(range(1, size + 1))
+    wanted = list(range(1, len(by_count) + 1))
     if counts != wanted:
         return f"has {_listed(counts)} rows for {_listed(wanted)} rows of input"
-    if any(answer.shape[1:] != alone.shape[1:] for answer in by_count):
+    if any(answer.shape[1:] != by_count[0].shape[1:] for answer in by_count):
         return "has a shape that depends on how many rows the input has"
-    if company.shape != together.shape or swapped.shape != together.shape:
+    if company.shape != by_count[-1].shape or swapped.shape != by_count[-1].shape:
         return "has a shape that depends on what the rows of the input hold"
-    half = together.dtype.kind not in "OUSbiu" and together.dtype.itemsize == 2
+    return _mixing(by_count[0], by_count[-1], company, swapped)
+
+
+def _mixing(alone: Array, together: Array, company: Array, swapped: Array) -> str | None:
+    exact = together.dtype.kind in "OUSbiu"
+    half = not exact and together.dtype.itemsize == 2
     if not _same(together[:1], company[:1], _TOLERANCE):
         return f"{MIXES}: a row gets different answers beside different others"
-    if not _same(together[list(_BAC[:size])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
+    if not _same(together[list(_BAC[: len(together)])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
         return f"{MIXES}: a row gets different answers at different places"
-    if together.dtype.kind not in "OUSbiu" and not _same(together[:1], alone, _COARSE_TOLERANCE):
+    if not exact and not _same(together[:1], alone, _COARSE_TOLERANCE):
         return f"{MIXES} and the same rows that ran apart: a row's answer depends on how many there are"
     return None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -61,7 +62,6 @@ class App:
         self.state = ServerState(settings.server_name, self.repository, strict_readiness=settings.strict_readiness)
         readings = Readings(self.engine, self.repository, self.supervisor, self.state)
         metrics = Metrics(readings.models, readings.workers, readings.server)
-        protocol = lane(self.engine, settings.max_request_bytes)
         app = create_app(self.engine, self.state, metrics, settings.max_request_bytes)
         with contextlib.ExitStack() as bound:
             http_socket = bound.enter_context(_bind(settings.host, settings.http_port, "--http-port"))
@@ -73,8 +73,10 @@ class App:
             except RuntimeError as error:
                 raise _taken(settings.host, settings.grpc_port, "--grpc-port", error) from error
             bound.pop_all()
-        self.http = HttpServer(app, http_socket, protocol, settings.read_timeout)
-        self.metrics = HttpServer(metrics_app(metrics), metrics_socket, protocol, settings.read_timeout)
+        self.http = HttpServer(app, http_socket, lane(self.engine, settings.max_request_bytes), settings.read_timeout)
+        self.metrics = HttpServer(
+            metrics_app(metrics), metrics_socket, lane(None, settings.max_request_bytes), settings.read_timeout
+        )
         self.watcher = Watcher(self.repository)
 
     async def run(self, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
@@ -113,6 +115,9 @@ class App:
             names = [name for name in names if name in wanted]
         await self.repository.load_all(names)
         self.repository.settled = True
+        # What was built so far lives as long as the server: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         for line in model_lines(self.repository):
             announce(line)
         announce(

@@ -14,6 +14,7 @@ from headrace.repository.served import ServedVersion
 
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
 COUNTED_BYTES = 64 * 1024
+MAX_TIMEOUT_US = 10**15  # thirty years: a longer timeout is none
 
 
 class Engine:
@@ -65,19 +66,19 @@ class Engine:
         self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int
     ) -> asyncio.Future[InferResponse]:
         priority = served.priority(request.parameters) if request.parameters else served.default_priority
+        served.queue.make_room()  # before anything is made of the request, so that a refused one leaves nothing
         largest = served.max_batch_size
         if largest and inputs.rows > largest:
             return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority)
         pending = Pending(
             request, inputs, served.version, served.statistics, self._loop, priority=priority, deadline_ns=deadline_ns
         )
-        served.queue.put(pending)
+        served.queue.put_part(pending)
         return pending.future
 
     def _enqueue_in_parts(
         self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int, priority: int
     ) -> asyncio.Future[InferResponse]:
-        served.queue.make_room()
         parts = [
             Pending(request, part, served.version, None, self._loop, priority=priority, deadline_ns=deadline_ns)
             for part in slice_rows(inputs, served.max_batch_size)
@@ -95,7 +96,7 @@ def _deadline_ns(request: InferRequest, default_timeout_us: int) -> int:
         if given:
             if isinstance(given, bool) or not isinstance(given, int) or given < 0:
                 raise InvalidRequest(f"parameter 'timeout' is {given!r}, expected a positive number of microseconds")
-            timeout_us = given
+            timeout_us = min(given, MAX_TIMEOUT_US)
     if not timeout_us:
         return request.deadline_ns
     own_ns = monotonic_ns() + timeout_us * 1000

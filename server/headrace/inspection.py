@@ -14,6 +14,7 @@ from headrace.repository.layout import ModelFolder, list_models, read_folder, se
 from headrace.repository.lifecycle import State
 from headrace.repository.repository import IndexEntry, Repository
 from headrace.repository.served import ServedVersion
+from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Supervisor
 
 Say = Callable[[str], None]
@@ -117,10 +118,14 @@ def _explain_version(served: ServedVersion, supervisor: Supervisor, say: Say) ->
     for instance in served.instances:
         say(
             f"  instance: {instance.load.device}, at most {instance.load.threads} thread(s) of "
-            f"{supervisor.turns.cpus} usable CPU(s), loaded in {instance.loaded.seconds if instance.loaded else 0:.2f} s"
+            f"{supervisor.turns.cpus} usable CPU(s), loaded in {_seconds(instance):.2f} s"
         )
     for note in served.notes:
         say(f"  note: {note}")
+
+
+def _seconds(instance: Instance) -> float:
+    return instance.loaded.seconds if instance.loaded is not None else 0.0
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -126,7 +126,7 @@ def _odd_shapes() -> Iterator[tuple[str, bytes, dict[str, str]]]:
         [10**30],
         [0, 2**63],
         [1] * 40 + [3],
-        [2**62] * 100_000,
+        [2**62] * 40_000,
         [1.0, 3],
         ["1", 3],
         [[1, 3]],
@@ -146,7 +146,6 @@ def _odd_data() -> Iterator[tuple[str, bytes, dict[str, str]]]:
         [1, 2],
         [1, 2, 3, 4],
         [[1, 2], [3]],
-        [[1], [2], [3]],
         [1, [2, 3]],
         [[1, 2, 3], []],
         [1, 2, None],
@@ -201,7 +200,7 @@ def _odd_binary(good: bytes) -> Iterator[tuple[str, bytes, dict[str, str]]]:
 def _any_bodies() -> Iterator[tuple[str, bytes]]:
     """For a model that leaves its shapes open, where the protocol alone has to say no."""
     given = {"name": "x_INT8", "datatype": "INT8", "shape": [1], "data": [1]}
-    for shape in ([0, 2**62], [0] + [2**62] * 40, [1] * 33, [2**62] * 100_000, [2**40, 2**40], [-1], [2**32, 2**32]):
+    for shape in ([0, 2**62], [0] + [2**62] * 40, [1] * 33, [2**62] * 40_000, [2**40, 2**40], [-1], [2**32, 2**32]):
         yield f"open shape {str(shape)[:40]}", json.dumps({"inputs": [given | {"shape": shape}]}).encode()
     for value in (128, -129, 1.5, "1", None, True, 2**70):
         yield f"INT8 {value!r}", json.dumps({"inputs": [given | {"data": [value]}]}).encode()
@@ -387,7 +386,7 @@ def grpc_infer() -> Iterator[tuple[str, bytes]]:
         "overflow": [2**62, 4],
         "all huge": [2**62] * 40,
         "so many digits": [2**62] * 400,
-        "so many dimensions": [2**62] * 200_000,
+        "so many dimensions": [2**62] * 40_000,
         "least": [-(2**63), 3],
         "huge and empty": [0, 2**62, 2**62],
         "40 dimensions": [1] * 40,
@@ -397,7 +396,9 @@ def grpc_infer() -> Iterator[tuple[str, bytes]]:
             del message.inputs[0].shape[:]
             message.inputs[0].shape.extend(shape)
             yield f"shape {name} in {kind.__name__}", message.SerializeToString()
-            message.model_name, message.inputs[0].name, message.inputs[0].datatype = "any", "x_INT32", "INT32"
+            if name == "rank":
+                continue
+            message.model_name, message.inputs[0].name = "any", "x_FP32"
             del message.outputs[:]
             yield f"open shape {name} in {kind.__name__}", message.SerializeToString()
     for field, value in {

@@ -51,7 +51,7 @@ class RawConnection:
     def answer(self, *, head: bool = False) -> RawAnswer:
         """The next response on the connection."""
         while b"\r\n\r\n" not in self._rest:
-            if not self._more():
+            if not self.more():
                 return RawAnswer(0, {}, self._rest)
         top, _, self._rest = self._rest.partition(b"\r\n\r\n")
         first, *lines = top.decode("latin-1").split("\r\n")
@@ -61,15 +61,16 @@ class RawConnection:
             return RawAnswer(status, headers, b"")
         length = int(headers["content-length"])
         while len(self._rest) < length:
-            assert self._more(), "the connection was closed inside a body"
+            assert self.more(), "the connection was closed inside a body"
         body, self._rest = self._rest[:length], self._rest[length:]
         return RawAnswer(status, headers, body)
 
     def at_end(self) -> bool:
         """Whether the server closes the connection without another word."""
-        return not self._rest and not self._more()
+        return not self._rest and not self.more()
 
-    def _more(self) -> bool:
+    def more(self) -> bool:
+        """Read what has come; false at the end of the connection."""
         try:
             piece = self.socket.recv(1 << 16)
         except ConnectionResetError:

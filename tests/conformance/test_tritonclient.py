@@ -80,6 +80,7 @@ async def client(request: pytest.FixtureRequest, server: RunningServer):
     closed = made.real.close()
     if inspect.isawaitable(closed):
         await closed
+    if request.param == "http.aio":
         del made, closed
         gc.collect()  # so that the client's warnings come here, where they are expected
 

@@ -22,6 +22,18 @@ def server(tmp_path_factory):
         yield running
 
 
+@pytest.fixture(autouse=True)
+def idle(server):
+    """No test begins while an earlier one's work still runs."""
+    for model in ("guarded", "pair", "patient", "impatient"):
+        server.wait_for(
+            lambda model=model: (
+                count(server, "headrace_executing_batches", model=model) == 0
+                and count(server, "headrace_queue_requests", model=model) == 0
+            )
+        )
+
+
 class Busy:
     """The model's one worker is busy for so long."""
 

@@ -1,5 +1,6 @@
 """The ONNX Runtime backend: exactly the session's results, signatures read from files, batching that is proved."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import NUMPY_DTYPES, DataType
+from headrace_backends import threads
 from headrace_backends.base import InputError, LoadError, ModelSource
 from headrace_backends.onnxruntime import OnnxRuntimeBackend, _trimmed
 
@@ -132,7 +134,7 @@ def test_bfloat16_and_strings_in(tmp_path):
 
 def test_strings_must_be_text(tmp_path):
     backend = identity(tmp_path, DataType.BYTES, ["n"])
-    with pytest.raises(InputError, match=r"model 'm': input 'x' has an element \(number 1\) that is not UTF-8"):
+    with pytest.raises(InputError, match=r"^input 'x' has an element \(number 1\) that is not UTF-8"):
         backend.execute({"x": np.array([b"a", b"\xff"], object)}, [])
 
 
@@ -188,6 +190,17 @@ def test_batching_is_not_assumed_where_configured(tmp_path):
         ),
         ([NODE("Concat", ["x", "x"], ["y"], axis=0)], [None, 3], [None, 3], "has 2, 4 and 6 rows for 1, 2 and 3"),
         ([NODE("CumSum", ["x", "axis"], ["y"])], ["n", 3], ["n", 3], "differs between"),
+        ([NODE("Softmax", ["x"], ["y"], axis=0)], ["n", 3], ["n", 3], "differs between"),
+        (
+            [
+                NODE("Shape", ["x"], ["s"], end=1),
+                NODE("Cast", ["s"], ["rows"], to=FLOAT),
+                NODE("Div", ["x", "rows"], ["y"]),
+            ],
+            ["n", 3],
+            ["n", 3],
+            "depends on how many there are",
+        ),
         (
             [NODE("Cast", ["float"], ["one"], to=INT64), NODE("Reshape", ["x", "one"], ["y"])],
             ["n", 3],
@@ -205,6 +218,40 @@ def test_rows_that_mix_are_not_merged(tmp_path, nodes, x, y, note):
     assert len(backend.notes()) == 1
     with pytest.raises(AssertionError, match=note):
         raise AssertionError(backend.notes()[0])
+
+
+def quantised_dynamically(folder, **keywords):
+    return load(
+        folder,
+        [
+            NODE("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            NODE("MatMulInteger", ["q", "w", "zero"], ["product"]),
+            NODE("Cast", ["product"], ["float"], to=FLOAT),
+            NODE("Mul", ["float", "scale"], ["y"]),
+        ],
+        [VALUE("x", FLOAT, ["n", 3])],
+        [VALUE("y", FLOAT, ["n", 2])],
+        {"w": np.array([[1, 2], [3, 4], [5, 6]], np.int8)},
+        **keywords,
+    )
+
+
+@pytest.mark.parametrize("level", ["disabled", "all"])
+def test_one_scale_for_the_whole_batch_is_mixing_and_is_explained(tmp_path, level):
+    backend = quantised_dynamically(tmp_path, parameters={"graph_optimization_level": level})
+    assert backend.signature.max_batch_size == 0
+    assert "differs between rows that ran together" in backend.notes()[0]
+    assert "quantised dynamically (DynamicQuantizeLinear), with one scale for the whole batch" in backend.notes()[0]
+    assert quantised_dynamically(tmp_path, max_batch_size=4).signature.max_batch_size == 4
+
+
+def test_a_model_whose_kernels_differ_by_batch_size_is_batched():
+    folder = Path(find_spec("magika").origin).parent / "models"
+    for file in folder.glob("*/model.onnx"):
+        backend = OnnxRuntimeBackend.load(ModelSource("magika", "1", file))
+        assert backend.signature.max_batch_size == 32
+        assert backend.notes() == []
+        assert backend.cpu_threads == 1
 
 
 def test_batching_that_cannot_be_proved_is_kept_and_told(tmp_path):
@@ -276,7 +323,7 @@ def test_a_failing_node_is_told_without_cpp(tmp_path, capfd):
     with pytest.raises(InputError) as caught:
         reshape(tmp_path).execute({"x": np.ones((2, 2), np.float32), "s": np.array([3])}, [])
     message = str(caught.value)
-    assert message.startswith("model 'm': Non-zero status code returned while running Reshape node.")
+    assert message.startswith("Non-zero status code returned while running Reshape node.")
     assert "requested shape:{3}" in message
     assert ".h:" not in message
     assert "::" not in message
@@ -309,7 +356,7 @@ def test_broken_files(tmp_path, content, problem):
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(LoadError, match=f"model 'm': cannot load 'model.onnx': .*{problem}"):
+    with pytest.raises(LoadError, match=f"^cannot load 'model.onnx': .*{problem}"):
         OnnxRuntimeBackend.load(ModelSource("m", "1", path))
 
 
@@ -343,11 +390,17 @@ def test_parameters(tmp_path):
     )._session.get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    assert linear(tmp_path, threads=3)._session.get_session_options().intra_op_num_threads == 3
+    assert linear(tmp_path, parameters={"intra_op_threads": 3})._session.get_session_options().intra_op_num_threads == 1
+    entry = "session.intra_op.allow_spinning"
+    assert options.get_session_config_entry(entry) == "0"
+    for spins in (True, "true"):
+        options = linear(tmp_path, parameters={"allow_spinning": spins})._session.get_session_options()
+        assert options.get_session_config_entry(entry) == "1"
     for parameters, problem in (
         ({"intra_op_thread": 1}, "no parameter 'intra_op_thread'; it has intra_op_threads"),
         ({"intra_op_threads": 0}, "intra_op_threads is 0, expected a whole number"),
         ({"intra_op_threads": True}, "intra_op_threads is True"),
+        ({"allow_spinning": 1}, "allow_spinning is 1, expected true or false"),
         ({"graph_optimization_level": "most"}, "'most', expected one of disabled, basic"),
     ):
         with pytest.raises(LoadError, match=problem):
@@ -363,16 +416,46 @@ def test_devices(tmp_path):
         linear(tmp_path, device="tpu")
 
 
-def threads():
+def session_threads(backend):
+    return backend._session.get_session_options().intra_op_num_threads
+
+
+def test_a_light_model_has_one_thread_and_takes_no_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "LIGHT_MODEL_MS", 1e9)
+    for available, notes in ((1, []), (3, ["light: one row takes 0.0"])):
+        backend = linear(tmp_path, threads=available)
+        assert (session_threads(backend), backend.cpu_threads) == (1, 0)
+        assert [note[:24] for note in backend.notes()] == notes
+
+
+def test_a_heavy_model_has_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "LIGHT_MODEL_MS", 0)
+    for available, notes in ((1, []), (3, ["3 threads: one row takes"])):
+        backend = linear(tmp_path, threads=available)
+        assert (session_threads(backend), backend.cpu_threads) == (available, available)
+        assert [note[:24] for note in backend.notes()] == notes
+        x = np.ones((2, 3), np.float32)
+        assert backend.execute({"x": x}, [])["y"].tolist() == [[6, 9]] * 2
+    asked = linear(tmp_path, threads=3, parameters={"intra_op_threads": 2})
+    assert (session_threads(asked), asked.cpu_threads, asked.notes()) == (2, 2, [])
+
+
+def test_a_model_that_cannot_be_timed_has_all_threads(tmp_path):
+    backend = reshape(tmp_path)
+    assert (session_threads(backend), backend.cpu_threads) == (1, 1)
+    assert backend.warms_up
+
+
+def process_threads():
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
 
 
 def test_one_thread_means_no_more_threads(tmp_path):
-    before = threads()
+    before = process_threads()
     backend = linear(tmp_path, threads=1)
     backend.execute({"x": np.ones((64, 3), np.float32)}, [])
-    assert threads() == before
-    pool = linear(tmp_path, threads=3)
-    assert threads() == before + 2
+    assert process_threads() == before
+    pool = linear(tmp_path, threads=3, parameters={"intra_op_threads": 3})
+    assert process_threads() == before + 2
     pool.close()

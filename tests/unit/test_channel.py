@@ -1,7 +1,9 @@
 """Frames and memory descriptors over a socket pair, both ends in this process."""
 
 import asyncio
+import gc
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,8 @@ from headrace.workers.channel import INLINE_BYTES, Channel, receive, send_blocki
 
 
 def open_descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture(autouse=True)

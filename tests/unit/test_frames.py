@@ -93,7 +93,16 @@ def test_what_is_no_message_is_an_error_and_nothing_else(data):
 
 
 def test_a_message_never_starts_like_one_that_was_too_large_for_its_packet():
-    frames = [LOAD, RUN, Unload(1), Stop(), DONE, Failed(1, "invalid", ""), LoadFailed(1, ""), Loaded(1, SIGNATURE, False, 0, (), 0)]
+    frames = [
+        LOAD,
+        RUN,
+        Unload(1),
+        Stop(),
+        DONE,
+        Failed(1, "invalid", ""),
+        LoadFailed(1, ""),
+        Loaded(1, SIGNATURE, False, 0, (), 0),
+    ]
     assert all(encode(frame)[:1] != b"\xc1" for frame in frames)
 
 

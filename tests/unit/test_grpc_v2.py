@@ -204,7 +204,9 @@ def test_floats_keep_their_bits(values):
     datatype=st.sampled_from([*map(str, DataType), "X", ""]),
     shape=st.lists(st.integers(-2, 2**40), max_size=4),
     fields=st.lists(
-        st.sampled_from([(field, values) for field, values, _ in TYPED.values()]), max_size=2, unique_by=lambda it: it[0]
+        st.sampled_from([(field, values) for field, values, _ in TYPED.values()]),
+        max_size=2,
+        unique_by=lambda it: it[0],
     ),
     raw=st.lists(st.binary(max_size=8), max_size=3),
 )

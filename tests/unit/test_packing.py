@@ -26,7 +26,9 @@ def rows_of(draw, name, datatype, tail, rows):
     shape = (rows, *tail)
     if datatype is DataType.BYTES:
         count = prod(shape)
-        return Tensor(name, datatype, shape, pack_bytes(draw(st.lists(st.binary(max_size=5), min_size=count, max_size=count))))
+        return Tensor(
+            name, datatype, shape, pack_bytes(draw(st.lists(st.binary(max_size=5), min_size=count, max_size=count)))
+        )
     nbytes = prod(shape) * ITEM_BYTES[datatype]
     return Tensor(name, datatype, shape, draw(st.binary(min_size=nbytes, max_size=nbytes)))
 
@@ -152,7 +154,9 @@ def test_inputs_of_no_bytes_need_no_memory():
 def test_an_output_without_a_row_for_each_row_cannot_be_shared_out(shape):
     signature = Signature((), (TensorSpec("y", DataType.UINT8, None),), 8)
     frames = [TensorFrame(0, prod(shape), shape, "UINT8")]
-    with pytest.raises(InternalError, match=r"output 'y' came back with shape .* for a batch of 5 rows.*max_batch_size"):
+    with pytest.raises(
+        InternalError, match=r"output 'y' came back with shape .* for a batch of 5 rows.*max_batch_size"
+    ):
         split_outputs(signature, frames, memoryview(bytes(64)), [2, 3])
 
 

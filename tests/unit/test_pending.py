@@ -29,9 +29,7 @@ def accept(statistics):
         request = InferRequest("m", "", "r-1", (X,), tuple(map(RequestedOutput, outputs)))
         inputs = ModelInputs((X,), 1, None)
         more.setdefault("statistics", statistics)
-        return Pending(
-            request, inputs, "3", loop=asyncio.get_running_loop(), deadline_ns=deadline_ns, **more
-        )
+        return Pending(request, inputs, "3", loop=asyncio.get_running_loop(), deadline_ns=deadline_ns, **more)
 
     return accept
 

@@ -269,6 +269,16 @@ async def test_refusing_answers_all_that_waits_and_all_that_comes_until_it_accep
     assert await queue.take() == waiting
 
 
+async def test_refusing_for_long_keeps_nothing_of_what_was_refused():
+    """An exception that is raised again and again grows by a traceback each time, with all that its frames hold."""
+    queue = queue_of()
+    queue.refuse(NotReady("model 'm' is broken"))
+    for _ in range(50):
+        with pytest.raises(NotReady) as caught:
+            queue.put(request())
+    assert len(caught.traceback) <= 5
+
+
 async def test_while_it_refuses_there_is_no_room_for_a_request_in_parts_either():
     queue = queue_of()
     queue.refuse(NotReady("model 'm' is broken"))

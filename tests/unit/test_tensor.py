@@ -31,7 +31,7 @@ elements = st.lists(st.binary(max_size=12), max_size=12)
 
 def test_the_protocols_datatypes_and_their_sizes():
     assert {str(datatype): ITEM_BYTES[datatype] for datatype in DataType} == SIZES
-    assert DATATYPE_BY_NAME == {name: DataType(name) for name in SIZES}
+    assert {name: DataType(name) for name in SIZES} == DATATYPE_BY_NAME
 
 
 @pytest.mark.parametrize("datatype", FIXED)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from headrace_backends.base import Array, InputError
 
 SIDE = 8
@@ -23,13 +24,12 @@ class Model:
         picture: npt.NDArray[Any] = inputs["picture"]
         if not picture.size:
             raise InputError(
-                f"model 'digits_prepare': input 'picture' has shape {list(picture.shape)}, "
-                "expected [height, width] of at least [1, 1]"
+                f"input 'picture' has shape {list(picture.shape)}, expected [height, width] of at least [1, 1]"
             )
         brightest = int(picture.max())
         if brightest < LEAST_INK:
             raise InputError(
-                f"model 'digits_prepare': input 'picture' has no ink: its brightest pixel is {brightest}, "
+                f"input 'picture' has no ink: its brightest pixel is {brightest}, "
                 f"expected white ink on black, {LEAST_INK} or more"
             )
         ink = crop(picture, brightest // 4)

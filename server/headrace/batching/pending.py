@@ -80,6 +80,7 @@ class Pending:
         if self._timer is not None:
             self._timer.cancel()
         if self.future.done():
+            self._count_departure()
             return
         request = self.request
         if request.outputs:
@@ -94,6 +95,7 @@ class Pending:
         if self._timer is not None:
             self._timer.cancel()
         if self.future.done():
+            self._count_departure()
             return
         self._count_failure(failure_reason(error))
         self.future.set_exception(error)
@@ -102,6 +104,9 @@ class Pending:
         """Take note that this one was dropped, dead, when a batch was formed."""
         if self._timer is not None:
             self._timer.cancel()
+        self._count_departure()
+
+    def _count_departure(self) -> None:
         if self.future.cancelled():
             self._count_failure("CANCELED")
 

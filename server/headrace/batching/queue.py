@@ -8,7 +8,9 @@ from time import monotonic_ns
 from headrace.batching.backlog import Backlog
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits, Wait
-from headrace.core.errors import HeadraceError, Overloaded
+from headrace.core.errors import Kind, Overloaded, of_kind
+
+SWEEP_INTERVAL_NS = 10_000_000
 
 
 class BatchQueue:
@@ -35,7 +37,8 @@ class BatchQueue:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._executing = 0
-        self._refusal: HeadraceError | None = None
+        self._refusal: tuple[Kind, str] | None = None
+        self._swept_ns = -SWEEP_INTERVAL_NS
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -58,10 +61,7 @@ class BatchQueue:
             Overloaded: ``max_size`` requests wait already.
             HeadraceError: the queue refuses everything for now.
         """
-        if self._refusal is not None:
-            raise self._refusal
-        if len(self._backlog) >= self._max_size:
-            self.make_room()
+        self.make_room()
         self.put_part(pending)
 
     def put_part(self, pending: Pending) -> None:
@@ -74,11 +74,18 @@ class BatchQueue:
         """See that one more request fits.
 
         Raises:
-            Overloaded: ``max_size`` requests wait already, and somebody waits for each of them.
+            Overloaded: ``max_size`` requests wait already.
+            HeadraceError: the queue refuses everything for now.
         """
+        if self._refusal is not None:
+            raise of_kind(*self._refusal)
         if len(self._backlog) < self._max_size:
             return
-        self._backlog.drop_dead()
+        # Nobody may wait for some of them any more, but to look for those at each refusal would make overload worse.
+        now_ns = self._clock()
+        if now_ns - self._swept_ns > SWEEP_INTERVAL_NS:
+            self._swept_ns = now_ns
+            self._backlog.drop_dead()
         if len(self._backlog) >= self._max_size:
             raise Overloaded(f"Exceeds maximum queue size: model '{self._model}' has {self._max_size} requests waiting")
 
@@ -139,14 +146,11 @@ class BatchQueue:
         self._backlog.put_back(batch)
         self._wake_if_due()
 
-    def refuse(self, error: HeadraceError) -> None:
-        """Answer everything that waits, and whatever comes until ``accept``, with ``error``."""
-        self._refusal = error
+    def refuse(self, kind: Kind, message: str) -> None:
+        """Answer everything that waits, and whatever comes until ``accept``, with this error."""
+        self._refusal = (kind, message)
         for pending in self._backlog.clear():
-            if pending.dead:
-                pending.bury()
-            else:
-                pending.fail(error)
+            pending.fail(of_kind(kind, message))
         self._notice_idle()
 
     def accept(self) -> None:
@@ -159,6 +163,11 @@ class BatchQueue:
             waiter = asyncio.get_running_loop().create_future()
             self._idle_waiters.append(waiter)
             await waiter
+
+    def nudge(self) -> None:
+        """An instance that may have been told of work has gone: tell another."""
+        if self._waiters:
+            self._wake_if_due()
 
     def _notice_idle(self) -> None:
         if self._idle_waiters and not self._backlog and not self._executing:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 from headrace.batching.pending import Pending, failure_reason
+from headrace.core.errors import InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.rows import join_rows
 from headrace.core.statistics import Statistics
@@ -43,9 +44,16 @@ class SplitRequest:
             self._join()
 
     def _join(self) -> None:
+        try:
+            outputs = join_rows(
+                [part.future.result().outputs for part in self._parts], [part.rows for part in self._parts]
+            )
+        except InternalError as error:
+            self._statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
+            self.future.set_exception(error)
+            return
         queue_ns = max(part.taken_at_ns for part in self._parts) - self._started_ns
         self._statistics.succeeded(monotonic_ns() - self._started_ns, max(0, queue_ns))
-        outputs = join_rows([part.future.result().outputs for part in self._parts])
         self.future.set_result(InferResponse(self._request.model, self._version, self._request.id, outputs))
 
     def _on_whole(self, whole: asyncio.Future[InferResponse]) -> None:

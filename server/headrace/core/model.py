@@ -18,6 +18,11 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, ...] | None
     optional: bool = False
 
+    @property
+    def shape_or_any(self) -> list[int]:
+        """For protocols that cannot say that a shape is not declared: then it is one dimension of any size."""
+        return [-1] if self.shape is None else list(self.shape)
+
     def describe(self) -> str:
         """For messages and listings, as ``x FP32[-1, 784]``."""
         shape = "[...]" if self.shape is None else str(list(self.shape))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
+from headrace.core.errors import InternalError
 from headrace.core.tensor import ITEM_BYTES, Tensor, bytes_offsets
 from headrace.core.validation import ModelInputs
 
@@ -28,17 +29,25 @@ def slice_rows(inputs: ModelInputs, size: int) -> list[ModelInputs]:
     return parts
 
 
-def join_rows(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The outputs of ``slice_rows``' parts as those of the one request."""
-    return tuple(
-        Tensor(
-            column[0].name,
-            column[0].datatype,
-            (sum(tensor.shape[0] for tensor in column), *column[0].shape[1:]),
-            b"".join(tensor.data for tensor in column),
-        )
-        for column in zip(*parts, strict=True)
-    )
+def join_rows(parts: Sequence[tuple[Tensor, ...]], rows: Sequence[int]) -> tuple[Tensor, ...]:
+    """The outputs of ``slice_rows``' parts, which had so many ``rows`` each, as those of the one request.
+
+    Raises:
+        InternalError: the parts' outputs cannot be laid end to end.
+    """
+    return tuple(_join(column, rows) for column in zip(*parts, strict=True))
+
+
+def _join(column: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    first = column[0]
+    for tensor, count in zip(column, rows, strict=True):
+        if tensor.shape[:1] != (count,) or tensor.shape[1:] != first.shape[1:]:
+            raise InternalError(
+                f"output '{first.name}' came back with shape {list(tensor.shape)} for {count} rows, and the request "
+                "had to be split: rows of this model do not stand for themselves; set max_batch_size: 0 in its config.yaml"
+            )
+    data = b"".join(tensor.data for tensor in column)
+    return Tensor(first.name, first.datatype, (sum(rows), *first.shape[1:]), data)
 
 
 def _row_offsets(tensor: Tensor, rows: int) -> Sequence[int]:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from headrace.core.errors import InvalidRequest
 
+MAX_DIMENSIONS = 32  # as many as every numpy has
+
 Buffer = bytes | bytearray | memoryview
 Array = npt.NDArray[np.generic]
 

@@ -7,7 +7,7 @@ import msgspec
 from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest
-from headrace.core.tensor import ITEM_BYTES, DataType, Tensor, bytes_offsets
+from headrace.core.tensor import ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor, bytes_offsets
 
 MAX_ELEMENTS = 1 << 48
 
@@ -68,7 +68,7 @@ class InputChecker:
                 raise InvalidRequest(
                     f"model '{self._model}' has no output '{output.name}'; its outputs are {sorted(self._outputs)}"
                 )
-        return ModelInputs(tensors, rows if self._batches else 1, self._key(tensors))
+        return ModelInputs(tensors, rows or 1, self._key(tensors))
 
     def _count_rows(self, tensor: Tensor, rows: int) -> int:
         """The tensor's rows, which must be as many as the inputs before it had, if any."""
@@ -128,9 +128,13 @@ class InputChecker:
         shape = tensor.shape
         if shape != spec.shape or -1 in shape:
             self._check_shape(tensor, spec)
+        if len(shape) > MAX_DIMENSIONS or prod(size or 1 for size in shape) > MAX_ELEMENTS:
+            raise self._invalid(
+                tensor,
+                f"has a shape of {len(shape)} dimensions, {list(shape[:8])}...: "
+                f"more than {MAX_DIMENSIONS} or more than {MAX_ELEMENTS} elements",
+            )
         elements = prod(shape)
-        if elements > MAX_ELEMENTS:
-            raise self._invalid(tensor, f"has shape {list(shape)}, more elements than any request may have")
         if item_bytes:
             expected = elements * item_bytes
             if len(tensor.data) != expected:

@@ -7,6 +7,7 @@ from time import monotonic_ns
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 import headrace
 from headrace.core.errors import HeadraceError, InvalidRequest, Unsupported
@@ -18,6 +19,8 @@ from headrace.wire import pb
 from headrace.wire.grpc_v2 import decode_request, encode_metadata, encode_response
 
 log = logging.getLogger(__name__)
+
+MAX_MESSAGE_LENGTH = 2000  # of an error; it travels in the headers, which are bounded
 
 Context = Any  # grpc.aio.ServicerContext, which the type stubs make generic and the library does not
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -162,27 +165,26 @@ def _handlers(service_name: str, rpcs: Any, service: object) -> Any:
         if rpc.server_streaming:
             make, behaviour = grpc.unary_stream_rpc_method_handler, method
         else:
-            make, behaviour = grpc.unary_unary_rpc_method_handler, _guarded(name, method)
-        handlers[name] = make(
-            behaviour,
-            request_deserializer=rpc.request.FromString,
-            response_serializer=rpc.response.SerializeToString,
-        )
+            make, behaviour = grpc.unary_unary_rpc_method_handler, _guarded(name, method, rpc.request)
+        # Requests are parsed by the guarded call: gRPC would answer UNKNOWN to bytes that are no message.
+        handlers[name] = make(behaviour, response_serializer=rpc.response.SerializeToString)
     return grpc.method_handlers_generic_handler(service_name, handlers)
 
 
-def _guarded(name: str, method: Handler) -> Handler:
-    """``method`` with every error made into a status."""
+def _guarded(name: str, method: Handler, request_class: Any) -> Handler:
+    """``method`` over raw bytes, with every error made into a status."""
 
-    async def call(request: Any, context: Context) -> Any:
+    async def call(data: bytes, context: Context) -> Any:
         try:
-            return await method(request, context)
+            return await method(request_class.FromString(data), context)
+        except DecodeError as error:
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {name} message: {error}"
         except HeadraceError as error:
             code, message = GRPC_STATUS[error.kind], str(error)
         except Exception:
             log.exception("%s failed", name)
             code, message = grpc.StatusCode.INTERNAL, "the request failed; the server's log says why"
-        await context.abort(code, message)
+        await context.abort(code, message[:MAX_MESSAGE_LENGTH])
         raise AssertionError("abort raises")
 
     return call

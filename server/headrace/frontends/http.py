@@ -8,15 +8,16 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import headrace
-from headrace.core.errors import HeadraceError, InvalidRequest, Unsupported
+from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
 from headrace.core.model import TensorSpec
 from headrace.engine import Engine
 from headrace.frontends import schemas
 from headrace.frontends.infer import InferHeaders, decode, encode
 from headrace.frontends.server_state import EXTENSIONS, ServerState
-from headrace.frontends.status import http_status
+from headrace.frontends.status import HTTP_STATUS, http_status
 from headrace.metrics import Metrics
 from headrace.repository.pbtxt import to_json, to_message
 from headrace.repository.repository import Repository
@@ -97,6 +98,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def of_validation(_: Request, error: RequestValidationError) -> Response:
         return _error("; ".join(str(one["msg"]) for one in error.errors()), 400)
 
+    @app.exception_handler(ClientDisconnect)
+    async def of_nobody(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=HTTP_STATUS[Kind.CANCELLED])  # the client left while it sent; nobody reads this
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -172,7 +177,7 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape or ()}
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape_or_any}
 
 
 def _add_infer(app: FastAPI, engine: Engine, max_request_bytes: int) -> None:

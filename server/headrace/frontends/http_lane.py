@@ -26,12 +26,17 @@ from headrace.wire.json_v2 import encode_error
 log = logging.getLogger(__name__)
 
 LINGER_S = 5.0
+MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers
+CACHED_URL_BYTES = 512
 JOIN_BYTES = 16 * 1024  # copying so little costs less than a second buffer on its way through the transport
 
 
-@lru_cache(maxsize=4096)
 def infer_target(url: bytes) -> tuple[str, str] | None:
     """The model and version that an inference URL names; None for any other URL."""
+    return _cached_target(url) if len(url) <= CACHED_URL_BYTES else _parse_target(url)
+
+
+def _parse_target(url: bytes) -> tuple[str, str] | None:
     parts = url.split(b"?", 1)[0].split(b"/")
     if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
         return None
@@ -45,6 +50,9 @@ def infer_target(url: bytes) -> tuple[str, str] | None:
     if not model or (len(parts) == 7 and not version):
         return None
     return model, version
+
+
+_cached_target = lru_cache(maxsize=4096)(_parse_target)
 
 
 class _Silent:
@@ -64,6 +72,7 @@ class Exchange:
         "_protocol",
         "body",
         "disconnected",
+        "expects_100",
         "future",
         "headers",
         "keep_alive",
@@ -85,6 +94,7 @@ class Exchange:
         self.size = 0
         self.more_body = True
         self.headers = InferHeaders()
+        self.expects_100 = False
         self.request: InferRequest | None = None
         self.future: asyncio.Future[InferResponse] | None = None
         self.disconnected = False
@@ -93,14 +103,13 @@ class Exchange:
 
     def start(self) -> None:
         """The request is whole and nothing before it on its connection is unanswered: have it run."""
-        protocol = self._protocol
+        protocol, engine = self._protocol, self._protocol.engine
+        assert engine is not None, "an exchange is begun only where there is inference"
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
         self.body.clear()
         try:
-            self.request = decode(
-                protocol.engine, self.model, self.version, self.headers, body, protocol.max_request_bytes
-            )
-            self.future = protocol.engine.infer(self.request)
+            self.request = decode(engine, self.model, self.version, self.headers, body, protocol.max_request_bytes)
+            self.future = engine.infer(self.request)
         except HeadraceError as error:
             self.refuse(error)
         except Exception:
@@ -142,7 +151,7 @@ class Exchange:
 class LaneProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the lane in front, bounded bodies, and a drain that resets nobody."""
 
-    engine: Engine
+    engine: Engine | None  # None: no inference here, everything goes to the application
     max_request_bytes: int
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -154,6 +163,9 @@ class LaneProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._leaving = False
         self._discarding = False
+        self._last_words: HeadraceError | None = None
+        self._in_head = True
+        self._head_bytes = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left: what it waited for need not be computed."""
@@ -172,13 +184,17 @@ class LaneProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._body_bytes = 0
+        self._in_head = True
+        self._head_bytes = 0
         self.began_at = self.loop.time()
 
     def on_headers_complete(self) -> None:
         """Decide who answers: the lane or the application."""
+        self._in_head = False
         if self._discarding:
             return
-        target = infer_target(self.url) if self.parser.get_method() == b"POST" else None
+        infers = self.engine is not None and self.parser.get_method() == b"POST"
+        target = infer_target(self.url) if infers else None
         declared = 0
         for name, value in self.headers:
             if name == b"content-length" and value.isdigit():
@@ -191,11 +207,12 @@ class LaneProtocol(HttpToolsProtocol):
             return
         exchange = Exchange(self, *target, self.parser.should_keep_alive() and not self._leaving)
         exchange.headers = _infer_headers(self.headers)
-        if self.expect_100_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        exchange.expects_100 = self.expect_100_continue
         before = self.cycle
         self.cycle = exchange  # type: ignore[assignment]
-        if before is not None and not before.response_complete:
+        if before is None or before.response_complete:
+            self._continue(exchange)
+        else:
             # Pipelined: its turn comes when the one before is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
@@ -277,15 +294,26 @@ class LaneProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            # By way of the loop: a long row of requests that are refused at once must not become a deep stack.
+            self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
+        elif self._last_words is not None:
+            self._say_last_words(self._last_words)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """A cycle's turn has come; uvicorn calls this for what was pipelined."""
+        if self.transport.is_closing():
+            return
         if not isinstance(cycle, Exchange):
             super()._start_asgi_task(cycle, app)
-        elif not cycle.more_body:
+        elif cycle.more_body:
+            self.began_at = self.loop.time()  # it was the server that did not read on
+            self._continue(cycle)
+        else:
             self._begin(cycle)
+
+    def _continue(self, exchange: Exchange) -> None:
+        if exchange.expects_100:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _begin(self, exchange: Exchange) -> None:
         self._running = exchange
@@ -297,10 +325,6 @@ class LaneProtocol(HttpToolsProtocol):
 
     def _refuse_body(self, size: int) -> None:
         """Answer 413 and close, without keeping the rest."""
-        cycle: Any = self.cycle
-        if isinstance(cycle, RequestResponseCycle) and cycle.response_started and not cycle.response_complete:
-            self.transport.close()
-            return
         self.close_with(
             TooLarge(
                 f"the request's body has {size} bytes or more, and this server takes at most "
@@ -309,19 +333,43 @@ class LaneProtocol(HttpToolsProtocol):
         )
 
     def close_with(self, error: HeadraceError) -> None:
-        """Answer with an error and end the connection.
+        """Answer the request that is being read with an error and end the connection.
 
-        What the client is still sending is read and thrown away for a while: closing a socket with unread data
-        resets it, and the client might never see the answer.
+        Requests before it are answered first.
         """
         if self._discarding or self.transport.is_closing():
             return
         self._discarding = True
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete and cycle.more_body:
+            self._abandon(cycle)
+        if self._running is not None or self.pipeline or not (self.cycle is None or self.cycle.response_complete):
+            self._last_words = error
+        else:
+            self._say_last_words(error)
+
+    def _abandon(self, cycle: Any) -> None:
+        """Forget the request whose body is being read: the last words will be its answer."""
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+        if isinstance(cycle, RequestResponseCycle):
+            if cycle.response_started:
+                self.transport.close()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        cycle.response_complete = True
+
+    def _say_last_words(self, error: HeadraceError) -> None:
+        """Write an error and no more. What the client still sends is read and thrown away for a while.
+
+        Closing a socket with unread data resets it, and the client might never see the answer.
+        """
         body = encode_error(str(error))
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.writelines([STATUS_LINE[http_status(error)[0]], head, body])
+        self.transport.write(STATUS_LINE[http_status(error)[0]] + head + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.flow.resume_reading()
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -333,7 +381,12 @@ class LaneProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.close_with(InvalidRequest("Invalid HTTP request received."))
         except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
+            if self.cycle is not None:
+                self.cycle.keep_alive = False  # what follows is in the protocol that was wished for
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.close_with(InvalidRequest(f"the request's headers have more than {MAX_HEAD_BYTES} bytes"))
 
     # -- the end of a connection --------------------------------------------------------------------------
 
@@ -354,6 +407,8 @@ class LaneProtocol(HttpToolsProtocol):
 
     def check_time(self, now: float, read_timeout_s: float) -> None:
         """Close the connection when its client has taken too long over a request, or to ask for anything more."""
+        if self._running is not None or self.pipeline:
+            return  # it is the client that waits
         if self.began_at is not None:
             if now - self.began_at > read_timeout_s:
                 self.transport.close()
@@ -375,6 +430,6 @@ def _infer_headers(headers: list[tuple[bytes, bytes]]) -> InferHeaders:
     return found
 
 
-def lane(engine: Engine, max_request_bytes: int) -> type[asyncio.Protocol]:
-    """The protocol class for uvicorn, tied to one engine."""
+def lane(engine: Engine | None, max_request_bytes: int) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn, tied to one engine; without one only its bounds and its drain are there."""
     return type("Lane", (LaneProtocol,), {"engine": engine, "max_request_bytes": max_request_bytes})

@@ -13,6 +13,7 @@ JSON = b"application/json"
 BINARY = b"application/octet-stream"
 # Below this compressing costs more than the bytes it saves.
 COMPRESS_ABOVE_BYTES = 512
+LONGEST_LENGTH = 18  # digits; no body is that large
 
 
 class InferHeaders(msgspec.Struct, gc=False):
@@ -43,7 +44,7 @@ def decode(
     if not headers.header_length:
         return decode_request(body, None, model, version)
     text = headers.header_length.strip()
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_LENGTH):
         raise InvalidRequest(
             f"header Inference-Header-Content-Length is {text[:40]!r}, expected the byte length of the JSON part"
         )

@@ -126,7 +126,8 @@ class Repository:
                 return NotReady(f"Request for model '{name}' that is not at ready state: it is being loaded")
             reasons = [*model.problems, *(status.reason for status in model.statuses.values() if status.reason)]
             return NotFound(f"Request for unknown model: '{name}' has no available versions: {'; '.join(reasons)}")
-        status = model.statuses.get(int(version)) if version.isascii() and version.isdigit() else None
+        known = {str(number): status for number, status in model.statuses.items()}
+        status = known.get(version)
         if status is None or (status.state is State.UNAVAILABLE and not status.reason):
             return NotFound(f"Request for unknown model: '{name}' version {version} is not found")
         detail = status.reason or f"it is {status.state}"

@@ -6,7 +6,7 @@ from time import monotonic
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
-from headrace.core.errors import InvalidRequest, NotReady
+from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
@@ -166,7 +166,7 @@ class ServedVersion:
         if all(instance.broken for instance in self.instances):
             reason = self.instances[0].broken
             log.error("model %s version %s cannot serve: %s", self.folder.name, self.version, reason)
-            self.queue.refuse(NotReady(f"model '{self.folder.name}' is not at ready state: {reason}"))
+            self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")
         else:
             self.queue.accept()
 

@@ -33,7 +33,7 @@ class Watcher:
         self._prints = prints
         root = self._repository.path
         async for changes in awatch(
-            root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=200, step=50
+            root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=400, step=200
         ):
             names = {Path(path).relative_to(root).parts[0] for _, path in changes if Path(path) != root}
             if not changes:

@@ -216,6 +216,9 @@ def _parameters(parsed: RequestJson, model: str) -> Parameters:
     binary = parameters.get("binary_data_output", False)
     if type(binary) is not bool:
         raise InvalidRequest(f"model '{model}': binary_data_output is {binary!r}, expected true or false")
+    for name, value in parameters.items():
+        if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidRequest(f"model '{model}': parameter '{name}' is an integer of more than 64 bits")
     return parameters
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from headrace.core.errors import InvalidRequest, Unsupported
 from headrace.core.model import ModelInfo, TensorSpec
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
-from headrace.core.tensor import DATATYPE_BY_NAME, NUMPY_DTYPES, DataType, Tensor, pack_bytes
+from headrace.core.tensor import DATATYPE_BY_NAME, MAX_DIMENSIONS, NUMPY_DTYPES, DataType, Tensor, pack_bytes
 from headrace.wire import pb
 
 # Which typed field of InferTensorContents carries a datatype; FP16 and BF16 travel raw only.
@@ -55,6 +55,11 @@ def decode_request(message: Any, deadline_ns: int = 0) -> InferRequest:
             raise InvalidRequest(
                 f"model '{model}': input '{tensor.name}' has datatype '{tensor.datatype}', expected one of "
                 f"{', '.join(DATATYPE_BY_NAME)}"
+            )
+        if len(tensor.shape) > MAX_DIMENSIONS:
+            raise InvalidRequest(
+                f"model '{model}': input '{tensor.name}' has {len(tensor.shape)} dimensions, expected at most "
+                f"{MAX_DIMENSIONS}"
             )
         if raw:
             if tensor.HasField("contents"):
@@ -110,7 +115,10 @@ def encode_parameters(values: Parameters, into: Any) -> None:
         if isinstance(value, bool):
             into[name].bool_param = value
         elif isinstance(value, int):
-            into[name].int64_param = value
+            if value >> 63 == 0 or value < 0:
+                into[name].int64_param = value
+            else:
+                into[name].uint64_param = value
         elif isinstance(value, float):
             into[name].double_param = value
         else:
@@ -127,7 +135,7 @@ def encode_metadata(info: ModelInfo, versions: Iterable[str]) -> Any:
 
 def _add_specs(add: Callable[..., Any], specs: Iterable[TensorSpec]) -> None:
     for spec in specs:
-        add(name=spec.name, datatype=str(spec.datatype), shape=list(spec.shape or ()))
+        add(name=spec.name, datatype=str(spec.datatype), shape=spec.shape_or_any)
 
 
 def _typed(model: str, tensor: Any, datatype: DataType) -> bytes:

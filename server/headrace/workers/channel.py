@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -68,6 +69,11 @@ def send_blocking(sock: socket.socket, frame: bytes, descriptors: Sequence[int] 
         os.close(spill)
 
 
+def _may_pass(error: OSError) -> bool:
+    """Whether sending again may work: the worker has not read yet, or the system is short of memory."""
+    return error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+
+
 class Channel:
     """The front process's end: never blocks the loop, calls back for each frame that comes.
 
@@ -86,20 +92,20 @@ class Channel:
     def send(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send now, or as soon as the worker has read what was sent before. Nothing is sent to a closed end."""
         data, passed, _ = _packet(frame, descriptors)
-        if not self._closed and not self._unsent:
-            try:
-                _send(self._sock, data, passed)
-            except BlockingIOError:
-                self._loop.add_writer(self._sock, self._flush)
-            except OSError:  # the worker is gone; its death is noticed by its process descriptor
-                self._close_all(passed)
-                return
-            else:
-                self._close_all(passed)
-                return
         if self._closed:
             self._close_all(passed)
             return
+        if not self._unsent:
+            try:
+                _send(self._sock, data, passed)
+            except OSError as error:
+                if not _may_pass(error):  # the worker is gone; its process descriptor tells of its death
+                    self._close_all(passed)
+                    return
+                self._loop.add_writer(self._sock, self._flush)
+            else:
+                self._close_all(passed)
+                return
         self._unsent.append((data, passed))
 
     def read(self) -> None:
@@ -136,10 +142,9 @@ class Channel:
             data, passed = self._unsent[0]
             try:
                 _send(self._sock, data, passed)
-            except BlockingIOError:
-                return
-            except OSError:
-                pass  # as in send: the death is noticed elsewhere
+            except OSError as error:
+                if _may_pass(error):
+                    return
             self._close_all(passed)
             self._unsent.popleft()
         self._loop.remove_writer(self._sock)

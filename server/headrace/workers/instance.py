@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from time import monotonic_ns, time
 from typing import Protocol
@@ -115,6 +116,7 @@ class Instance:
         if self._pump_task is not None:
             self._pump_task.cancel()
             self._pump_task = None
+            self._queue.nudge()
 
     def break_down(self, reason: str) -> None:
         """It cannot serve, and trying again will not help soon."""
@@ -162,8 +164,8 @@ class Instance:
         self._end_turn()
         self._statistics.worker_deaths += 1
         if executing is not None:
-            self._statistics.retries += len(executing.pending)
             again = [one for one in executing.pending if self._survives(one, cause)]
+            self._statistics.retries += len(again)
             self._queue.put_back(again)
             self._queue.finished()
         for batch in reversed(staged):
@@ -253,17 +255,25 @@ class Instance:
         host, loaded = self._host, self.loaded
         assert host is not None, "only an instance that is up pumps"
         assert loaded is not None, "only an instance that is up pumps"
+        requests: tuple[RequestFrame, ...] = ()
+        if loaded.wants_requests:
+            requests = tuple(RequestFrame(one.rows, one.request.id, one.request.parameters) for one in pending)
         batch = [one.inputs for one in pending]
         frames, needed = packing.input_frames(batch, loaded.signature.max_batch_size > 0)
         descriptors: list[int] = []
         segment_bytes = slot.size.fit(needed)
-        if segment_bytes:
-            slot.inputs, descriptor = Segment.create(segment_bytes)
-            descriptors.append(descriptor)
-        if slot.inputs is not None:
-            packing.fill(slot.inputs.view, frames, batch)
-        requests: tuple[RequestFrame, ...] = ()
-        if loaded.wants_requests:
-            requests = tuple(RequestFrame(one.rows, one.request.id, one.request.parameters) for one in pending)
-        frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
-        host.run(Batch(self, slot, pending), frame, descriptors)
+        try:
+            if segment_bytes:
+                slot.inputs, descriptor = Segment.create(segment_bytes)
+                descriptors.append(descriptor)
+            if slot.inputs is not None:
+                packing.fill(slot.inputs.view, frames, batch)
+            frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
+            host.run(Batch(self, slot, pending), frame, descriptors)
+        except BaseException:
+            # The worker was not told of the segment: the slot's next batch must bring another.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if segment_bytes:
+                slot.size, slot.inputs = SegmentSize(), None
+            raise

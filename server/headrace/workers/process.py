@@ -17,7 +17,7 @@ from headrace.workers.placement import backoff_s
 
 log = logging.getLogger(__name__)
 
-LOAD_ATTEMPTS = 2  # a load during which the process died is tried once more: somebody else may have killed it
+LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebody else may have killed it
 GIVE_UP_AFTER = 3  # starts in a row that never got ready, before waiting requests are told
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -29,12 +29,12 @@ class LoadRefused(Exception):
 class _Loading:
     """A Load that was sent, or will be when the process is there, and who waits for its answer."""
 
-    __slots__ = ("attempts", "future", "instance")
+    __slots__ = ("deaths", "future", "instance")
 
     def __init__(self, instance: Instance, future: asyncio.Future[None] | None) -> None:
         self.instance = instance
         self.future = future  # None when an instance that was up before is loaded again
-        self.attempts = 0
+        self.deaths = 0
 
 
 class WorkerProcess:
@@ -140,7 +140,11 @@ class WorkerProcess:
             await asyncio.sleep(backoff_s(self._failures))
             if self._stopping:
                 return
-            exited = self._spawn()
+            try:
+                exited = self._spawn()
+            except OSError as error:
+                self._note_no_process(error)
+                continue
             for loading in list(self._loading.values()):
                 self._send_load(loading)
             await exited
@@ -202,14 +206,23 @@ class WorkerProcess:
 
     def _note_failed_load(self, loading: _Loading, cause: str) -> None:
         reason = f"the worker died while it loaded the model: {cause}"
+        loading.deaths += 1
         if loading.future is not None:
-            if loading.attempts >= LOAD_ATTEMPTS and not loading.future.done():
+            if loading.deaths >= LOAD_ATTEMPTS and not loading.future.done():
                 loading.future.set_exception(LoadRefused(reason))
                 del self._loading[loading.instance.load.instance]
         elif self._failures >= GIVE_UP_AFTER:
             for instance in self.hosted.values():
                 if instance.loaded is not None:
                     instance.break_down(f"{reason}, {self._failures} times in a row; it goes on trying")
+
+    def _note_no_process(self, error: OSError) -> None:
+        """The system gives no process now: whoever waits for a first load is told, everybody else waits."""
+        log.error("cannot start worker %s: %s", self.name, error)
+        self._failures += 1
+        for loading in list(self._loading.values()):
+            if loading.future is not None and not loading.future.done():
+                loading.future.set_exception(LoadRefused(f"cannot start a worker process: {error}"))
 
     # -- what the worker is told --------------------------------------------------------------------------
 
@@ -218,18 +231,18 @@ class WorkerProcess:
         return next(iter(self._asked.values()), None)
 
     def _ask(self, key: int, what: Batch | _Loading, frame: frames.ToWorker, descriptors: Sequence[int] = ()) -> None:
+        assert self._channel is not None, "nothing is sent while the process is down"
+        data = frames.encode(frame)
         if not self._asked:
             self._head_since = monotonic()
         self._asked[key] = what
-        assert self._channel is not None, "nothing is sent while the process is down"
-        self._channel.send(frames.encode(frame), descriptors)
+        self._channel.send(data, descriptors)
 
     def _answered(self, key: int) -> Batch | _Loading:
         self._head_since = monotonic()
         return self._asked.pop(key)
 
     def _send_load(self, loading: _Loading) -> None:
-        loading.attempts += 1
         self._ask(-1 - loading.instance.load.instance, loading, loading.instance.load)
 
     # -- what the worker says -----------------------------------------------------------------------------

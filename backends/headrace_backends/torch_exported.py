@@ -1,0 +1,153 @@
+"""Exported programs (.pt2): read without running what the file may carry; their symbols tell the free dimensions."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+from headrace.core.model import TensorSpec
+from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
+from headrace_backends.specs import FoundTensor, leading_problems, merged
+from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
+
+
+def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
+    """The program in the file, on the device.
+
+    Raises:
+        LoadError: it is none, or does not go together with the protocol or the configuration.
+    """
+    program = _load_exported(source)
+    signature = program.module_call_graph[0].signature
+    graph = program.graph_signature
+    untyped = [
+        f"{kind} {argument!r} is no tensor"
+        for kind, arguments in (("input", graph.user_inputs), ("output", graph.user_outputs))
+        for argument in arguments
+        if not isinstance(argument, str)
+    ]
+    if untyped:
+        raise LoadError(f"cannot serve '{source.path.name}': {'; '.join(untyped)}")
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    in_names = _argument_names(program, signature)
+    out_names, out_order = _result_names(source, signature.out_spec)
+    out_keys = [graph.user_outputs[index] for index in out_order]
+    found_inputs = [_found(name, values[key]) for name, key in zip(in_names, graph.user_inputs, strict=True)]
+    found_outputs = [_found(name, values[key]) for name, key in zip(out_names, out_keys, strict=True)]
+    inputs, input_problems = merged("input", found_inputs, source.inputs)
+    outputs, output_problems = merged("output", found_outputs, source.outputs)
+    specs = [tensor.spec for tensor in (*inputs, *outputs, *found_inputs, *found_outputs)]
+    problems = [*input_problems, *output_problems, *leading_problems(source.max_batch_size or 0, specs)]
+    if problems:
+        raise LoadError("; ".join(problems))
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    module = program.module()
+
+    def call(tensors: list[torch.Tensor]) -> list[Any]:
+        arguments, named = _pytree.tree_unflatten(tensors, signature.in_spec)
+        leaves = _pytree.tree_leaves(module(*arguments, **named))
+        return [leaves[index] for index in out_order]
+
+    leading = inputs[0].symbols[0] if inputs and inputs[0].symbols else ""
+    most_rows = _most_rows(program, leading)
+    if leading and not leading.isidentifier():
+        reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
+        return TorchModel(call, inputs, outputs, most_rows, reason)
+    return TorchModel(call, inputs, outputs, most_rows)
+
+
+def _load_exported(source: ModelSource) -> Any:
+    """The program in the file, without running any code that the file may carry."""
+    if not zipfile.is_zipfile(source.path):
+        raise LoadError(f"'{source.path.name}' is no torch.export archive: it is not a zip file")
+    with zipfile.ZipFile(source.path) as archive:
+        names = archive.namelist()
+    if any("/data/aotinductor/" in name for name in names):
+        raise LoadError(
+            f"'{source.path.name}' holds compiled code (AOTInductor), which is not served; "
+            "save the exported program with torch.export.save"
+        )
+    if not any(name.endswith("models/model.json") for name in names):
+        raise LoadError(
+            f"'{source.path.name}' holds no exported program; make one with "
+            "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
+        )
+    try:
+        with _no_pickled_code():
+            return torch.export.load(source.path)
+    except Exception as error:  # the reader promises no types: whatever it raises is about this file
+        raise LoadError(f"cannot load '{source.path.name}': {gist(str(error))}") from error
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """Keep torch.load, wherever the archive's reader calls it, from unpickling anything but tensors.
+
+    torch 2.13's reader falls back to a full unpickling of sample inputs, and starts with one for some constants.
+    """
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def _argument_names(program: Any, signature: Any) -> list[str]:
+    """The names of forward's arguments, or the graph's own names where arguments are nested."""
+    names = list(signature.forward_arg_names or ())
+    positional, named = signature.in_spec.children()
+    flat = all(child.is_leaf() for child in (*positional.children(), *named.children()))
+    user_inputs = list(program.graph_signature.user_inputs)
+    return names if flat and len(names) == len(user_inputs) else user_inputs
+
+
+def _result_names(source: ModelSource, spec: Any) -> tuple[list[str], list[int]]:
+    """What the outputs are called, and where each is among the module's flat results."""
+    if spec.is_leaf():
+        found, by_key = ["output_0"], False
+    elif all(child.is_leaf() for child in spec.children()):
+        by_key = issubclass(spec.type, dict)
+        found = [str(key) for key in spec.context] if by_key else [f"output_{i}" for i in range(spec.num_leaves)]
+    else:
+        raise LoadError("its outputs are nested, expected a tensor, or a tuple, list or dict of them")
+    return _chosen_names(source, found, by_key=by_key)
+
+
+def _chosen_names(source: ModelSource, found: list[str], *, by_key: bool) -> tuple[list[str], list[int]]:
+    """The configured names of the results, by key or by position; all the results where none are configured."""
+    wanted = [spec.name for spec in source.outputs]
+    if not wanted:
+        return found, list(range(len(found)))
+    if set(wanted) <= set(found):
+        return wanted, [found.index(name) for name in wanted]
+    if by_key or len(wanted) != len(found):
+        raise LoadError(f"the outputs {wanted} are configured, the module has {found}")
+    return wanted, positions(wanted)
+
+
+def _found(name: str, value: Any) -> FoundTensor:
+    """A tensor's spec, and the expression of each dimension that is not fixed ("" where it is)."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in DATATYPES:
+        got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise LoadError(f"'{name}' is {got}, which the protocol has no datatype for")
+    symbols = tuple("" if isinstance(size, int) else str(size.node.expr) for size in value.shape)
+    shape = tuple(-1 if symbol else int(size) for size, symbol in zip(value.shape, symbols, strict=True))
+    return FoundTensor(TensorSpec(name, DATATYPES[value.dtype], shape), symbols)
+
+
+def _most_rows(program: Any, symbol: str) -> int:
+    """How many rows the program was exported for at most, as far as that is few."""
+    bounds = [bounds.upper for expression, bounds in program.range_constraints.items() if str(expression) == symbol]
+    return int(min([DEFAULT_MAX_BATCH_SIZE, *bounds]))

@@ -1,0 +1,566 @@
+"""One instance of a model over a made-up worker process."""
+
+import asyncio
+import os
+from pathlib import Path
+from time import monotonic_ns
+
+import pytest
+
+from headrace.batching.pending import Pending
+from headrace.batching.policy import BatchLimits
+from headrace.batching.queue import BatchQueue
+from headrace.core.errors import InternalError, InvalidRequest, Kind
+from headrace.core.model import Signature, TensorSpec
+from headrace.core.request import InferRequest
+from headrace.core.statistics import Statistics
+from headrace.core.tensor import DataType, Tensor
+from headrace.core.validation import ModelInputs
+from headrace.workers.arena import SMALLEST_BYTES, Segment
+from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, TensorFrame, encode
+from headrace.workers.instance import MAX_DEATHS, SLOTS, Instance
+from headrace.workers.turns import CpuTurns
+
+SIGNATURE = Signature(
+    (TensorSpec("x", DataType.UINT8, (-1, 2)),), (TensorSpec("y", DataType.UINT8, (-1, 2)),), max_batch_size=4
+)
+
+
+def loaded(signature=SIGNATURE, wants_requests=False, cpu_threads=0):
+    return Loaded(0, signature, wants_requests, cpu_threads, (), 0.1)
+
+
+class Host:
+    """A worker process that keeps what it is asked, and reads the memory as a worker would."""
+
+    def __init__(self):
+        self.asked = []
+        self.refuses = False
+        self._sequence = 0
+        self._inputs = {}
+        self._answered = {}
+
+    def next_sequence(self):
+        self._sequence += 1
+        return self._sequence
+
+    def run(self, batch, frame, descriptors):
+        encode(frame)
+        if self.refuses:
+            raise OSError("no room")
+        if frame.segment_bytes:
+            (descriptor,) = descriptors
+            self._inputs[frame.slot] = Segment(descriptor, frame.segment_bytes)
+            os.close(descriptor)
+        else:
+            assert not descriptors
+        self.asked.append((batch, frame))
+
+    def rows(self, at=0):
+        """What the worker finds in the memory of a batch's input."""
+        frame = self.asked[at][1]
+        tensor = frame.inputs[0]
+        data = self._inputs[frame.slot].view[tensor.offset : tensor.offset + tensor.nbytes]
+        assert len(data) == tensor.shape[0] * 2
+        return [bytes(data[start : start + 2]) for start in range(0, len(data), 2)]
+
+    def answer(self, at=0, rows=None):
+        """Answer a batch with its own input, or with so many rows of it."""
+        found = self.rows(at)[:rows]
+        batch, frame = self.asked.pop(at)
+        segment = None
+        if frame.slot not in self._answered:
+            segment, descriptor = Segment.create(SMALLEST_BYTES)
+            os.close(descriptor)
+            self._answered[frame.slot] = segment
+        data = b"".join(found)
+        self._answered[frame.slot].view[64 : 64 + len(data)] = data
+        output = TensorFrame(64, len(data), (len(found), 2), "UINT8")
+        done = Done(frame.sequence, (output,), SMALLEST_BYTES if segment else 0, 10, 100, 5)
+        batch.instance.done(batch, done, segment)
+
+    def refuse(self, kind=Kind.INTERNAL, message="broken"):
+        batch, frame = self.asked.pop(0)
+        batch.instance.failed(batch, Failed(frame.sequence, kind.value, message))
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class Model:
+    """A queue and what serves it."""
+
+    def __init__(self, turns=None, preserve_order=False):
+        self.statistics = Statistics()
+        self.queue = BatchQueue("m", BatchLimits(4), 100, preserve_order=preserve_order)
+        self.turns = turns or CpuTurns(2)
+        self.instances = []
+
+    def instance(self, host=None, **more):
+        load = Load(len(self.instances), "fake", "m", "1", "/m", "cpu", 1, Signature((), ()), None, {}, False)
+        made = Instance(load, self.queue, self.statistics, self.turns, 0)
+        self.instances.append(made)
+        if host is not None:
+            made.up(host, loaded(**more))
+            made.start()
+        return made
+
+    def put(self, *values, **parameters):
+        """A request for each of the values: a number is one row of it, a list is several."""
+        made = []
+        for value in values:
+            rows = value if isinstance(value, list) else [value]
+            x = Tensor("x", DataType.UINT8, (len(rows), 2), bytes(one for row in rows for one in (row, row)))
+            request = InferRequest("m", "", f"r-{rows[0]}", (x,), (), parameters)
+            loop = asyncio.get_running_loop()
+            made.append(Pending(request, ModelInputs((x,), len(rows), None), "1", self.statistics, loop))
+            self.queue.put(made[-1])
+        return made
+
+
+def answer_of(pending):
+    """The rows that a request was answered with."""
+    assert pending.future.done(), "it was not answered"
+    (y,) = pending.future.result().outputs
+    assert y.shape == (pending.rows, 2)
+    return list(bytes(y.data)[::2])
+
+
+@pytest.fixture
+async def model():
+    made = Model()
+    yield made
+    for instance in made.instances:
+        instance.stop()
+    await settle()
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+async def test_it_is_not_up_until_its_model_is_loaded(model, host):
+    instance = model.instance()
+    assert not instance.is_up
+    model.put(1)
+    instance.up(host, loaded())
+    instance.start()
+    assert instance.is_up
+    assert instance.signature == SIGNATURE
+    assert instance.waiting == 1
+    await settle()
+    assert [host.rows()] == [[b"\1\1"]]
+
+
+async def test_a_batch_is_answered_to_each_its_own_rows(model, host):
+    model.instance(host)
+    requests = model.put(1, [2, 3], 4)
+    await settle()
+    assert host.rows() == [b"\1\1", b"\2\2", b"\3\3", b"\4\4"]
+    host.answer()
+    assert [answer_of(one) for one in requests] == [[1], [2, 3], [4]]
+    assert model.queue.executing == 0
+    statistics = model.statistics
+    assert (statistics.success, statistics.executions, statistics.rows) == (3, 1, 4)
+    assert statistics.last_inference_ms > 0
+
+
+async def test_one_batch_runs_one_is_staged_and_the_rest_waits(model, host):
+    model.instance(host)
+    requests = model.put(*range(16))
+    await settle()
+    assert len(host.asked) == SLOTS == 2
+    assert len(model.queue) == 8
+    host.answer()
+    await settle()
+    assert (len(host.asked), len(model.queue)) == (2, 4)
+    assert host.asked[0][1].slot != host.asked[1][1].slot
+    while host.asked:
+        host.answer()
+        await settle()
+    assert [answer_of(one) for one in requests] == [[number] for number in range(16)]
+
+
+async def test_memory_is_made_once_a_slot_and_used_again(model, host):
+    model.instance(host)
+    made = []
+    for number in range(6):
+        model.put(number)
+        await settle()
+        made.append(host.asked[0][1].segment_bytes)
+        assert host.rows() == [bytes([number, number])]
+        host.answer()
+    assert made == [SMALLEST_BYTES, 0, 0, 0, 0, 0]
+
+
+async def test_an_answer_stays_as_it_is_when_the_memory_is_used_again(model, host):
+    model.instance(host)
+    (first,) = model.put(1)
+    await settle()
+    host.answer()
+    model.put(2)
+    await settle()
+    host.answer()
+    assert answer_of(first) == [1]
+
+
+async def test_only_backends_that_want_it_are_told_of_single_requests(model, host):
+    model.instance(host)
+    model.put(1, 2, colour="red")
+    await settle()
+    assert host.asked[0][1].requests == ()
+    other_host = Host()
+    other = Model()
+    instance = other.instance(other_host, wants_requests=True)
+    other.put(1, [2, 3], colour="red")
+    await settle()
+    instance.stop()
+    assert other_host.asked[0][1].requests == (
+        RequestFrame(1, "r-1", {"colour": "red"}),
+        RequestFrame(2, "r-2", {"colour": "red"}),
+    )
+
+
+async def test_a_request_that_fails_alone_has_its_answer(model, host):
+    model.instance(host)
+    (request,) = model.put(1)
+    await settle()
+    host.refuse(Kind.INVALID, "x is odd")
+    assert isinstance(request.future.exception(), InvalidRequest)
+    assert str(request.future.exception()) == "model 'm': x is odd"
+    await settle()
+    assert (host.asked, model.queue.executing, model.statistics.retries) == ([], 0, 0)
+
+
+async def test_one_bad_request_never_fails_its_batch_mates(model, host):
+    model.instance(host)
+    requests = model.put(1, 66, 3)
+    await settle()
+    host.refuse()
+    for _ in range(3):
+        await settle()
+        if host.rows() == [b"BB"]:
+            host.refuse(message="66 is bad")
+        else:
+            assert len(host.rows()) == 1
+            host.answer()
+    assert [answer_of(requests[0]), answer_of(requests[2])] == [[1], [3]]
+    assert isinstance(requests[1].future.exception(), InternalError)
+    assert "66 is bad" in str(requests[1].future.exception())
+    assert (model.queue.executing, len(model.queue)) == (0, 0)
+    assert model.statistics.retries == 3
+    assert model.statistics.failures == {"BACKEND": 1}
+
+
+async def test_a_batch_whose_outputs_cannot_be_shared_out_runs_one_by_one(model, host):
+    model.instance(host)
+    requests = model.put(1, 2)
+    await settle()
+    host.answer(rows=1)
+    await settle()
+    assert [len(batch.pending) for batch, _ in host.asked] == [1, 1]
+    host.answer()
+    host.answer()
+    assert [answer_of(one) for one in requests] == [[1], [2]]
+    assert model.queue.executing == 0
+
+
+async def test_members_that_left_do_not_disturb_the_others(model, host):
+    model.instance(host)
+    requests = model.put(1, 2, 3)
+    await settle()
+    requests[1].future.cancel()
+    host.answer()
+    assert [answer_of(requests[0]), answer_of(requests[2])] == [[1], [3]]
+    assert requests[1].future.cancelled()
+
+
+async def test_a_client_that_leaves_while_its_request_runs_is_counted_too(model, host):
+    model.instance(host)
+    (request,) = model.put(1)
+    await settle()
+    request.future.cancel()
+    host.answer()
+    assert (model.statistics.success, model.statistics.failures) == (0, {"CANCELED": 1})
+
+
+async def test_when_its_process_dies_what_it_held_runs_again(model, host):
+    instance = model.instance(host)
+    requests = model.put(*range(12))
+    await settle()
+    (executing, _), (staged, _) = host.asked
+    instance.down(executing, [staged], "signal SIGKILL")
+    assert not instance.is_up
+    assert (model.queue.executing, len(model.queue)) == (0, 12)
+    assert model.statistics.worker_deaths == 1
+    await settle()
+    assert len(host.asked) == 2, "nothing is given to a dead one"
+
+    again = Host()
+    instance.up(again, loaded())
+    instance.start()
+    sizes = []
+    await settle()
+    while again.asked:
+        sizes.append(len(again.asked[0][0].pending))
+        again.answer()
+        await settle()
+    assert sizes == [1, 1, 1, 1, 4, 4], "the suspects alone, the others as before"
+    assert [answer_of(one) for one in requests] == [[number] for number in range(12)]
+    assert model.statistics.failures == {}
+
+
+async def test_another_instance_takes_over_at_once(model, host):
+    dying = model.instance(host)
+    requests = model.put(1, 2)
+    await settle()
+    other = Host()
+    model.instance(other)
+    await settle()
+    dying.down(host.asked[0][0], [], "exit status 1")
+    await settle()
+    assert [len(batch.pending) for batch, _ in other.asked] == [1, 1]
+    other.answer()
+    other.answer()
+    assert [answer_of(one) for one in requests] == [[1], [2]]
+
+
+async def test_a_request_that_kills_two_workers_is_refused_alone(model):
+    instance = model.instance()
+    requests = model.put(1, 66, 3)
+    hosts = []
+
+    def bring_up():
+        hosts.append(Host())
+        instance.up(hosts[-1], loaded())
+        instance.start()
+
+    bring_up()
+    deaths = 0
+    for _ in range(20):
+        await settle()
+        asked = hosts[-1].asked
+        if not asked:
+            break
+        if b"BB" in hosts[-1].rows():
+            deaths += 1
+            instance.down(asked[0][0], [batch for batch, _ in asked[1:]], "signal SIGSEGV")
+            bring_up()
+        else:
+            hosts[-1].answer()
+    assert deaths == MAX_DEATHS == 2
+    assert [answer_of(requests[0]), answer_of(requests[2])] == [[1], [3]]
+    message = str(requests[1].future.exception())
+    assert "signal SIGSEGV" in message
+    assert "2 times" in message
+    assert (len(model.queue), model.queue.executing) == (0, 0)
+    assert model.statistics.worker_deaths == 2
+
+
+async def test_only_what_really_runs_again_counts_as_a_retry(model, host):
+    instance = model.instance(host)
+    (request,) = model.put(1)
+    await settle()
+    instance.down(host.asked[0][0], [], "signal SIGSEGV")
+    again = Host()
+    instance.up(again, loaded())
+    instance.start()
+    await settle()
+    instance.down(again.asked[0][0], [], "signal SIGSEGV")
+    assert request.future.exception() is not None
+    assert model.statistics.retries == 1
+
+
+async def test_a_death_while_idle_disturbs_nobody(model, host):
+    instance = model.instance(host)
+    await settle()
+    instance.down(None, [], "signal SIGTERM")
+    assert (model.queue.executing, instance.is_up) == (0, False)
+    (request,) = model.put(1)
+    await settle()
+    again = Host()
+    instance.up(again, loaded())
+    instance.start()
+    await settle()
+    again.answer()
+    assert answer_of(request) == [1]
+
+
+async def test_after_a_restart_memory_is_passed_anew(model, host):
+    instance = model.instance(host)
+    model.put(1)
+    await settle()
+    host.answer()
+    instance.down(None, [], "signal SIGKILL")
+    again = Host()
+    instance.up(again, loaded())
+    instance.start()
+    (request,) = model.put(2)
+    await settle()
+    assert again.asked[0][1].segment_bytes == SMALLEST_BYTES
+    again.answer()
+    assert answer_of(request) == [2]
+
+
+async def test_stopping_takes_no_more_and_answers_what_runs(model, host):
+    instance = model.instance(host)
+    (running,) = model.put(1)
+    await settle()
+    instance.stop()
+    (waiting,) = model.put(2)
+    await settle()
+    assert len(host.asked) == 1
+    host.answer()
+    assert answer_of(running) == [1]
+    await settle()
+    assert not waiting.dead
+    assert len(model.queue) == 1
+
+
+async def test_a_broken_one_says_why_and_tells_its_owner_also_when_it_is_back(model, host):
+    instance = model.instance(host)
+    states = []
+    instance.on_change = lambda: states.append((instance.is_up, instance.broken))
+    instance.break_down("the file has gone")
+    instance.up(host, loaded())
+    instance.start()
+    assert states == [(False, "the file has gone"), (True, "")]
+
+
+async def test_a_model_that_comes_back_another_is_not_served(model, host):
+    instance = model.instance(host)
+    instance.down(None, [], "signal SIGKILL")
+    other = Signature(SIGNATURE.inputs, SIGNATURE.outputs, 8)
+    instance.up(Host(), loaded(other))
+    assert "changed" in instance.broken
+    assert not instance.is_up
+    assert instance.signature == SIGNATURE
+
+
+async def test_what_cannot_be_handed_over_is_answered_and_the_next_is_served_right(model, host, caplog):
+    instance = model.instance(host)
+    before = open_descriptors()
+    host.refuses = True
+    failed = model.put(*range(40))
+    await settle()
+    await settle()
+    assert all("could not hand the request over" in str(one.future.exception()) for one in failed)
+    assert instance.is_up
+    assert model.queue.executing == 0
+    assert open_descriptors() <= before + SLOTS, "a mapping holds a descriptor, and nothing else does"
+    host.refuses = False
+    (request,) = model.put(7)
+    await settle()
+    assert host.rows() == [b"\7\7"], "the worker was told of the memory that is used now"
+    host.answer()
+    assert answer_of(request) == [7]
+    assert "could not hand a batch of model m" in caplog.text
+
+
+async def test_a_heavy_model_waits_for_its_turn(model, host):
+    model.instance(host, cpu_threads=2)
+    await model.turns.take(1)
+    (request,) = model.put(1)
+    await settle()
+    assert host.asked == []
+    model.turns.give(1)
+    await settle()
+    host.answer()
+    assert answer_of(request) == [1]
+
+
+async def test_turns_are_given_back_after_the_last_batch_and_on_death(model, host):
+    instance = model.instance(host, cpu_threads=2)
+    model.put(*range(8))
+    await settle()
+    assert len(host.asked) == 2
+    waiting = asyncio.get_running_loop().create_task(model.turns.take(2))
+    host.answer()
+    await settle()
+    assert not waiting.done()
+    host.answer()
+    await asyncio.wait_for(waiting, 5)
+    model.turns.give(2)
+    model.put(1)
+    await settle()
+    instance.down(host.asked[0][0], [], "signal SIGKILL")
+    await asyncio.wait_for(model.turns.take(2), 1)
+
+
+async def test_a_busy_model_lets_another_have_its_turn():
+    turns = CpuTurns(2)
+    busy, other = Model(turns), Model(turns)
+    hosts = [Host(), Host()]
+    instances = [busy.instance(hosts[0], cpu_threads=2), other.instance(hosts[1], cpu_threads=2)]
+    busy.put(*range(40))
+    await settle()
+    (request,) = other.put(1)
+    for _ in range(SLOTS + 1):
+        await settle()
+        if hosts[1].asked:
+            break
+        hosts[0].answer()
+    assert not hosts[0].asked, "never both at once"
+    hosts[1].answer()
+    assert answer_of(request) == [1]
+    await settle()
+    assert hosts[0].asked, "and on it goes"
+    for instance in instances:
+        instance.stop()
+    await settle()
+
+
+async def test_when_one_dies_waiting_for_its_turn_another_takes_its_work(model, host):
+    """The one that was woken for a request may be gone before the CPUs are free."""
+    first = model.instance(host, cpu_threads=1)
+    await settle()
+    other = Host()
+    model.instance(other, cpu_threads=1)
+    await settle()
+    await model.turns.take(2)
+    (request,) = model.put(1)
+    await settle()
+    first.down(None, [], "signal SIGKILL")
+    await settle()
+    model.turns.give(2)
+    await settle()
+    assert other.asked, "an idle instance and free CPUs, and still the request waits"
+    other.answer()
+    assert answer_of(request) == [1]
+
+
+async def test_in_order_answers_leave_as_requests_came():
+    model = Model(preserve_order=True)
+    hosts = [Host(), Host()]
+    for host in hosts:
+        model.instance(host)
+    requests = model.put(*range(12))
+    order = []
+    for number, one in enumerate(requests):
+        one.future.add_done_callback(lambda _, number=number: order.append(number))
+    for _ in range(3):
+        await settle()
+        (busy,) = [host for host in hosts if host.asked]
+        busy.answer()
+    await settle()
+    assert order == list(range(12))
+    for instance in model.instances:
+        instance.stop()
+    await settle()
+
+
+async def test_times_are_taken_from_the_queue_to_the_answer(model, host):
+    model.instance(host)
+    model.put(1)
+    await settle()
+    host.answer()
+    statistics = model.statistics
+    assert 0 <= statistics.queue_ns <= statistics.success_ns < monotonic_ns()
+    assert (statistics.compute_input_ns, statistics.compute_infer_ns, statistics.compute_output_ns) == (10, 100, 5)
