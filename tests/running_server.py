@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -33,7 +34,7 @@ class RunningServer:
         )
         self.http = self.grpc = self.metrics = ""  # HOST:PORT each
 
-    def __enter__(self) -> "RunningServer":
+    def __enter__(self) -> Self:
         try:
             self.wait_ready()
         except BaseException:
@@ -110,7 +111,7 @@ class RunningServer:
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=30) as response:
             text = response.read().decode()
         for line in text.splitlines():
-            if line.startswith(f"{name}{{") or line.startswith(f"{name} "):
+            if line.startswith((f"{name}{{", f"{name} ")):
                 series, _, value = line.rpartition(" ")
                 if all(f'{key}="{wanted}"' in series for key, wanted in labels.items()):
                     return float(value)

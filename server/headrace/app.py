@@ -85,6 +85,7 @@ class App:
         for front_end in (self.http, self.metrics, self.grpc):
             await front_end.start()
         loading = asyncio.get_running_loop().create_task(self._load(announce))
+        loading.add_done_callback(_log_failure)
         await stop.wait()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
@@ -184,6 +185,11 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
 
 def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
     return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("the repository is not followed any more", exc_info=task.exception())
 
 
 def _raise_descriptor_limit() -> None:

@@ -53,7 +53,7 @@ class Readings:
         """The server as a whole."""
         served = list(self._repository.served())
         return ServerSample(
-            inflight_requests=sum(len(one.queue) for one in served),
+            inflight_requests=sum(len(one.queue) + sum(each.in_flight for each in one.instances) for one in served),
             inflight_bytes=self._engine.inflight_bytes,
             uptime_seconds=monotonic() - self._started,
             ready=not self._state.why_not_ready(),

@@ -7,15 +7,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tritonclient.utils import np_to_triton_dtype
+
 from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import NUMPY_DTYPES, DataType, Tensor, from_wire, pack_bytes
 from headrace.wire.binary_v2 import decode_raw_request, decode_request, encode_response
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from tritonclient.utils import np_to_triton_dtype
 
 CLIENT_ERRORS = {Kind.INVALID, Kind.UNSUPPORTED, Kind.TOO_LARGE}
 

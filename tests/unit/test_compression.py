@@ -5,10 +5,11 @@ import gzip
 import zlib
 
 import pytest
-from headrace.core.errors import InvalidRequest, TooLarge, Unsupported
-from headrace.wire.compression import choose_encoding, compress, decompress
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace.core.errors import InvalidRequest, TooLarge, Unsupported
+from headrace.wire.compression import choose_encoding, compress, decompress
 
 TEXT = b"some tensor data " * 50
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
 from headrace.core.statistics import Statistics
 from headrace.metrics import FAILURE_REASONS, Metrics, ModelSample, ServerSample, WorkerSample
-from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -189,7 +189,7 @@ def test_metadata():
     assert [(one.name, one.datatype, list(one.shape)) for one in made.inputs] == [("x", "FP32", [-1, 784])]
     assert [(one.name, one.datatype, list(one.shape)) for one in made.outputs] == [
         ("y", "BYTES", [-1, 10]),
-        ("n", "INT64", []),
+        ("n", "INT64", [-1]),
     ]
 
 

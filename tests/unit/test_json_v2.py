@@ -6,13 +6,14 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.core.errors import HeadraceError, InvalidRequest, Kind
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import NUMPY_DTYPES, DataType, Tensor, from_wire, pack_bytes, unpack_bytes
 from headrace.wire.binary_v2 import decode_request, encode_response
 from headrace.wire.json_v2 import encode_error, encode_json
-from hypothesis import given
-from hypothesis import strategies as st
 
 INTEGERS = [datatype for datatype in DataType if "INT" in datatype]
 CLIENT_ERRORS = {Kind.INVALID, Kind.UNSUPPORTED, Kind.TOO_LARGE}

@@ -12,7 +12,7 @@ from headrace.core.model import Signature, TensorSpec
 from headrace.core.rows import join_rows, slice_rows
 from headrace.core.tensor import ITEM_BYTES, DataType, Tensor, from_wire, pack_bytes, to_wire
 from headrace.core.validation import ModelInputs
-from headrace.workers.arena import ALIGNMENT
+from headrace.workers.arena import ALIGNMENT, HEADER_BYTES
 from headrace.workers.frames import TensorFrame
 from headrace.workers.packing import fill, input_frames, split_outputs, whole_outputs
 
@@ -87,7 +87,7 @@ def test_what_is_joined_and_split_is_what_came(batch):
 def test_answers_do_not_change_when_the_segment_is_used_again(batch):
     signature, frames, segment = echo(batch)
     rows = [one.rows for one in batch]
-    answers = [*split_outputs(signature, frames, segment, rows), whole_outputs(signature, frames, segment)]
+    answers = [*split_outputs(signature, frames, segment, rows), whole_outputs(signature, frames, segment, sum(rows))]
     before = [plain(answer) for answer in answers]
     segment[:] = b"\x55" * len(segment)
     assert [plain(answer) for answer in answers] == before
@@ -121,7 +121,8 @@ def test_a_request_cut_into_batches_and_joined_again_is_the_same(batch, size):
         for tensor in part.tensors:
             assert tensor is None or tensor.shape[0] == part.rows
     given_inputs = [tuple(one for one in part.tensors if one is not None) for part in parts]
-    assert plain(join_rows(given_inputs)) == plain(one for one in whole.tensors if one is not None)
+    joined = join_rows(given_inputs, [part.rows for part in parts])
+    assert plain(joined) == plain(one for one in whole.tensors if one is not None)
     for index, tensor in enumerate(whole.tensors):
         assert (tensor is None) == (parts[0].tensors[index] is None)
 
@@ -140,14 +141,14 @@ def test_a_model_that_does_not_batch_keeps_its_shapes():
     inputs = ModelInputs((Tensor("s", DataType.INT64, (), bytes(8)), Tensor("e", DataType.INT8, (0, 3), b"")), 1, None)
     frames, needed = input_frames([inputs], batches=False)
     assert [(frame.shape, frame.nbytes) for frame in frames] == [((), 8), ((0, 3), 0)]
-    assert needed == ALIGNMENT
+    assert needed == HEADER_BYTES + ALIGNMENT
     fill(memoryview(bytearray(needed)), frames, [inputs])
 
 
-def test_inputs_of_no_bytes_need_no_memory():
+def test_inputs_of_no_bytes_need_no_more_than_the_header():
     inputs = ModelInputs((Tensor("e", DataType.FP32, (1, 0), b""),), 1, None)
-    assert input_frames([inputs], batches=True)[1] == 0
-    assert input_frames([ModelInputs((), 1, None)], batches=False) == ((), 0)
+    assert input_frames([inputs], batches=True)[1] == HEADER_BYTES
+    assert input_frames([ModelInputs((), 1, None)], batches=False) == ((), HEADER_BYTES)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (6,)])
@@ -160,11 +161,17 @@ def test_an_output_without_a_row_for_each_row_cannot_be_shared_out(shape):
         split_outputs(signature, frames, memoryview(bytes(64)), [2, 3])
 
 
-def test_a_single_request_gets_whatever_shape_the_model_gave():
-    signature = Signature((), (TensorSpec("y", DataType.UINT8, None), TensorSpec("s", DataType.BYTES, None)), 8)
+def test_a_batching_model_owes_a_row_for_each_row_of_a_single_request_too():
+    signature = Signature((), (TensorSpec("y", DataType.UINT8, None),), 8)
+    with pytest.raises(InternalError, match=r"output 'y' came back with shape \[2\] for a batch of 1 rows"):
+        whole_outputs(signature, [TensorFrame(0, 2, (2,), "UINT8")], memoryview(bytes(64)), 1)
+
+
+def test_a_model_that_does_not_batch_gives_whatever_shape_it_likes():
+    signature = Signature((), (TensorSpec("y", DataType.UINT8, None), TensorSpec("s", DataType.BYTES, None)), 0)
     frames = [TensorFrame(0, 3, (3, 1), "UINT8"), TensorFrame(64, 5, (), "BYTES")]
     segment = memoryview(b"abc".ljust(64) + b"\x01\0\0\0z".ljust(64))
-    assert plain(whole_outputs(signature, frames, segment)) == [
+    assert plain(whole_outputs(signature, frames, segment, 1)) == [
         ("y", DataType.UINT8, (3, 1), b"abc"),
         ("s", DataType.BYTES, (), b"\x01\0\0\0z"),
     ]
@@ -186,4 +193,4 @@ def test_parts_whose_outputs_do_not_fit_together_are_not_joined_into_nonsense(sh
     """The parts of a large request run by themselves, so a model whose rows depend on each other may say anything."""
     parts = [(Tensor("y", DataType.UINT8, shape, bytes(prod(shape))),) for shape in shapes]
     with pytest.raises(InternalError, match="'y'"):
-        join_rows(parts)
+        join_rows(parts, [2, 2])

@@ -12,10 +12,11 @@ from google.protobuf.descriptor_pb2 import (
     FieldDescriptorProto,
     FileDescriptorProto,
 )
-from headrace.wire import pb
-from headrace.wire.pb.descriptors import load
 from tritonclient.grpc import model_config_pb2 as triton_config
 from tritonclient.grpc import service_pb2 as triton
+
+from headrace.wire import pb
+from headrace.wire.pb.descriptors import load
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = Path(pb.__file__).parent

@@ -8,7 +8,7 @@ import pytest
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
-from headrace.core.errors import InternalError, NotReady, Overloaded
+from headrace.core.errors import Kind, NotReady, Overloaded
 from headrace.core.request import InferRequest
 from headrace.core.validation import ModelInputs
 
@@ -256,7 +256,7 @@ async def test_refusing_answers_all_that_waits_and_all_that_comes_until_it_accep
     queue = queue_of()
     gone, stays = put(queue, request(), request(priority=1))
     gone.future.cancel()
-    queue.refuse(NotReady("model 'm' is broken"))
+    queue.refuse(Kind.NOT_READY, "model 'm' is broken")
     assert len(queue) == 0
     assert gone.future.cancelled()
     with pytest.raises(NotReady, match="broken"):
@@ -272,7 +272,7 @@ async def test_refusing_answers_all_that_waits_and_all_that_comes_until_it_accep
 async def test_refusing_for_long_keeps_nothing_of_what_was_refused():
     """An exception that is raised again and again grows by a traceback each time, with all that its frames hold."""
     queue = queue_of()
-    queue.refuse(NotReady("model 'm' is broken"))
+    queue.refuse(Kind.NOT_READY, "model 'm' is broken")
     for _ in range(50):
         with pytest.raises(NotReady) as caught:
             queue.put(request())
@@ -281,7 +281,7 @@ async def test_refusing_for_long_keeps_nothing_of_what_was_refused():
 
 async def test_while_it_refuses_there_is_no_room_for_a_request_in_parts_either():
     queue = queue_of()
-    queue.refuse(NotReady("model 'm' is broken"))
+    queue.refuse(Kind.NOT_READY, "model 'm' is broken")
     with pytest.raises(NotReady, match="broken"):
         queue.make_room()
 
@@ -307,7 +307,7 @@ async def test_drained_after_everything_was_refused():
     put(queue, request())[0].future.add_done_callback(lambda it: it.exception())
     drained = [asyncio.get_running_loop().create_task(queue.drained()) for _ in range(2)]
     await settle()
-    queue.refuse(InternalError("gone"))
+    queue.refuse(Kind.INTERNAL, "gone")
     await asyncio.wait_for(asyncio.gather(*drained), 1)
 
 

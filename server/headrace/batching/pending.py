@@ -107,8 +107,10 @@ class Pending:
         self._count_departure()
 
     def _count_departure(self) -> None:
+        """The client has left; that counts once, whenever it is noticed."""
         if self.future.cancelled():
             self._count_failure("CANCELED")
+            self.statistics = None
 
     def _count_failure(self, reason: str) -> None:
         if self.statistics is not None:

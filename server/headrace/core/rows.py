@@ -44,7 +44,7 @@ def _join(column: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         if tensor.shape[:1] != (count,) or tensor.shape[1:] != first.shape[1:]:
             raise InternalError(
                 f"output '{first.name}' came back with shape {list(tensor.shape)} for {count} rows, and the request "
-                "had to be split: rows of this model do not stand for themselves; set max_batch_size: 0 in its config.yaml"
+                "had to be split: if rows of this model depend on each other, set max_batch_size: 0 in its config.yaml"
             )
     data = b"".join(tensor.data for tensor in column)
     return Tensor(first.name, first.datatype, (sum(rows), *first.shape[1:]), data)

@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, TooLarge
+from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, TooLarge
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends.infer import HEADER_LENGTH, InferHeaders, decode, encode
@@ -404,6 +404,14 @@ class LaneProtocol(HttpToolsProtocol):
         """Close the connection when nothing is under way on it."""
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def give_up(self) -> None:
+        """The server's time to stop is over: the request that still runs is answered with that."""
+        running = self._running
+        if running is not None:
+            running.refuse(NotReady("the server has stopped before the request was answered"))
+            if running.future is not None:
+                running.future.cancel()
 
     def check_time(self, now: float, read_timeout_s: float) -> None:
         """Close the connection when its client has taken too long over a request, or to ask for anything more."""

@@ -1,7 +1,10 @@
 """A listening HTTP port: uvicorn's protocol and application stack, with a start and a drain of our own."""
 
 import asyncio
+import contextlib
+import ctypes
 import socket
+import struct
 from typing import Any
 
 import uvicorn
@@ -11,6 +14,8 @@ KEEP_ALIVE_S = 75  # clients keep idle connections for a minute; closing first w
 IDLE_GRACE_S = 0.5  # while draining: how long an idle connection may still bring a request
 WATCH_INTERVAL_S = 1.0
 BACKLOG = 2048
+_SO_ATTACH_FILTER = 26
+_BPF_RETURN = 0x06
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -78,7 +83,7 @@ class HttpServer:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        self._server.close()
+        await self._stop_listening(self._server)
         for connection in self._connections():
             connection.shutdown()
         grace_ends = min(deadline, loop.time() + IDLE_GRACE_S)
@@ -89,9 +94,24 @@ class HttpServer:
                 connection.close_if_idle()
             await asyncio.sleep(0.02)
         for connection in self._connections():
+            connection.give_up()
+        if self._state.connections:
+            await asyncio.sleep(0.1)  # for the last answers to leave
+        for connection in self._connections():
             connection.transport.abort()
         if self._watch is not None:
             self._watch.cancel()
+
+    async def _stop_listening(self, server: asyncio.Server) -> None:
+        """Close the listener without resetting a connection that the kernel has accepted and this process has not.
+
+        A filter that lets nothing through makes the kernel accept no more; what it had accepted is taken then.
+        """
+        program = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
+        await asyncio.sleep(0.05)
+        server.close()
 
     def _connections(self) -> list[Any]:
         return list(self._state.connections)

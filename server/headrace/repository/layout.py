@@ -79,8 +79,14 @@ def list_models(repository: Path) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if _is_utf8(entry.name) and not _is_passed_over(entry.name) and _is_model(entry)
+            if _is_utf8(entry.name) and not _is_passed_over(entry.name) and _is_model(Path(entry.path))
         )
+
+
+def has_model(repository: Path, name: str) -> bool:
+    """Whether ``list_models`` would name this one, without looking at all the others."""
+    plain = "/" not in name and "\0" not in name and name not in ("", ".", "..")
+    return plain and _is_utf8(name) and not _is_passed_over(name) and _is_model(repository / name)
 
 
 def read_folder(path: Path) -> ModelFolder:
@@ -144,15 +150,16 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python spells other bytes
 
 
-def _is_model(entry: os.DirEntry[str]) -> bool:
+def _is_model(path: Path) -> bool:
     try:
-        if not stat.S_ISDIR(entry.stat().st_mode):
+        if not stat.S_ISDIR(path.stat().st_mode):
             return False
         return any(
-            name in CONFIG_FILES or (_VERSION.fullmatch(name) and (Path(entry.path) / name).is_dir())
-            for name in _names(Path(entry.path))
+            name in CONFIG_FILES or (_VERSION.fullmatch(name) and (path / name).is_dir()) for name in _names(path)
         )
-    except OSError:  # it was deleted just now, or whoever reads it will say why it cannot be
+    except FileNotFoundError:
+        return path.is_symlink()  # one that leads nowhere; its reader will say so
+    except OSError:  # whoever reads it will say why it cannot be
         return True
 
 

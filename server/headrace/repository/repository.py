@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from headrace.core.errors import Forbidden, InvalidRequest, NotFound, NotReady
-from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
+from headrace.repository.layout import ModelFolder, has_model, list_models, read_folder, selected_versions
 from headrace.repository.lifecycle import (
     Event,
     Loaded,
@@ -56,7 +56,7 @@ class Repository:
     """Serves the models of one folder. Changes of one model happen one after the other, of several at once."""
 
     def __init__(self, path: Path, supervisor: Supervisor, control: ModelControl) -> None:
-        self.path = path
+        self.path = path.resolve()
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused
         self._supervisor = supervisor
@@ -148,7 +148,7 @@ class Repository:
             InvalidRequest: it could not be loaded; what served before goes on.
         """
         self._check_control()
-        if name not in list_models(self.path):
+        if not has_model(self.path, name):
             raise NotFound(f"failed to load '{name}', failed to poll from model repository: no such model")
         await self.refresh(name)
         model = self._models[name]
@@ -176,7 +176,7 @@ class Repository:
         self._check_control()
         model = self._models.get(name)
         if model is None:
-            if name in list_models(self.path):
+            if has_model(self.path, name):
                 return
             raise NotFound(f"failed to unload '{name}': no such model")
         async with model.change:
@@ -186,7 +186,7 @@ class Repository:
         """Make what is served of one model agree with its folder. Never raises for what the folder holds."""
         model = self._models.setdefault(name, _Model())
         async with model.change:
-            if name not in list_models(self.path):
+            if not has_model(self.path, name):
                 self._retire(name, model, set(model.serving))
                 model.problems = ()
                 await self._wait_retired(name)
@@ -200,7 +200,8 @@ class Repository:
             if folder.model_problems:
                 return  # what serves goes on until the folder makes sense again
             wanted = {version: version_print(folder, version) for version in selected_versions(folder)}
-            serving = {version: served.print for version, served in model.serving.items()}
+            # One that cannot come back by itself is loaded anew even though its files are the same.
+            serving = {number: "" if served.broken else served.print for number, served in model.serving.items()}
             change = plan_change(serving, wanted)
             for version in change.keep:
                 model.statuses[version] = VersionStatus(State.READY)

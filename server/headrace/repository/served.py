@@ -43,6 +43,11 @@ class ServedVersion:
         return any(instance.is_up for instance in self.instances)
 
     @property
+    def broken(self) -> bool:
+        """Whether no instance can come back by itself."""
+        return all(instance.broken for instance in self.instances)
+
+    @property
     def max_batch_size(self) -> int:
         """Rows in one execution; 0 where requests are never merged."""
         return self.info.signature.max_batch_size
@@ -163,7 +168,7 @@ class ServedVersion:
         ]
 
     def _on_instance_change(self) -> None:
-        if all(instance.broken for instance in self.instances):
+        if self.broken:
             reason = self.instances[0].broken
             log.error("model %s version %s cannot serve: %s", self.folder.name, self.version, reason)
             self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")

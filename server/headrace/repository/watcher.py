@@ -35,7 +35,7 @@ class Watcher:
         async for changes in awatch(
             root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=400, step=200
         ):
-            names = {Path(path).relative_to(root).parts[0] for _, path in changes if Path(path) != root}
+            names = {Path(path).relative_to(root).parts[0] for _, path in changes if root in Path(path).parents}
             if not changes:
                 now = await asyncio.to_thread(take_prints, root)
                 names = {name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)}

@@ -2,9 +2,12 @@
 
 import mmap
 import os
+import struct
 
 ALIGNMENT = 64
+_SEQUENCE = struct.Struct("<Q")
 SMALLEST_BYTES = 64 * 1024
+HEADER_BYTES = 64  # at the start of an input segment: the sequence number of the batch that the worker began last
 KEEP_BYTES = 4 * 1024 * 1024  # a segment up to this size is never given back for being too large
 SHRINK_AFTER = 64  # batches in a row that would fit into an eighth
 
@@ -28,6 +31,17 @@ class Segment:
         descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, nbytes)
         return cls(descriptor, nbytes), descriptor
+
+
+def mark_begun(segment: memoryview, sequence: int) -> None:
+    """The worker begins a batch: should it die now, this batch may be why."""
+    _SEQUENCE.pack_into(segment, 0, sequence)
+
+
+def begun(segment: memoryview) -> int:
+    """The batch that was begun last in this segment; 0 for none."""
+    sequence: int = _SEQUENCE.unpack_from(segment, 0)[0]
+    return sequence
 
 
 class SegmentSize:

@@ -13,7 +13,7 @@ from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
 from headrace.workers import packing
-from headrace.workers.arena import Segment, SegmentSize
+from headrace.workers.arena import Segment, SegmentSize, begun
 from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, Run
 from headrace.workers.turns import CpuTurns
 
@@ -48,12 +48,18 @@ class Slot:
 class Batch:
     """Requests that run together, and the slot that they occupy."""
 
-    __slots__ = ("instance", "pending", "slot")
+    __slots__ = ("instance", "pending", "sequence", "slot")
 
-    def __init__(self, instance: "Instance", slot: Slot, pending: list[Pending]) -> None:
+    def __init__(self, instance: "Instance", slot: Slot, pending: list[Pending], sequence: int) -> None:
         self.instance = instance
         self.slot = slot
         self.pending = pending
+        self.sequence = sequence
+
+    @property
+    def begun(self) -> bool:
+        """Whether the worker has begun to run it."""
+        return self.slot.inputs is not None and begun(self.slot.inputs.view) == self.sequence
 
 
 class Instance:
@@ -69,6 +75,7 @@ class Instance:
         self.load = load
         self.execution_timeout_s = execution_timeout_s
         self.loaded: Loaded | None = None
+        self.in_flight = 0  # requests that the worker has
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self._queue = queue
@@ -126,6 +133,7 @@ class Instance:
 
     def done(self, batch: Batch, frame: Done, segment: Segment | None) -> None:
         """The worker has run the batch; ``segment`` is the slot's new output segment, if it has one."""
+        self.in_flight -= len(batch.pending)
         slot = batch.slot
         if segment is not None:
             slot.outputs = segment
@@ -135,7 +143,7 @@ class Instance:
         self._statistics.executed(len(pending), sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
         try:
             if len(pending) == 1:
-                answers = [packing.whole_outputs(self.signature, frame.outputs, view)]
+                answers = [packing.whole_outputs(self.signature, frame.outputs, view, rows[0])]
             else:
                 answers = packing.split_outputs(self.signature, frame.outputs, view, rows)
         except InternalError as error:
@@ -149,6 +157,7 @@ class Instance:
 
     def failed(self, batch: Batch, frame: Failed) -> None:
         """The model refused the batch. Its members run again, each alone, so that only the bad one fails."""
+        self.in_flight -= len(batch.pending)
         message = f"model '{self.load.name}': {frame.message}"
         error = of_kind(Kind(frame.kind), message)
         if len(batch.pending) > 1:
@@ -161,6 +170,7 @@ class Instance:
         """The process has died. What it was executing is suspect, what was staged is not."""
         self.stop()
         self._host = None
+        self.in_flight = 0
         self._end_turn()
         self._statistics.worker_deaths += 1
         if executing is not None:
@@ -266,10 +276,11 @@ class Instance:
             if segment_bytes:
                 slot.inputs, descriptor = Segment.create(segment_bytes)
                 descriptors.append(descriptor)
-            if slot.inputs is not None:
-                packing.fill(slot.inputs.view, frames, batch)
+            assert slot.inputs is not None, "a segment has a header at least"
+            packing.fill(slot.inputs.view, frames, batch)
             frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
-            host.run(Batch(self, slot, pending), frame, descriptors)
+            host.run(Batch(self, slot, pending, frame.sequence), frame, descriptors)
+            self.in_flight += len(pending)
         except BaseException:
             # The worker was not told of the segment: the slot's next batch must bring another.
             for descriptor in descriptors:

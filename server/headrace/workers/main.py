@@ -18,7 +18,7 @@ from headrace.core.model import Signature
 from headrace.core.tensor import Array, datatype_of, from_wire, to_wire
 from headrace.log import set_up_logging
 from headrace.workers import channel, frames
-from headrace.workers.arena import Segment, SegmentSize, aligned
+from headrace.workers.arena import Segment, SegmentSize, aligned, mark_begun
 from headrace.workers.frames import TensorFrame
 from headrace.workers.warmup import warm_up
 from headrace_backends.base import Backend, BackendUnavailable, LoadError, ModelSource, RequestInfo
@@ -118,6 +118,7 @@ class Worker:
         slot = model.slots.setdefault(frame.slot, _Slot())
         if frame.segment_bytes:
             slot.inputs = Segment(descriptors[0], frame.segment_bytes).view
+        mark_begun(slot.inputs, frame.sequence)
         started_ns = monotonic_ns()
         try:
             inputs = _read_inputs(model.signature, frame.inputs, slot.inputs)

@@ -7,7 +7,7 @@ from headrace.core.errors import InternalError
 from headrace.core.model import Signature
 from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, DataType, Tensor, bytes_offsets
 from headrace.core.validation import ModelInputs
-from headrace.workers.arena import aligned
+from headrace.workers.arena import HEADER_BYTES, aligned
 from headrace.workers.frames import TensorFrame
 
 
@@ -19,7 +19,7 @@ def input_frames(batch: Sequence[ModelInputs], batches: bool) -> tuple[tuple[Ten
     first = batch[0]
     rows = sum(inputs.rows for inputs in batch)
     frames: list[TensorFrame | None] = []
-    offset = 0
+    offset = HEADER_BYTES
     for index, tensor in enumerate(first.tensors):
         if tensor is None:
             frames.append(None)
@@ -54,8 +54,16 @@ def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Seque
             offset = end
 
 
-def whole_outputs(signature: Signature, frames: Sequence[TensorFrame], segment: memoryview) -> tuple[Tensor, ...]:
-    """The outputs of a batch of one request, copied out of the segment."""
+def whole_outputs(
+    signature: Signature, frames: Sequence[TensorFrame], segment: memoryview, rows: int
+) -> tuple[Tensor, ...]:
+    """The outputs of a batch of one request, copied out of the segment.
+
+    Raises:
+        InternalError: the model batches, and an output's leading dimension is not the number of rows that went in.
+    """
+    if signature.max_batch_size:
+        _check_rows(signature, frames, rows)
     return tuple(
         Tensor(
             spec.name,
@@ -76,15 +84,20 @@ def split_outputs(
         InternalError: an output's leading dimension is not the number of rows that went in.
     """
     total = sum(rows)
-    columns: list[list[Tensor]] = []
+    _check_rows(signature, frames, total)
+    columns = [
+        _split(spec.name, frame, segment, rows, total) for spec, frame in zip(signature.outputs, frames, strict=True)
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _check_rows(signature: Signature, frames: Sequence[TensorFrame], rows: int) -> None:
     for spec, frame in zip(signature.outputs, frames, strict=True):
-        if not frame.shape or frame.shape[0] != total:
+        if frame.shape[:1] != (rows,):
             raise InternalError(
-                f"output '{spec.name}' came back with shape {list(frame.shape)} for a batch of {total} rows; if rows "
+                f"output '{spec.name}' came back with shape {list(frame.shape)} for a batch of {rows} rows; if rows "
                 "of this model depend on each other, set max_batch_size: 0 in its config.yaml"
             )
-        columns.append(_split(spec.name, frame, segment, rows, total))
-    return list(zip(*columns, strict=True))
 
 
 def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[int], total: int) -> list[Tensor]:

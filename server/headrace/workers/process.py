@@ -18,7 +18,8 @@ from headrace.workers.placement import backoff_s
 log = logging.getLogger(__name__)
 
 LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebody else may have killed it
-GIVE_UP_AFTER = 3  # starts in a row that never got ready, before waiting requests are told
+GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, before waiting requests are told
+_GIVE_UP_FAILURES = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -57,7 +58,8 @@ class WorkerProcess:
         self._asked: dict[int, Batch | _Loading] = {}  # sent and not answered, oldest first
         self._head_since = 0.0
         self._sequence = 0
-        self._failures = 0
+        self._failures = 0  # starts in a row that never got ready
+        self._failing_since = 0.0
         self._kill_cause = ""
         self._stopping = False
         self._task = asyncio.get_running_loop().create_task(self._keep_alive())
@@ -97,7 +99,9 @@ class WorkerProcess:
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the process: by request, and by force when it does not follow."""
         self._stopping = True
-        if self._channel is not None:
+        if isinstance(self._head(), _Loading):
+            self.kill("stopped while it loaded a model")
+        elif self._channel is not None:
             self._channel.send(frames.encode(frames.Stop()))
         _, unfinished = await asyncio.wait([self._task], timeout=grace_s)
         if unfinished:
@@ -191,8 +195,10 @@ class WorkerProcess:
         if unanswered or not self._stopping:
             log.warning("worker %s died: %s", self.name, cause)
         at_fault = unanswered[0] if unanswered else None
+        if isinstance(at_fault, Batch) and not at_fault.begun:
+            at_fault = None  # it lay in the socket of a process that was dead or waking up
         if isinstance(at_fault, _Loading):
-            self._failures += 1
+            self._count_failure()
             self._note_failed_load(at_fault, cause)
         for key, instance in self.hosted.items():
             batches = [one for one in unanswered if isinstance(one, Batch) and one.instance is instance]
@@ -211,15 +217,20 @@ class WorkerProcess:
             if loading.deaths >= LOAD_ATTEMPTS and not loading.future.done():
                 loading.future.set_exception(LoadRefused(reason))
                 del self._loading[loading.instance.load.instance]
-        elif self._failures >= GIVE_UP_AFTER:
+        elif self._failures >= _GIVE_UP_FAILURES and monotonic() - self._failing_since > GIVE_UP_AFTER_S:
             for instance in self.hosted.values():
                 if instance.loaded is not None:
                     instance.break_down(f"{reason}, {self._failures} times in a row; it goes on trying")
 
+    def _count_failure(self) -> None:
+        if not self._failures:
+            self._failing_since = monotonic()
+        self._failures += 1
+
     def _note_no_process(self, error: OSError) -> None:
         """The system gives no process now: whoever waits for a first load is told, everybody else waits."""
         log.error("cannot start worker %s: %s", self.name, error)
-        self._failures += 1
+        self._count_failure()
         for loading in list(self._loading.values()):
             if loading.future is not None and not loading.future.done():
                 loading.future.set_exception(LoadRefused(f"cannot start a worker process: {error}"))
