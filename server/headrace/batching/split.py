@@ -50,7 +50,7 @@ class SplitRequest:
             )
         except InternalError as error:
             self._statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
-            self.future.set_exception(error)
+            self.future.set_exception(InternalError(f"model '{self._request.model}': {error}"))
             return
         queue_ns = max(part.taken_at_ns for part in self._parts) - self._started_ns
         self._statistics.succeeded(monotonic_ns() - self._started_ns, max(0, queue_ns))

@@ -14,6 +14,7 @@ from headrace.repository.pbtxt import parse_pbtxt
 from headrace_backends.registry import ENDINGS, canonical, model_files
 
 CONFIG_FILES = ("config.yaml", "config.pbtxt")
+MAX_NAME_BYTES = 255  # of a folder
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LABEL_BYTES = 64 << 20
 
@@ -86,7 +87,7 @@ def list_models(repository: Path) -> list[str]:
 def has_model(repository: Path, name: str) -> bool:
     """Whether ``list_models`` would name this one, without looking at all the others."""
     plain = "/" not in name and "\0" not in name and name not in ("", ".", "..")
-    return plain and _is_utf8(name) and not _is_passed_over(name) and _is_model(repository / name)
+    return plain and _is_utf8(name) and len(name.encode()) <= MAX_NAME_BYTES and not _is_passed_over(name) and _is_model(repository / name)
 
 
 def read_folder(path: Path) -> ModelFolder:
@@ -179,7 +180,8 @@ def _read_config(path: Path, names: list[str]) -> tuple[ModelConfig | None, list
         ]
     (name,) = present
     try:
-        text = _read_text(path / name, MAX_CONFIG_BYTES)
+        text = _read_text(path / name, MAX_NAME_BYTES = 255  # of a folder
+MAX_CONFIG_BYTES)
         return parse_config(text) if name == "config.yaml" else parse_pbtxt(text, path.name), []
     except ConfigError as error:
         return None, [f"{name}: {problem}" for problem in error.problems]

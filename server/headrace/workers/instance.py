@@ -147,7 +147,7 @@ class Instance:
             else:
                 answers = packing.split_outputs(self.signature, frame.outputs, view, rows)
         except InternalError as error:
-            self._run_alone(pending, error)
+            self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
         else:
             now_ns = monotonic_ns()
             self._statistics.last_inference_ms = int(time() * 1000)

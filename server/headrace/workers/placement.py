@@ -46,4 +46,4 @@ def place(shareable: bool, file_bytes: int, processes: Sequence[Hosting], limits
 
 def backoff_s(failures: int) -> float:
     """How long to wait before starting a process again that died ``failures`` times without getting ready."""
-    return 0.0 if failures <= 0 else min(30.0, 0.1 * 2.0 ** min(failures - 1, 10))
+    return 0.0 if failures <= 0 else min(5.0, 0.1 * 2.0 ** min(failures - 1, 10))
