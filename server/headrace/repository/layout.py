@@ -180,8 +180,7 @@ def _read_config(path: Path, names: list[str]) -> tuple[ModelConfig | None, list
         ]
     (name,) = present
     try:
-        text = _read_text(path / name, MAX_NAME_BYTES = 255  # of a folder
-MAX_CONFIG_BYTES)
+        text = _read_text(path / name, MAX_CONFIG_BYTES)
         return parse_config(text) if name == "config.yaml" else parse_pbtxt(text, path.name), []
     except ConfigError as error:
         return None, [f"{name}: {problem}" for problem in error.problems]
