@@ -183,12 +183,13 @@ def _tensor(spec: TensorSpec) -> dict[str, object]:
 def _add_infer(app: FastAPI, engine: Engine, max_request_bytes: int) -> None:
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Run the model on the request's inputs."""
+        body = await request.body()
         headers = InferHeaders(
+            len(body),
             request.headers.get("inference-header-content-length", ""),
             request.headers.get("content-encoding", ""),
             request.headers.get("accept-encoding", ""),
         )
-        body = await request.body()
         asked = decode(engine, name, version, headers, body, max_request_bytes)
         reply = encode(await engine.infer(asked), asked, headers.accept_encoding)
         response = Response(b"".join(reply.chunks))

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, TooLarge
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
-from headrace.frontends.infer import HEADER_LENGTH, InferHeaders, decode, encode
+from headrace.frontends.infer import HEADER_LENGTH, InferHeaders, InferReply, decode, encode
 from headrace.frontends.status import http_status
 from headrace.wire.json_v2 import encode_error
 
@@ -81,19 +81,19 @@ class Exchange:
         "more_body",
         "request",
         "response_complete",
-        "size",
         "version",
     )
 
-    def __init__(self, protocol: "LaneProtocol", model: str, version: str, keep_alive: bool) -> None:
+    def __init__(
+        self, protocol: "LaneProtocol", model: str, version: str, headers: InferHeaders, keep_alive: bool
+    ) -> None:
         self._protocol = protocol
         self.model = model
         self.version = version
         self.keep_alive = keep_alive
         self.body: list[bytes] = []
-        self.size = 0
         self.more_body = True
-        self.headers = InferHeaders()
+        self.headers = headers
         self.expects_100 = False
         self.request: InferRequest | None = None
         self.future: asyncio.Future[InferResponse] | None = None
@@ -124,7 +124,7 @@ class Exchange:
         body = encode_error(str(error))
         lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self._protocol.respond(self, status, lines, [body])
+        self._protocol.respond(self, status, InferReply([body], len(body), lines))
 
     def _answer(self, future: asyncio.Future[InferResponse]) -> None:
         if future.cancelled() or self.disconnected:
@@ -140,7 +140,7 @@ class Exchange:
                 log.exception("could not write the response of model %s", self.model)
                 error = InternalError("the response could not be written; the server's log says why")
             else:
-                self._protocol.respond(self, 200, reply.headers, reply.chunks)
+                self._protocol.respond(self, 200, reply)
                 return
         if not isinstance(error, HeadraceError):
             log.error("model %s", self.model, exc_info=error)
@@ -193,20 +193,17 @@ class LaneProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._discarding:
             return
+        headers = _read_headers(self.headers)
+        if headers.content_length > self.max_request_bytes:
+            self._refuse_body(headers.content_length)
+            return
         infers = self.engine is not None and self.parser.get_method() == b"POST"
         target = infer_target(self.url) if infers else None
-        declared = 0
-        for name, value in self.headers:
-            if name == b"content-length" and value.isdigit():
-                declared = int(value)
-        if declared > self.max_request_bytes:
-            self._refuse_body(declared)
-            return
         if target is None:
             self._leave_to_application()
             return
-        exchange = Exchange(self, *target, self.parser.should_keep_alive() and not self._leaving)
-        exchange.headers = _infer_headers(self.headers)
+        keep_alive = self.parser.should_keep_alive() and not self._leaving
+        exchange = Exchange(self, *target, headers, keep_alive)
         exchange.expects_100 = self.expect_100_continue
         before = self.cycle
         self.cycle = exchange  # type: ignore[assignment]
@@ -258,9 +255,7 @@ class LaneProtocol(HttpToolsProtocol):
 
     # -- responses ----------------------------------------------------------------------------------------
 
-    def respond(
-        self, exchange: Exchange, status: int, headers: list[tuple[bytes, bytes]], chunks: list[bytes | memoryview]
-    ) -> None:
+    def respond(self, exchange: Exchange, status: int, reply: InferReply) -> None:
         """Write one whole response and go on to what waits behind it."""
         if exchange.disconnected or self.transport.is_closing():
             return
@@ -268,14 +263,14 @@ class LaneProtocol(HttpToolsProtocol):
         exchange.response_complete = True
         keep_alive = exchange.keep_alive and not self._leaving
         pieces: list[bytes | memoryview] = [STATUS_LINE[status]]
-        for name, value in headers:
+        for name, value in reply.headers:
             pieces += (name, b": ", value, b"\r\n")
         pieces.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-        if sum(map(len, chunks)) <= JOIN_BYTES:
-            pieces += chunks
+        if reply.size <= JOIN_BYTES:
+            pieces += reply.chunks
             self.transport.write(b"".join(pieces))
         else:
-            self.transport.writelines([b"".join(pieces), *chunks])
+            self.transport.writelines([b"".join(pieces), *reply.chunks])
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -426,10 +421,12 @@ class LaneProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _infer_headers(headers: list[tuple[bytes, bytes]]) -> InferHeaders:
+def _read_headers(headers: list[tuple[bytes, bytes]]) -> InferHeaders:
     found = InferHeaders()
     for name, value in headers:
-        if name == HEADER_LENGTH:
+        if name == b"content-length":
+            found.content_length = int(value)  # the parser has seen to it that it is a number
+        elif name == HEADER_LENGTH:
             found.header_length = value.decode("latin-1") or "?"
         elif name == b"content-encoding":
             found.content_encoding = value.decode("latin-1")

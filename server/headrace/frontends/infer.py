@@ -19,6 +19,7 @@ LONGEST_LENGTH = 18  # digits; no body is that large
 class InferHeaders(msgspec.Struct, gc=False):
     """The headers of a request that decide how it is read and answered."""
 
+    content_length: int = 0
     header_length: str = ""
     content_encoding: str = ""
     accept_encoding: str = ""
@@ -28,6 +29,7 @@ class InferReply(msgspec.Struct, gc=False):
     """A response's body in pieces and the headers that tell how to read it."""
 
     chunks: list[bytes | memoryview]
+    size: int  # of all chunks, in bytes
     headers: list[tuple[bytes, bytes]]
 
 
@@ -65,10 +67,12 @@ def encode(response: InferResponse, request: InferRequest, accept_encoding: str)
         headers = [(b"content-type", JSON)]
     else:
         headers = [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % header_length)]
-    if accept_encoding:
+    size = sum(map(len, chunks))
+    if accept_encoding and size >= COMPRESS_ABOVE_BYTES:
         encoding = choose_encoding(accept_encoding)
-        if encoding is not None and sum(map(len, chunks)) >= COMPRESS_ABOVE_BYTES:
+        if encoding is not None:
             chunks = [compress(chunks, encoding)]
+            size = len(chunks[0])
             headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
-    headers.append((b"content-length", b"%d" % sum(map(len, chunks))))
-    return InferReply(chunks, headers)
+    headers.append((b"content-length", b"%d" % size))
+    return InferReply(chunks, size, headers)

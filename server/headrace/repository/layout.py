@@ -87,7 +87,13 @@ def list_models(repository: Path) -> list[str]:
 def has_model(repository: Path, name: str) -> bool:
     """Whether ``list_models`` would name this one, without looking at all the others."""
     plain = "/" not in name and "\0" not in name and name not in ("", ".", "..")
-    return plain and _is_utf8(name) and len(name.encode()) <= MAX_NAME_BYTES and not _is_passed_over(name) and _is_model(repository / name)
+    return (
+        plain
+        and _is_utf8(name)
+        and len(name.encode()) <= MAX_NAME_BYTES
+        and not _is_passed_over(name)
+        and _is_model(repository / name)
+    )
 
 
 def read_folder(path: Path) -> ModelFolder:

@@ -31,6 +31,12 @@ class ServedVersion:
         self.print = version_print(folder, files.version)
         self.statistics = Statistics()
         self.instances: list[Instance] = []
+        # What every request asks for, as plain attributes.
+        batching = folder.config.batching
+        self.default_timeout_us = batching.default_timeout_us  # for requests that bring no timeout; 0 is none
+        self.default_priority = (batching.priority_levels + 1) // 2  # the middle of the levels
+        self.max_batch_size = 0  # rows in one execution; 0 where requests are never merged
+        self._priority_levels = batching.priority_levels
         self._supervisor = supervisor
         # Filled by start, when the model file has told what it takes.
         self.info: ModelInfo
@@ -48,21 +54,6 @@ class ServedVersion:
         return all(instance.broken for instance in self.instances)
 
     @property
-    def max_batch_size(self) -> int:
-        """Rows in one execution; 0 where requests are never merged."""
-        return self.info.signature.max_batch_size
-
-    @property
-    def default_timeout_us(self) -> int:
-        """For requests that bring no timeout; 0 is none."""
-        return self.folder.config.batching.default_timeout_us
-
-    @property
-    def default_priority(self) -> int:
-        """For requests that bring no priority: the middle of the levels."""
-        return (self.folder.config.batching.priority_levels + 1) // 2
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What the backend decided by itself."""
         loaded = self.instances[0].loaded if self.instances else None
@@ -70,7 +61,7 @@ class ServedVersion:
 
     def priority(self, parameters: Parameters) -> int:
         """The request's level: 1 is served first; 0 or none asks for the default."""
-        levels = self.folder.config.batching.priority_levels
+        levels = self._priority_levels
         wanted = parameters.get("priority", 0)
         if not levels or not wanted:
             return self.default_priority
@@ -127,6 +118,7 @@ class ServedVersion:
             )
         )
         self.checker = InputChecker(self.folder.name, signature)
+        self.max_batch_size = signature.max_batch_size
         self.info = ModelInfo(
             name=self.folder.name,
             version=self.version,

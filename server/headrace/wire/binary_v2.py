@@ -1,5 +1,6 @@
 """Inference bodies: JSON, then the tensors that travel as binary data, if any."""
 
+from functools import lru_cache
 from math import prod
 
 import msgspec
@@ -7,7 +8,7 @@ import msgspec
 from headrace.core.errors import InvalidRequest, Unsupported
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
-from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, DataType, Tensor
+from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor
 from headrace.core.validation import MAX_ELEMENTS
 from headrace.wire.elements import pack_flat, pack_nested, to_json
 from headrace.wire.json_v2 import (
@@ -20,7 +21,7 @@ from headrace.wire.json_v2 import (
     parse_request,
 )
 
-MAX_DIMENSIONS = 32  # as many as an array of numpy 1 can have
+REMEMBERED_HEADER_BYTES = 1024  # of the JSON of a binary request, for it to be remembered
 
 
 def decode_request(body: bytes | memoryview, header_length: int | None, model: str, version: str) -> InferRequest:
@@ -40,8 +41,44 @@ def decode_request(body: bytes | memoryview, header_length: int | None, model: s
         raise InvalidRequest(
             f"model '{model}': the header length is {header_length}, expected 0 to {total_bytes}, the body's length"
         )
-    parsed = parse_request(view[:position], model)
+    text = view[:position]
+    layout = (
+        _read_layout(text, model) if position > REMEMBERED_HEADER_BYTES or header_length is None else _seen(text, model)
+    )
     inputs: list[Tensor] = []
+    for name, datatype, shape, data, blob_bytes in layout.inputs:
+        if data is not None:
+            inputs.append(Tensor(name, datatype, shape, data))
+            continue
+        end = position + blob_bytes
+        if end > total_bytes:
+            raise _invalid(
+                model,
+                name,
+                f"has a binary_data_size of {blob_bytes}, and {total_bytes - position} bytes follow "
+                "(the JSON's length belongs in the header Inference-Header-Content-Length)",
+            )
+        inputs.append(Tensor(name, datatype, shape, view[position:end]))
+        position = end
+    if position != total_bytes:
+        raise InvalidRequest(
+            f"model '{model}': {total_bytes - position} bytes follow the last input's data, expected none"
+        )
+    return InferRequest(model, version, layout.id, tuple(inputs), layout.outputs, layout.parameters)
+
+
+class _Layout(msgspec.Struct, frozen=True):
+    """What the JSON part says. Each input has its data, or None and the size of its binary data."""
+
+    id: str
+    inputs: tuple[tuple[str, DataType, tuple[int, ...], bytes | None, int], ...]
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Parameters
+
+
+def _read_layout(text: bytes | memoryview, model: str) -> _Layout:
+    parsed = parse_request(text, model)
+    inputs = []
     for given in parsed.inputs:
         datatype = DATATYPE_BY_NAME.get(given.datatype)
         if datatype is None:
@@ -50,26 +87,17 @@ def decode_request(body: bytes | memoryview, header_length: int | None, model: s
             )
         _check_shape(given, model)
         blob_bytes = _blob_bytes(given, model)
-        if blob_bytes is None:
-            inputs.append(Tensor(given.name, datatype, given.shape, _json_data(given, datatype, model)))
-            continue
-        end = position + blob_bytes
-        if end > total_bytes:
-            raise _invalid(
-                model,
-                given.name,
-                f"has a binary_data_size of {blob_bytes}, and {total_bytes - position} bytes follow "
-                "(the JSON's length belongs in the header Inference-Header-Content-Length)",
-            )
-        inputs.append(Tensor(given.name, datatype, given.shape, view[position:end]))
-        position = end
-    if position != total_bytes:
-        raise InvalidRequest(
-            f"model '{model}': {total_bytes - position} bytes follow the last input's data, expected none"
-        )
-    return InferRequest(
-        model, version, parsed.id or "", tuple(inputs), _outputs(parsed, model), _parameters(parsed, model)
-    )
+        data = _json_data(given, datatype, model) if blob_bytes is None else None
+        inputs.append((given.name, datatype, given.shape, data, blob_bytes or 0))
+    return _Layout(parsed.id or "", tuple(inputs), _outputs(parsed, model), _parameters(parsed, model))
+
+
+_remembered_layout = lru_cache(maxsize=512)(_read_layout)
+
+
+def _seen(text: memoryview, model: str) -> _Layout:
+    """As ``_read_layout``, for headers of binary requests: a client sends the same one with each of its requests."""
+    return _remembered_layout(bytes(text), model)
 
 
 def decode_raw_request(body: bytes | memoryview, signature: Signature, model: str, version: str) -> InferRequest:
@@ -115,12 +143,13 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
     default = request.parameters.get("binary_data_output", False)
     asked = {output.name: output.parameters.get("binary_data", default) for output in request.outputs}
     outputs: list[OutputJson] = []
+    sizes: list[tuple[str, DataType, tuple[int, ...], int]] = []
     chunks: list[bytes | memoryview] = [b""]  # the JSON's place
     for tensor in response.outputs:
         data = tensor.data
         if asked.get(tensor.name, default):
             size_bytes = len(data)
-            outputs.append(OutputJson(tensor.name, tensor.datatype, tensor.shape, {"binary_data_size": size_bytes}))
+            sizes.append((tensor.name, tensor.datatype, tensor.shape, size_bytes))
             if size_bytes:
                 chunks.append(memoryview(data) if isinstance(data, bytearray) else data)
             continue
@@ -128,10 +157,27 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
             text = msgspec.Raw(to_json(data, tensor.datatype, tensor.shape))
         except InvalidRequest as error:
             raise InvalidRequest(f"model '{response.model}': output '{tensor.name}' {error}") from None
+        outputs += map(_binary_output, sizes)  # so that they keep their order
+        sizes.clear()
         outputs.append(OutputJson(tensor.name, tensor.datatype, tensor.shape, data=text))
-    header = encode_json(ResponseJson(response.model, response.version, outputs, request.id, response.parameters))
+    if outputs or response.id or response.parameters:
+        outputs += map(_binary_output, sizes)
+        header = encode_json(ResponseJson(response.model, response.version, outputs, response.id, response.parameters))
+    else:
+        header = _binary_header(response.model, response.version, tuple(sizes))
     chunks[0] = header
     return chunks, len(header) if len(chunks) > 1 else None
+
+
+def _binary_output(size: tuple[str, DataType, tuple[int, ...], int]) -> OutputJson:
+    name, datatype, shape, size_bytes = size
+    return OutputJson(name, datatype, shape, {"binary_data_size": size_bytes})
+
+
+@lru_cache(maxsize=512)
+def _binary_header(model: str, version: str, sizes: tuple[tuple[str, DataType, tuple[int, ...], int], ...]) -> bytes:
+    """The JSON of a response that has nothing but binary outputs: the same for each response of a shape."""
+    return encode_json(ResponseJson(model, version, [_binary_output(size) for size in sizes]))
 
 
 def _invalid(model: str, tensor: str, problem: str) -> InvalidRequest:
