@@ -9,6 +9,7 @@ from typing import Protocol
 
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
+from headrace.batching.regroup import Regroup
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
@@ -20,6 +21,7 @@ from headrace.workers.turns import CpuTurns
 log = logging.getLogger(__name__)
 
 SLOTS = 2  # one batch running and one staged behind it, so that the worker never waits for the front
+REGROUP_POLL_S = 0.001
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -81,7 +83,8 @@ class Instance:
         self._queue = queue
         self._statistics = statistics
         self._turns = turns
-        self._has_turn = 0  # threads that it holds, from its first batch in flight to its last
+        self._has_turn = 0  # threads that it holds, while it has a batch in flight
+        self._regroup = Regroup()
         self._host: Host | None = None
         self._slots: list[Slot] = []
         self._slot_freed: asyncio.Future[None] | None = None
@@ -140,6 +143,8 @@ class Instance:
         view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
         pending = batch.pending
         rows = [one.rows for one in pending]
+        most = max(1, self.signature.max_batch_size)
+        self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, monotonic_ns())
         self._statistics.executed(len(pending), sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
         try:
             if len(pending) == 1:
@@ -241,18 +246,18 @@ class Instance:
     async def _take_in_turn(self, threads: int) -> list[Pending]:
         """The next batch of a heavy model, once the CPUs are its own. None may be left when its turn comes.
 
-        While a batch is in flight the next is staged behind it, unless another model waits for the CPUs.
+        Nothing is staged: the handing over takes little beside the batch, and what waits longer grows together.
         """
-        await self._queue.ready()
         if len(self._slots) < SLOTS:
-            if self._turns.contended:
-                await self._free_slot()
-                return []
-        else:
-            await self._turns.take(threads)
-            self._has_turn = threads
+            await self._free_slot()
+            return []
+        await self._queue.ready()
+        while self._regroup.wait_ns(len(self._queue), monotonic_ns()):
+            await asyncio.sleep(REGROUP_POLL_S)
+        await self._turns.take(threads)
+        self._has_turn = threads
         pending = self._queue.take_now()
-        if not pending and len(self._slots) == SLOTS:
+        if not pending:
             self._end_turn()
         return pending
 

@@ -16,11 +16,6 @@ class CpuTurns:
         self._free = cpus
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @property
-    def contended(self) -> bool:
-        """Whether somebody waits for a turn."""
-        return bool(self._waiting)
-
     async def take(self, threads: int) -> None:
         """Wait for ``threads`` threads; they are the caller's until ``give``."""
         if not self._waiting and threads <= self._free:
