@@ -39,6 +39,8 @@ class BatchQueue:
         self._executing = 0
         self._refusal: tuple[Kind, str] | None = None
         self._swept_ns = -SWEEP_INTERVAL_NS
+        self._grown: asyncio.Future[None] | None = None
+        self._grown_size = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -69,6 +71,9 @@ class BatchQueue:
         self._backlog.add(pending)
         if self._waiters:
             self._wake_if_due()
+        if self._grown is not None and len(self._backlog) >= self._grown_size:
+            self._grown.set_result(None)
+            self._grown = None
 
     def make_room(self) -> None:
         """See that one more request fits.
@@ -107,6 +112,16 @@ class BatchQueue:
                 await self._sleep_until(Wait(due_ns))
             else:
                 await self._sleep_until(None)
+
+    async def grown(self, size: int, timeout_s: float) -> None:
+        """Return when ``size`` requests wait, or after ``timeout_s``. One instance at a time is told."""
+        if len(self._backlog) >= size:
+            return
+        self._grown_size = size
+        self._grown = grown = asyncio.get_running_loop().create_future()
+        await asyncio.wait([grown], timeout=timeout_s)
+        if self._grown is grown:
+            self._grown = None
 
     def take_now(self) -> list[Pending]:
         """The next batch if the policy closes one now, else nothing. A batch is owed one ``finished`` call."""

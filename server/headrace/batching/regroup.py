@@ -16,29 +16,29 @@ class Regroup:
     """
 
     def __init__(self) -> None:
-        self._expected = 0
+        self.expected = 0  # requests to wait for; none when it is decided
         self._until_ns = 0
         self._skip = 0  # batches to let pass without waiting
         self._skip_next = 1
 
     def ended(self, answered: int, waiting: int, most: int, execution_ns: int, now_ns: int) -> None:
         """A batch of ``answered`` requests has ended with ``waiting`` more in the queue; a batch holds ``most``."""
-        self._expected = min(answered + waiting, most)
+        self.expected = min(answered + waiting, most)
         self._until_ns = now_ns + min(int(execution_ns * SHARE), MOST_NS)
         if self._skip:
             self._skip -= 1
-            self._expected = 0
+            self.expected = 0
 
     def wait_ns(self, waiting: int, now_ns: int) -> int:
         """How much longer to wait when ``waiting`` requests are in the queue; 0 to take the batch now."""
-        if self._expected <= 1:
+        if self.expected <= 1:
             return 0
-        if waiting < self._expected and now_ns < self._until_ns:
+        if waiting < self.expected and now_ns < self._until_ns:
             return self._until_ns - now_ns
-        if waiting >= self._expected:
+        if waiting >= self.expected:
             self._skip_next = 1
         else:
             self._skip = self._skip_next
             self._skip_next = min(2 * self._skip_next, MOST_SKIPPED)
-        self._expected = 0
+        self.expected = 0
         return 0

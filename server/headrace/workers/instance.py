@@ -21,7 +21,6 @@ from headrace.workers.turns import CpuTurns
 log = logging.getLogger(__name__)
 
 SLOTS = 2  # one batch running and one staged behind it, so that the worker never waits for the front
-REGROUP_POLL_S = 0.001
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -252,8 +251,8 @@ class Instance:
             await self._free_slot()
             return []
         await self._queue.ready()
-        while self._regroup.wait_ns(len(self._queue), monotonic_ns()):
-            await asyncio.sleep(REGROUP_POLL_S)
+        while wait_ns := self._regroup.wait_ns(len(self._queue), monotonic_ns()):
+            await self._queue.grown(self._regroup.expected, wait_ns * 1e-9)
         await self._turns.take(threads)
         self._has_turn = threads
         pending = self._queue.take_now()
