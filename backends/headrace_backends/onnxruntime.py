@@ -238,7 +238,7 @@ def _providers(source: ModelSource) -> list[Any]:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LoadError(
             f"device '{source.device}' needs an onnxruntime with CUDA, and this one has none; "
-            "install it with: pip uninstall onnxruntime; pip install 'headrace[gpu]'"
+            "replace it with: pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": str(source.gpu)}), "CPUExecutionProvider"]
 

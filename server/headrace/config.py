@@ -36,7 +36,7 @@ class Settings:
         1024 * 1024 * 1024, "Bytes of accepted, unanswered requests above which more are refused.", min=1024
     )
     max_own_workers: int = _option(
-        8, "Models with a worker process of their own; small ONNX models past that share processes.", min=0
+        8, "Instances with a worker process of their own; small ONNX models past that share processes.", min=0
     )
     max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
     read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)

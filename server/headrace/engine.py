@@ -14,6 +14,7 @@ from headrace.repository.served import ServedVersion
 
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
 COUNTED_BYTES = 64 * 1024
+MAX_PARTS = 1024  # batches that one request may take
 MAX_TIMEOUT_US = 10**15  # thirty years: a longer timeout is none
 
 
@@ -79,6 +80,11 @@ class Engine:
     def _enqueue_in_parts(
         self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int, priority: int
     ) -> asyncio.Future[InferResponse]:
+        if inputs.rows > MAX_PARTS * served.max_batch_size:
+            raise InvalidRequest(
+                f"model '{request.model}': the request has {inputs.rows} rows, expected at most "
+                f"{MAX_PARTS * served.max_batch_size} ({MAX_PARTS} batches of {served.max_batch_size}); send several"
+            )
         parts = [
             Pending(request, part, served.version, None, self._loop, priority=priority, deadline_ns=deadline_ns)
             for part in slice_rows(inputs, served.max_batch_size)

@@ -23,13 +23,14 @@ class Pending:
 
     ``dead`` is true as soon as nobody waits for the answer any more: the client left, or its time is up. Dead
     requests are dropped when a batch is formed. ``alone`` asks for a batch of its own, because a batch that it
-    was in has failed or has killed its worker; ``deaths`` counts the latter.
+    was in has failed or has killed its worker; ``deaths`` counts the latter, ``died_at_ns`` is the last one's time.
     """
 
     __slots__ = (
         "_timer",
         "alone",
         "deaths",
+        "died_at_ns",
         "future",
         "inputs",
         "key",
@@ -65,6 +66,7 @@ class Pending:
         self.taken_at_ns = 0
         self.alone = False
         self.deaths = 0
+        self.died_at_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         if deadline_ns:
             delay_s = max(0.0, (deadline_ns - self.queued_at_ns) * 1e-9)

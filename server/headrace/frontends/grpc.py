@@ -138,6 +138,8 @@ class HealthService:
             if status != last:
                 await context.write(status)
                 last = status
+            if self._state.stopping:
+                return  # else this call alone would hold up the server's end
             await asyncio.sleep(0.5)
 
     def _status(self) -> Any:

@@ -166,6 +166,7 @@ class LaneProtocol(HttpToolsProtocol):
         self._last_words: HeadraceError | None = None
         self._in_head = True
         self._head_bytes = 0
+        self._closing_since = 0.0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left: what it waited for need not be computed."""
@@ -188,6 +189,15 @@ class LaneProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self.began_at = self.loop.time()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; behind a chunked body, where nobody looks at them, they are only counted."""
+        if self._in_head:
+            super().on_header(name, value)
+            return
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.close_with(InvalidRequest(f"the request's trailers have more than {MAX_HEAD_BYTES} bytes"))
+
     def on_headers_complete(self) -> None:
         """Decide who answers: the lane or the application."""
         self._in_head = False
@@ -202,7 +212,8 @@ class LaneProtocol(HttpToolsProtocol):
         if target is None:
             self._leave_to_application()
             return
-        keep_alive = self.parser.should_keep_alive() and not self._leaving
+        modern = self.parser.get_http_version() != "1.0"  # such a client would have to be told that it may go on
+        keep_alive = modern and self.parser.should_keep_alive() and not self._leaving
         exchange = Exchange(self, *target, headers, keep_alive)
         exchange.expects_100 = self.expect_100_continue
         before = self.cycle
@@ -261,6 +272,7 @@ class LaneProtocol(HttpToolsProtocol):
             return
         self._running = None
         exchange.response_complete = True
+        exchange.request = exchange.future = None  # an idle connection keeps its last exchange, but not its tensors
         keep_alive = exchange.keep_alive and not self._leaving
         pieces: list[bytes | memoryview] = [STATUS_LINE[status]]
         for name, value in reply.headers:
@@ -404,12 +416,19 @@ class LaneProtocol(HttpToolsProtocol):
         """The server's time to stop is over: the request that still runs is answered with that."""
         running = self._running
         if running is not None:
+            future = running.future
             running.refuse(NotReady("the server has stopped before the request was answered"))
-            if running.future is not None:
-                running.future.cancel()
+            if future is not None:
+                future.cancel()
 
     def check_time(self, now: float, read_timeout_s: float) -> None:
         """Close the connection when its client has taken too long over a request, or to ask for anything more."""
+        if self.transport.is_closing():
+            if not self._closing_since:
+                self._closing_since = now
+            elif now - self._closing_since > 2 * LINGER_S:
+                self.transport.abort()  # the client does not read what is left for it
+            return
         if self._running is not None or self.pipeline:
             return  # it is the client that waits
         if self.began_at is not None:

@@ -1,6 +1,5 @@
 """What the server says of itself: its name, and whether it is ready."""
 
-from headrace.repository.lifecycle import State
 from headrace.repository.repository import Repository
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy"]
@@ -22,7 +21,7 @@ class ServerState:
         if not self._repository.settled:
             return "the server is loading its models"
         if self._strict:
-            waiting = [entry.name for entry in self._repository.index() if entry.state != State.READY]
+            waiting = self._repository.unready()
             if waiting:
-                return f"not ready (--strict-readiness): {', '.join(sorted(set(waiting)))}"
+                return f"not ready (--strict-readiness): {', '.join(waiting)}"
         return ""

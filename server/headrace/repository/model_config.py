@@ -54,6 +54,10 @@ def _device(value: str) -> str:
 def _scalar(value: object) -> object:
     if not isinstance(value, bool | int | float | str):
         raise ValueError(f"should be a string, a number or a boolean, got {reprlib.repr(value)}")  # noqa: TRY004 - pydantic collects ValueError only
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"should be an integer of at most 64 bits, got {reprlib.repr(value)}")
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"should be text, got half a surrogate pair in {reprlib.repr(value)}")
     return value
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ class _Model:
 
     serving: dict[int, ServedVersion] = field(default_factory=dict)
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
+    wanted: frozenset[int] = frozenset()  # versions that the folder and its policy ask for
     problems: tuple[str, ...] = ()  # of the folder as a whole, when it could not be read
     change: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -63,6 +64,7 @@ class Repository:
         self._models: dict[str, _Model] = {}
         # What lookup reads: ("digits", "") for the newest version and ("digits", "1") for each.
         self._routes: dict[tuple[str, str], ServedVersion] = {}
+        self._changes: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
     # -- what requests ask --------------------------------------------------------------------------------
@@ -96,12 +98,12 @@ class Repository:
 
     def names(self) -> list[str]:
         """Every model that is on disk or serves, sorted."""
-        return sorted({*list_models(self.path), *(name for name, model in self._models.items() if model.serving)})
+        return sorted({*self._on_disk(), *(name for name, model in self._models.items() if model.serving)})
 
     def index(self, only_ready: bool = False) -> list[IndexEntry]:
         """The repository index, sorted by name and version."""
         entries: list[IndexEntry] = []
-        for name in sorted({*list_models(self.path), *self._models}):
+        for name in sorted({*self._on_disk(), *self._models}):
             model = self._models.get(name)
             if model is None or not (model.statuses or model.problems):
                 entries.append(IndexEntry(name))
@@ -116,6 +118,21 @@ class Repository:
                     reason = next((one.broken for one in served.instances if one.broken), "its worker is restarting")
                 entries.append(IndexEntry(name, str(version), state, reason))
         return [entry for entry in entries if entry.state == State.READY] if only_ready else entries
+
+    def unready(self) -> list[str]:
+        """The models of which something that is wanted does not serve, sorted."""
+        return sorted(
+            name
+            for name, model in self._models.items()
+            if model.problems
+            or any(version not in model.serving or not model.serving[version].ready for version in model.wanted)
+        )
+
+    def _on_disk(self) -> list[str]:
+        try:
+            return list_models(self.path)
+        except OSError:  # away for a while; what serves is known all the same
+            return []
 
     def _why_not(self, name: str, version: str) -> NotFound | NotReady:
         model = self._models.get(name)
@@ -137,7 +154,10 @@ class Repository:
 
     async def load_all(self, names: list[str]) -> None:
         """Load these models, each on its own: one that fails stops nobody."""
-        await asyncio.gather(*(self.refresh(name) for name in names))
+        results = await asyncio.gather(*(self.refresh(name) for name in names), return_exceptions=True)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, Exception):
+                log.error("model %s could not be looked at", name, exc_info=result)
 
     async def load(self, name: str) -> None:
         """Load a model at a client's request, or anew what has changed of it.
@@ -150,8 +170,14 @@ class Repository:
         self._check_control()
         if not has_model(self.path, name):
             raise NotFound(f"failed to load '{name}', failed to poll from model repository: no such model")
-        await self.refresh(name)
-        model = self._models[name]
+        # In a task of its own: a client that leaves must not leave a version half loaded.
+        change = asyncio.get_running_loop().create_task(self.refresh(name))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        await asyncio.shield(change)
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(f"failed to load '{name}': it was removed meanwhile")
         failed = [*model.problems]
         failed += [
             f"version {version} is at UNAVAILABLE state: {status.reason};"
@@ -180,44 +206,59 @@ class Repository:
                 return
             raise NotFound(f"failed to unload '{name}': no such model")
         async with model.change:
+            model.wanted = frozenset()
             self._retire(name, model, set(model.serving))
 
     async def refresh(self, name: str) -> None:
         """Make what is served of one model agree with its folder. Never raises for what the folder holds."""
         model = self._models.setdefault(name, _Model())
         async with model.change:
-            if not has_model(self.path, name):
-                self._retire(name, model, set(model.serving))
-                model.problems = ()
-                await self._wait_retired(name)
-                if not model.serving:
-                    self._models.pop(name, None)
-                return
-            folder = read_folder(self.path / name)
-            model.problems = folder.model_problems
-            for problem in folder.problems:
-                log.error("model %s: %s", name, problem)
-            if folder.model_problems:
-                return  # what serves goes on until the folder makes sense again
-            wanted = {version: version_print(folder, version) for version in selected_versions(folder)}
-            # One that cannot come back by itself is loaded anew even though its files are the same.
-            serving = {number: "" if served.broken else served.print for number, served in model.serving.items()}
-            change = plan_change(serving, wanted)
-            for version in change.keep:
-                model.statuses[version] = VersionStatus(State.READY)
-            for version in [old for old in model.statuses if old not in wanted and old not in model.serving]:
-                del model.statuses[version]
-            for version, reason in folder.broken_versions.items():
-                if version not in model.serving:
-                    self._note(model, version, LoadFailed(reason))
-            results = await asyncio.gather(*(self._load_version(name, model, folder, v) for v in change.load))
-            failed = {version for version, loaded in zip(change.load, results, strict=True) if not loaded}
-            gone = settle(change, failed, folder.on_disk) - set(change.load)
-            self._retire(name, model, gone)
+            if not self.path.is_dir():
+                return  # the whole repository is away, as a network file system may be for a while
+            if has_model(self.path, name):
+                await self._follow(name, model)
+            else:
+                await self._remove(name, model)
+
+    async def _remove(self, name: str, model: _Model) -> None:
+        model.wanted, model.problems = frozenset(), ()
+        self._retire(name, model, set(model.serving))
+        await self._wait_retired(name)
+        if not model.serving:
+            self._models.pop(name, None)
+
+    async def _follow(self, name: str, model: _Model) -> None:
+        folder = await asyncio.to_thread(read_folder, self.path / name)
+        model.problems = folder.model_problems
+        for problem in folder.problems:
+            log.error("model %s: %s", name, problem)
+        if folder.model_problems:
+            return  # what serves goes on until the folder makes sense again
+        if folder.config.optimize is not None:
+            log.warning("model %s: optimize is configured, and this version does not act on it", name)
+        wanted = {version: version_print(folder, version) for version in selected_versions(folder)}
+        model.wanted = frozenset({*wanted, *folder.broken_versions})
+        # One that cannot come back by itself is loaded anew even though its files are the same.
+        serving = {number: "" if served.broken else served.print for number, served in model.serving.items()}
+        change = plan_change(serving, wanted)
+        self._forget(model, wanted)
+        for version in change.keep:
+            model.statuses[version] = VersionStatus(State.READY)
+        for version, reason in folder.broken_versions.items():
+            if version not in model.serving:
+                self._note(model, version, LoadFailed(reason))
+        results = await asyncio.gather(*(self._load_version(name, model, folder, v) for v in change.load))
+        failed = {version for version, loaded in zip(change.load, results, strict=True) if not loaded}
+        self._retire(name, model, settle(change, failed, folder.on_disk) - set(change.load))
+
+    @staticmethod
+    def _forget(model: _Model, wanted: Container[int]) -> None:
+        for version in [old for old in model.statuses if old not in wanted and old not in model.serving]:
+            del model.statuses[version]
 
     async def close(self) -> None:
         """Drain every version and stop it."""
-        for name, model in self._models.items():
+        for name, model in list(self._models.items()):
             async with model.change:
                 self._retire(name, model, set(model.serving))
         while self._retiring:
@@ -238,6 +279,10 @@ class Repository:
         except LoadRefused as error:
             self._note(model, version, LoadFailed(str(error)))
             log.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
+            return False
+        except Exception as error:
+            self._note(model, version, LoadFailed(f"{type(error).__name__}: {error}"))
+            log.exception("model %s version %d is not served", name, version)
             return False
         replaced = model.serving.get(version)
         model.serving[version] = served

@@ -12,6 +12,7 @@ from headrace.repository.repository import Repository
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.6  # a folder that has not changed for so long is taken to be whole
+AGAIN_S = 2  # after the repository could not be read
 RESCAN_S = 10  # network file systems do not tell of changes, so now and then everything is looked at
 
 
@@ -31,7 +32,14 @@ class Watcher:
     async def run(self, prints: dict[str, str]) -> None:
         """Follow changes; ``prints`` are the fingerprints of the folders as they were loaded."""
         self._prints = prints
-        root = self._repository.path
+        while not self._stop.is_set():
+            try:
+                await self._watch(self._repository.path)
+            except OSError as error:
+                log.warning("cannot watch %s, trying again: %s", self._repository.path, error)
+                await asyncio.sleep(AGAIN_S)
+
+    async def _watch(self, root: Path) -> None:
         async for changes in awatch(
             root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=400, step=200
         ):
@@ -41,8 +49,7 @@ class Watcher:
                 names = {name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)}
             for name in names:
                 if name not in self._settling:
-                    task = asyncio.get_running_loop().create_task(self._follow(name))
-                    self._settling[name] = task
+                    self._settling[name] = asyncio.get_running_loop().create_task(self._follow(name))
 
     def stop(self) -> None:
         """Follow no more."""

@@ -21,6 +21,8 @@ from headrace.workers.turns import CpuTurns
 log = logging.getLogger(__name__)
 
 SLOTS = 2  # one batch running and one staged behind it, so that the worker never waits for the front
+KILLED = "signal SIGKILL"
+SAME_STROKE_NS = 250_000_000
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -32,6 +34,9 @@ class Host(Protocol):
 
     def next_sequence(self) -> int:
         """A number for the next batch."""
+
+    def kill(self, cause: str) -> None:
+        """End the process; it comes back with everything that it hosted."""
 
 
 class Slot:
@@ -118,7 +123,14 @@ class Instance:
     def start(self) -> None:
         """Begin to take batches."""
         self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+        self._pump_task.add_done_callback(self._on_pump_end)
         self.on_change()
+
+    def _on_pump_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("an instance of model %s has stopped working", self.load.name, exc_info=task.exception())
+            if self._host is not None:
+                self._host.kill("one of its instances has stopped working")
 
     def stop(self) -> None:
         """Take no more batches. What is running is answered when it ends."""
@@ -126,6 +138,20 @@ class Instance:
             self._pump_task.cancel()
             self._pump_task = None
             self._queue.nudge()
+
+    def retire(self) -> None:
+        """Stop for good, and let go of the shared memory."""
+        self.stop()
+        self._end_turn()
+        self._slots = []
+        self._host = None
+        self.on_change = lambda: None
+
+    def abandon(self, batch: Batch, error: Exception) -> None:
+        """The batch has been answered, and the answer could not be taken; its process is about to be killed."""
+        for one in batch.pending:
+            one.fail(InternalError(f"model '{self.load.name}': the answer could not be taken: {error}"))
+        self._queue.finished()
 
     def break_down(self, reason: str) -> None:
         """It cannot serve, and trying again will not help soon."""
@@ -187,7 +213,12 @@ class Instance:
             self._queue.finished()
 
     def _survives(self, one: Pending, cause: str) -> bool:
-        one.deaths += 1
+        # Somebody who kills several workers at once may hit a request twice: at first, and when another worker has
+        # just taken it over. A request that kills its workers is given away by the next one's death.
+        now_ns = monotonic_ns()
+        outside = cause == KILLED and now_ns - one.died_at_ns < SAME_STROKE_NS
+        one.deaths += 0 if outside else 1
+        one.died_at_ns = now_ns
         one.alone = True
         if one.deaths < MAX_DEATHS:
             return True

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebody else may have killed it
 GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, before waiting requests are told
 _GIVE_UP_FAILURES = 3
+RELOAD_AFTER_S = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -61,8 +62,10 @@ class WorkerProcess:
         self._failures = 0  # starts in a row that never got ready
         self._failing_since = 0.0
         self._kill_cause = ""
+        self._timed_out = False
         self._stopping = False
         self._task = asyncio.get_running_loop().create_task(self._keep_alive())
+        self._task.add_done_callback(self._on_end)
 
     @property
     def pid(self) -> int | None:
@@ -77,6 +80,10 @@ class WorkerProcess:
         Raises:
             LoadRefused: with the reason; the instance is not hosted here then.
         """
+        try:
+            frames.encode(instance.load)
+        except (OverflowError, UnicodeError, TypeError) as error:
+            raise LoadRefused(f"its configuration cannot be handed to a worker: {error}") from error
         self.hosted[instance.load.instance] = instance
         loading = _Loading(instance, asyncio.get_running_loop().create_future())
         self._loading[instance.load.instance] = loading
@@ -91,7 +98,7 @@ class WorkerProcess:
 
     def unload(self, instance: Instance) -> None:
         """Forget a model that has no batch running any more."""
-        instance.stop()
+        instance.retire()
         self._loading.pop(instance.load.instance, None)
         if self.hosted.pop(instance.load.instance, None) is not None and self._channel is not None:
             self._channel.send(frames.encode(frames.Unload(instance.load.instance)))
@@ -124,6 +131,7 @@ class WorkerProcess:
         limit_s = head.instance.execution_timeout_s if is_batch else load_timeout_s
         if limit_s and now - self._head_since > limit_s:
             what = "a batch of" if is_batch else "loading"
+            self._timed_out = True
             self.kill(f"{what} model '{head.instance.load.name}' took longer than {limit_s:g} s")
 
     # -- what the instances ask ---------------------------------------------------------------------------
@@ -138,6 +146,18 @@ class WorkerProcess:
         self._ask(frame.sequence, batch, frame, descriptors)
 
     # -- the process's lives ------------------------------------------------------------------------------
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """Nobody looks after the process any more: as wished, or because of a bug, which must not hang anybody."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.critical("worker %s is given up", self.name, exc_info=task.exception())
+        self.kill("it is not looked after any more")
+        for instance in self.hosted.values():
+            instance.break_down("its worker process was given up; the server's log says why")
+        for loading in self._loading.values():
+            if loading.future is not None and not loading.future.done():
+                loading.future.set_exception(LoadRefused("its worker process was given up"))
 
     async def _keep_alive(self) -> None:
         while not self._stopping:
@@ -165,13 +185,20 @@ class WorkerProcess:
                 env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))},
             )
         self.restarts += 1
-        self._kill_cause = ""
+        self._kill_cause, self._timed_out = "", False
         self._channel = channel.Channel(ours, self._on_frame)
         loop = asyncio.get_running_loop()
         exited: asyncio.Future[None] = loop.create_future()
         # The process descriptor, not the socket's end, tells of the death: children of a python model may
         # have inherited the socket and hold it open.
-        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            descriptor = os.pidfd_open(self._process.pid)
+        except OSError:
+            self._process.kill()
+            self._process.wait()
+            self._channel.close()
+            self._process = self._channel = None
+            raise
 
         def on_exit() -> None:
             loop.remove_reader(descriptor)
@@ -214,7 +241,8 @@ class WorkerProcess:
         reason = f"the worker died while it loaded the model: {cause}"
         loading.deaths += 1
         if loading.future is not None:
-            if loading.deaths >= LOAD_ATTEMPTS and not loading.future.done():
+            # A load that takes too long will do so again; one that was killed may have been in the way of another.
+            if (loading.deaths >= LOAD_ATTEMPTS or self._timed_out) and not loading.future.done():
                 loading.future.set_exception(LoadRefused(reason))
                 del self._loading[loading.instance.load.instance]
         elif self._failures >= _GIVE_UP_FAILURES and monotonic() - self._failing_since > GIVE_UP_AFTER_S:
@@ -244,10 +272,10 @@ class WorkerProcess:
     def _ask(self, key: int, what: Batch | _Loading, frame: frames.ToWorker, descriptors: Sequence[int] = ()) -> None:
         assert self._channel is not None, "nothing is sent while the process is down"
         data = frames.encode(frame)
+        self._channel.send(data, descriptors)
         if not self._asked:
             self._head_since = monotonic()
         self._asked[key] = what
-        self._channel.send(data, descriptors)
 
     def _answered(self, key: int) -> Batch | _Loading:
         self._head_since = monotonic()
@@ -259,20 +287,33 @@ class WorkerProcess:
     # -- what the worker says -----------------------------------------------------------------------------
 
     def _on_frame(self, data: bytes, descriptors: list[int]) -> None:
-        frame = frames.decode_from_worker(data)
-        if isinstance(frame, frames.Done):
-            batch = self._answered(frame.sequence)
-            assert isinstance(batch, Batch)
-            segment = Segment(descriptors[0], frame.segment_bytes) if descriptors else None
-            batch.instance.done(batch, frame, segment)
-        elif isinstance(frame, frames.Failed):
-            batch = self._answered(frame.sequence)
-            assert isinstance(batch, Batch)
-            batch.instance.failed(batch, frame)
-        else:
-            self._on_load_answer(frame)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            frame = frames.decode_from_worker(data)
+            if isinstance(frame, frames.Done | frames.Failed):
+                self._on_batch_answer(frame, descriptors)
+            else:
+                self._on_load_answer(frame)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _on_batch_answer(self, frame: frames.Done | frames.Failed, descriptors: list[int]) -> None:
+        if isinstance(frame, frames.Done) and frame.segment_bytes and not descriptors:
+            # The kernel drops a descriptor that this process has no room for. The batch runs again.
+            self.kill("its answer's memory could not be received; this process is out of file descriptors")
+            return
+        batch = self._answered(frame.sequence)
+        assert isinstance(batch, Batch)
+        try:
+            if isinstance(frame, frames.Failed):
+                batch.instance.failed(batch, frame)
+            else:
+                segment = Segment(descriptors[0], frame.segment_bytes) if descriptors else None
+                batch.instance.done(batch, frame, segment)
+        except Exception as error:
+            log.exception("could not take an answer of worker %s", self.name)
+            batch.instance.abandon(batch, error)
+            self.kill("its answer could not be taken")
 
     def _on_load_answer(self, frame: frames.Loaded | frames.LoadFailed) -> None:
         self._failures = 0
@@ -287,11 +328,20 @@ class WorkerProcess:
                 instance.start()
         elif loading.future is None:
             instance.break_down(frame.reason)
+            asyncio.get_running_loop().call_later(RELOAD_AFTER_S, self._load_again, instance)
         if loading.future is not None and not loading.future.done():
             if isinstance(frame, frames.Loaded):
                 loading.future.set_result(None)
             else:
                 loading.future.set_exception(LoadRefused(frame.reason))
+
+    def _load_again(self, instance: Instance) -> None:
+        """Try again what was refused when the process came back: the reason may have passed."""
+        key = instance.load.instance
+        if self.hosted.get(key) is instance and instance.broken and key not in self._loading:
+            loading = self._loading[key] = _Loading(instance, None)
+            if self._channel is not None:
+                self._send_load(loading)
 
 
 def _cause(status: int) -> str:

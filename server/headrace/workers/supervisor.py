@@ -1,4 +1,4 @@
-"""The worker processes of this server: places instances, shares out threads, watches the clock."""
+"""The worker processes of this server: places instances, lends out CPU turns, watches the clock."""
 
 import asyncio
 import itertools

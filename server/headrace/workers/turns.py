@@ -30,7 +30,8 @@ class CpuTurns:
             if turn.done() and not turn.cancelled():
                 self.give(threads)  # the turn came together with the cancellation
             else:
-                self._waiting.remove(entry)
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
                 self._grant()
             raise
 
@@ -40,7 +41,13 @@ class CpuTurns:
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            threads, turn = self._waiting.popleft()
+        while self._waiting:
+            threads, turn = self._waiting[0]
+            if turn.done():  # cancelled, and its task has not run since
+                self._waiting.popleft()
+                continue
+            if threads > self._free:
+                return
+            self._waiting.popleft()
             self._free -= threads
             turn.set_result(None)
