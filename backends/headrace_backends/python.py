@@ -208,7 +208,13 @@ def _guarded(folder: Path, what: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise LoadError(f"model.py {what}: {type(error).__name__}: {error} ({_place(error, folder)})") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton_python_backend_utils":
+            raise LoadError(
+                "model.py is written for Triton's Python backend, which is not offered yet: it needs a class Model "
+                "whose infer takes and returns dicts of arrays by tensor name"
+            ) from error
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise LoadError(f"model.py {what}: {type(error).__name__}: {said} ({_place(error, folder)})") from error
 
 
 def _place(error: BaseException, folder: Path) -> str:

@@ -41,7 +41,11 @@ class Engine:
         if self._stopping:
             raise NotReady("the server is stopping and takes no new requests")
         served = self.repository.lookup(request.model, request.version)
-        inputs = served.checker.check(request)
+        try:
+            inputs = served.checker.check(request)
+        except InvalidRequest:
+            served.statistics.failed("OTHER", 0)
+            raise
         deadline_ns = _deadline_ns(request, served.default_timeout_us)
         size = sum(len(tensor.data) for tensor in request.inputs)
         if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
@@ -59,6 +63,12 @@ class Engine:
             self.inflight_bytes += size
             future.add_done_callback(lambda _: self._forget(size))
         return future
+
+    def count_unreadable(self, model: str, version: str) -> None:
+        """A front end could not read a request for this model; it counts among the model's failures."""
+        served = self.repository.find(model, version)
+        if served is not None:
+            served.statistics.failed("OTHER", 0)
 
     def _forget(self, size: int) -> None:
         self.inflight_bytes -= size

@@ -454,3 +454,13 @@ def test_polling_refuses_requests_to_change(server):
         for answer in (control.load("settled"), control.unload("settled")):
             assert answer.startswith("503 explicit model load / unload is not allowed if polling is enabled")
         control.close()
+
+
+def test_strict_readiness_outlives_a_version_swap(tmp_path):
+    onnx_model(tmp_path, "swapped")
+    with RunningServer(tmp_path, "--strict-readiness") as server:
+        assert server.get("/v2/health/ready")[0] == 200
+        onnx_model(tmp_path, "swapped", version=2)
+        server.wait_for(lambda: server.get("/v2/models/swapped/versions/2/ready")[0] == 200)
+        server.wait_for(lambda: server.get("/v2/models/swapped/versions/1/ready")[0] == 400)
+        assert server.wait_for(lambda: server.get("/v2/health/ready")[0] == 200, 10)

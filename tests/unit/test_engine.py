@@ -301,3 +301,24 @@ async def test_parts_that_cannot_be_joined_are_an_error_and_never_silence(loop_e
         await asyncio.wait_for(future, 0.5)
     assert loop_errors == []
     assert served.statistics.success == 0
+
+
+async def test_a_request_that_does_not_fit_counts_as_a_failure_of_its_model():
+    served = Served()
+    with pytest.raises(InvalidRequest):
+        engine_of(served).infer(request(outputs=["nothing"]))
+    assert served.statistics.failures == {"OTHER": 1}
+
+
+async def test_one_request_may_not_take_a_thousand_batches(monkeypatch):
+    monkeypatch.setattr("headrace.engine.MAX_PARTS", 3)
+    served = Served()
+    engine = engine_of(served)
+    most = 3 * served.max_batch_size
+    with pytest.raises(InvalidRequest, match=f"has {most + 1} rows, expected at most {most}"):
+        engine.infer(request(most + 1))
+    assert len(served.queue) == 0
+    whole = engine.infer(request(most))
+    for _ in range(3):
+        await served.answer()
+    assert (await whole).outputs[0].shape == (most, 2)

@@ -54,7 +54,7 @@ def refused(made, kind=InvalidRequest):
 def test_everything_a_request_says_is_kept():
     made = message(("x", "FP32", [1]), raw=[bytes(4)], model_version="3", id="r-7")
     made.parameters["priority"].int64_param = 2
-    made.outputs.add(name="y").parameters["classification"].int64_param = 3
+    made.outputs.add(name="y").parameters["tag"].int64_param = 3
     made.outputs.add(name="z")
     request = decode_request(made, 99)
     assert request == InferRequest(
@@ -62,7 +62,7 @@ def test_everything_a_request_says_is_kept():
         "3",
         "r-7",
         (Tensor("x", DataType.FP32, (1,), bytes(4)),),
-        (RequestedOutput("y", {"classification": 3}), RequestedOutput("z")),
+        (RequestedOutput("y", {"tag": 3}), RequestedOutput("z")),
         {"priority": 2},
         99,
     )
@@ -217,3 +217,9 @@ def test_hostile_messages_are_only_ever_the_clients_fault(datatype, shape, field
         assert error.kind in {Kind.INVALID, Kind.UNSUPPORTED}  # noqa: PT017 - either outcome is right
         return
     assert request.inputs[0].shape == tuple(shape)
+
+
+def test_classification_is_refused_and_not_answered_with_raw_values():
+    made = message(("x", "FP32", [1]), raw=[bytes(4)])
+    made.outputs.add(name="y").parameters["classification"].int64_param = 3
+    assert "'y': classification is not offered" in refused(made, Unsupported)

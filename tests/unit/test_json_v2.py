@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.errors import HeadraceError, InvalidRequest, Kind
+from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import NUMPY_DTYPES, DataType, Tensor, from_wire, pack_bytes, unpack_bytes
 from headrace.wire.binary_v2 import decode_request, encode_response
@@ -54,13 +54,13 @@ def test_everything_a_request_says_is_kept():
         [1, 2],
         id="r-7",
         parameters={"priority": 2, "ratio": 0.5, "traced": True, "headers": "a"},
-        outputs=[{"name": "y", "parameters": {"classification": 3}}, {"name": "z"}],
+        outputs=[{"name": "y", "parameters": {"tag": 3}}, {"name": "z"}],
     )
     request = decode(body)
     assert (request.model, request.version, request.id, request.deadline_ns) == ("mlp", "3", "r-7", 0)
     assert request.parameters == {"priority": 2, "ratio": 0.5, "traced": True, "headers": "a"}
     assert type(request.parameters["traced"]) is bool
-    assert request.outputs == (RequestedOutput("y", {"classification": 3}), RequestedOutput("z"))
+    assert request.outputs == (RequestedOutput("y", {"tag": 3}), RequestedOutput("z"))
     assert request.inputs == (Tensor("x", DataType.FP32, (2,), struct.pack("<2f", 1, 2)),)
 
 
@@ -470,3 +470,8 @@ def test_a_damaged_request_is_decoded_or_refused(data):
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     assert outcome(bytes(body)) in {InferRequest, *CLIENT_ERRORS}
+
+
+def test_classification_is_refused_and_not_answered_with_raw_values():
+    with pytest.raises(Unsupported, match="'y': classification is not offered"):
+        decode(body_of([1, 2], outputs=[{"name": "y", "parameters": {"classification": 3}}]))

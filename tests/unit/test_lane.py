@@ -66,6 +66,10 @@ class Engine:
         self.repository = SimpleNamespace(lookup=None)
         self.accepted = []
         self.refusal = None
+        self.unreadable = 0
+
+    def count_unreadable(self, model, version):
+        self.unreadable += 1
 
     def infer(self, request):
         if self.refusal is not None:

@@ -363,3 +363,13 @@ def test_fingerprint_does_not_run_out_of_stack(tmp_path):
     finally:
         sys.setrecursionlimit(limit)
     assert after != before
+
+
+@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx"])
+def test_a_model_file_outside_a_version_folder_is_told_and_not_passed_over(tmp_path, loose):
+    file = tmp_path / "m" / loose
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    assert list_models(tmp_path) == ["m"]
+    (problem,) = read_folder(tmp_path / "m").problems
+    assert problem.endswith(f"; move {loose} to m/1/")

@@ -29,7 +29,7 @@ dynamic_batching {
 }
 version_policy: { specific { versions: [ 1, 3 ] } }
 default_model_filename: "net.onnx"
-parameters { key: "mode" value { string_value: "fast" } }
+parameters { key: "intra_op_thread_count" value { string_value: "2" } }
 metric_tags { key: "team" value: "vision" }
 model_warmup { name: "w" batch_size: 1 }
 optimization { graph { level: 1 } eager_batching: true }
@@ -63,7 +63,7 @@ batching: {preferred_sizes: [4, 8], max_queue_delay_us: 100, preserve_order: tru
            default_timeout_us: 7, max_queue_size: 64}
 versions: {only: [1, 3]}
 model_file: net.onnx
-parameters: {mode: fast}
+parameters: {intra_op_threads: "2"}
 """)
 
 
@@ -352,3 +352,19 @@ def test_json_of_maps_by_number():
     batching = pb.ModelDynamicBatching()
     batching.priority_queue_policy[3].default_timeout_microseconds = 4
     assert to_json(batching)["priority_queue_policy"]["3"]["default_timeout_microseconds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"),
+    [
+        ("onnxruntime", {"intra_op_threads": "3"}),
+        ("pytorch", {"intra_op_threads": "3"}),
+        ("python", {"intra_op_thread_count": "3", "execution_mode": "1", "my_tag": "x"}),
+    ],
+)
+def test_tritons_own_parameters_tune_tritons_runtimes_and_do_not_stop_a_model(backend, kept):
+    text = f'backend: "{backend}"' + "".join(
+        f' parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in (("intra_op_thread_count", "3"), ("execution_mode", "1"), ("my_tag", "x"))
+    )
+    assert parse_pbtxt(text, "m").parameters == kept

@@ -111,6 +111,8 @@ class Exchange:
             self.request = decode(engine, self.model, self.version, self.headers, body, protocol.max_request_bytes)
             self.future = engine.infer(self.request)
         except HeadraceError as error:
+            if self.request is None:
+                engine.count_unreadable(self.model, self.version)
             self.refuse(error)
         except Exception:
             log.exception("could not read a request for model %s", self.model)

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from headrace.repository.model_config import ConfigError, ModelConfig, parse_config
@@ -19,6 +19,7 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_LABEL_BYTES = 64 << 20
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # an int64 on the wire
+_LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan")  # .py and .xml are not only models
 _MISSPELLED_CONFIGS = ("config.yml", "config.json", "config.pbtxt.txt", "config.yaml.txt")
 
 
@@ -56,14 +57,16 @@ class ModelFolder:
     config_print: str = ""  # changes when the configuration or a file of labels does
 
     @property
+    def missing_versions(self) -> dict[int, str]:
+        """Versions that the configuration asks for by number and that are not there, each with that reason."""
+        reason = "is wanted by the configuration's versions, and there is no such folder"
+        return {version: reason for version in self.config.versions.only or () if version not in self.on_disk}
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Everything that is wrong, each led by the file or folder that it is about."""
         broken = (f"{version}: {reason}" for version, reason in sorted(self.broken_versions.items()))
-        missing = (
-            f"{version}: is wanted by the configuration's versions, and there is no such folder"
-            for version in self.config.versions.only or ()
-            if version not in self.on_disk
-        )
+        missing = (f"{version}: {reason}" for version, reason in self.missing_versions.items())
         return (*self.model_problems, *broken, *missing)
 
 
@@ -114,7 +117,11 @@ def read_folder(path: Path) -> ModelFolder:
     labels, label_problems = _read_labels(path, config)
     problems += label_problems
     if not on_disk:
-        problems.append(f"{path.name}: has no version: expected a folder named 1, 2, ... with a model file in it")
+        loose = _loose_files(path, names)
+        advice = f"; move {loose[0]} to {path.name}/1/" if loose else ""
+        problems.append(
+            f"{path.name}: has no version: expected a folder named 1, 2, ... with a model file in it{advice}"
+        )
     versions: dict[int, VersionFiles] = {}
     for version in sorted(on_disk - broken.keys()):
         try:
@@ -161,13 +168,23 @@ def _is_model(path: Path) -> bool:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return False
+        names = _names(path)
         return any(
-            name in CONFIG_FILES or (_VERSION.fullmatch(name) and (path / name).is_dir()) for name in _names(path)
-        )
+            name in CONFIG_FILES or (_VERSION.fullmatch(name) and (path / name).is_dir()) for name in names
+        ) or bool(_loose_files(path, names))
     except FileNotFoundError:
         return path.is_symlink()  # one that leads nowhere; its reader will say so
     except OSError:  # whoever reads it will say why it cannot be
         return True
+
+
+def _loose_files(path: Path, names: list[str]) -> list[str]:
+    """Model files that somebody has put beside the version folders, or into one whose name is no version."""
+    found = [name for name in names if PurePath(name).suffix in _LOOSE_ENDINGS]
+    for name in names:
+        if not _is_passed_over(name) and not _VERSION.fullmatch(name) and (path / name).is_dir():
+            found += [f"{name}/{inner}" for inner in _names(path / name) if PurePath(inner).suffix in _LOOSE_ENDINGS]
+    return found
 
 
 # ---- configuration and labels ----

@@ -71,6 +71,14 @@ _SPELLING: dict[str, tuple[str, ...]] = {
 }
 
 
+# Ours by Triton's name, where it has another.
+_PARAMETER_NAMES = {
+    "intra_op_thread_count": "intra_op_threads",
+    "graph_optimization_level": "graph_optimization_level",
+    "allow_spinning": "allow_spinning",
+}
+
+
 def parse_pbtxt(text: str, folder_name: str) -> ModelConfig:
     """The configuration that a ``config.pbtxt`` in the folder ``folder_name`` holds.
 
@@ -160,6 +168,15 @@ def _middle_level(priority_levels: int) -> int:
     return (priority_levels + 1) // 2
 
 
+def _parameters(message: pb.ModelConfig) -> dict[str, str]:
+    """The backend's parameters under our names. Triton's others tune its own runtimes, so they are left out."""
+    given = {key: value.string_value for key, value in message.parameters.items()}
+    if canonical(message.backend or message.platform) not in ("", "onnxruntime", "torch"):
+        return given  # a model's own code may look at them
+    named = {_PARAMETER_NAMES.get(key, key): value for key, value in given.items()}
+    return {key: value for key, value in named.items() if key in _PARAMETER_NAMES.values() and value != "0"}
+
+
 def _plain(message: pb.ModelConfig) -> dict[str, object]:
     """The message laid out as ``build_config`` takes it; what is not set is left out."""
     declares = bool(message.input or message.output)
@@ -170,7 +187,7 @@ def _plain(message: pb.ModelConfig) -> dict[str, object]:
         "inputs": [{**_tensor(one, batches), "optional": one.optional} for one in message.input],
         "outputs": [{**_tensor(one, batches), "labels": one.label_filename or None} for one in message.output],
         "batching": _batching(message.dynamic_batching),
-        "parameters": {key: value.string_value for key, value in message.parameters.items()},
+        "parameters": _parameters(message),
         "model_file": message.default_model_filename or None,
     }
     if message.instance_group:

@@ -81,6 +81,10 @@ class Repository:
             raise self._why_not(name, version)
         return served
 
+    def find(self, name: str, version: str) -> ServedVersion | None:
+        """As ``lookup``; None where that raises."""
+        return self._routes.get((name, version))
+
     def served(self) -> Iterator[ServedVersion]:
         """Every version that serves, in no particular order."""
         for model in self._models.values():
@@ -141,10 +145,14 @@ class Repository:
         if not version:
             if any(status.state is State.LOADING for status in model.statuses.values()):
                 return NotReady(f"Request for model '{name}' that is not at ready state: it is being loaded")
-            reasons = [*model.problems, *(status.reason for status in model.statuses.values() if status.reason)]
+            reasons = [*model.problems, *(status.reason or status.state for status in model.statuses.values())]
             return NotFound(f"Request for unknown model: '{name}' has no available versions: {'; '.join(reasons)}")
         known = {str(number): status for number, status in model.statuses.items()}
         status = known.get(version)
+        if status is None and model.serving:
+            return NotFound(
+                f"Request for unknown model: '{name}' version {version} is not found; {self.versions(name)} are served"
+            )
         if status is None or (status.state is State.UNAVAILABLE and not status.reason):
             return NotFound(f"Request for unknown model: '{name}' version {version} is not found")
         detail = status.reason or f"it is {status.state}"
@@ -237,14 +245,15 @@ class Repository:
         if folder.config.optimize is not None:
             log.warning("model %s: optimize is configured, and this version does not act on it", name)
         wanted = {version: version_print(folder, version) for version in selected_versions(folder)}
-        model.wanted = frozenset({*wanted, *folder.broken_versions})
+        unusable = {**folder.broken_versions, **folder.missing_versions}
+        model.wanted = frozenset({*wanted, *unusable})
         # One that cannot come back by itself is loaded anew even though its files are the same.
         serving = {number: "" if served.broken else served.print for number, served in model.serving.items()}
         change = plan_change(serving, wanted)
         self._forget(model, wanted)
         for version in change.keep:
             model.statuses[version] = VersionStatus(State.READY)
-        for version, reason in folder.broken_versions.items():
+        for version, reason in unusable.items():
             if version not in model.serving:
                 self._note(model, version, LoadFailed(reason))
         results = await asyncio.gather(*(self._load_version(name, model, folder, v) for v in change.load))

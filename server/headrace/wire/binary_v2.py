@@ -247,6 +247,8 @@ def _outputs(parsed: RequestJson, model: str) -> tuple[RequestedOutput, ...]:
                 raise Unsupported(
                     f"model '{model}': output '{output.name}': shared memory is not enabled on this server"
                 )
+            if "classification" in parameters:
+                raise Unsupported(f"model '{model}': output '{output.name}': classification is not offered yet")
             binary = parameters.get("binary_data", False)
             if type(binary) is not bool:
                 raise InvalidRequest(

@@ -48,44 +48,39 @@ def decode_request(message: Any, deadline_ns: int = 0) -> InferRequest:
         )
     if in_memory:
         raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
-    tensors = []
-    for index, tensor in enumerate(given):
-        datatype = DATATYPE_BY_NAME.get(tensor.datatype)
-        if datatype is None:
-            raise InvalidRequest(
-                f"model '{model}': input '{tensor.name}' has datatype '{tensor.datatype}', expected one of "
-                f"{', '.join(DATATYPE_BY_NAME)}"
-            )
-        if len(tensor.shape) > MAX_DIMENSIONS:
-            raise InvalidRequest(
-                f"model '{model}': input '{tensor.name}' has {len(tensor.shape)} dimensions, expected at most "
-                f"{MAX_DIMENSIONS}"
-            )
-        if raw:
-            if tensor.HasField("contents"):
-                raise InvalidRequest(
-                    f"model '{model}': input '{tensor.name}' has contents although the request has "
-                    "raw_input_contents; send one or the other"
-                )
-            data = raw[index]
-        else:
-            data = _typed(model, tensor, datatype)
-        tensors.append(Tensor(tensor.name, datatype, tuple(tensor.shape), data))
-    outputs = []
-    for output in message.outputs:
-        parameters = decode_parameters(output.parameters)
-        if _SHARED_MEMORY in parameters:
-            raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
-        outputs.append(RequestedOutput(output.name, parameters))
+    tensors = tuple(_tensor(model, tensor, raw[index] if raw else None) for index, tensor in enumerate(given))
     return InferRequest(
         model,
         message.model_version,
         message.id,
-        tuple(tensors),
-        tuple(outputs),
+        tensors,
+        tuple(_requested(model, output) for output in message.outputs),
         decode_parameters(message.parameters) if message.parameters else {},
         deadline_ns,
     )
+
+
+def _tensor(model: str, tensor: Any, raw: bytes | None) -> Tensor:
+    where = f"model '{model}': input '{tensor.name}'"
+    datatype = DATATYPE_BY_NAME.get(tensor.datatype)
+    if datatype is None:
+        raise InvalidRequest(f"{where} has datatype '{tensor.datatype}', expected one of {', '.join(DATATYPE_BY_NAME)}")
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(f"{where} has {len(tensor.shape)} dimensions, expected at most {MAX_DIMENSIONS}")
+    if raw is None:
+        raw = _typed(model, tensor, datatype)
+    elif tensor.HasField("contents"):
+        raise InvalidRequest(f"{where} has contents although the request has raw_input_contents; send one or the other")
+    return Tensor(tensor.name, datatype, tuple(tensor.shape), raw)
+
+
+def _requested(model: str, output: Any) -> RequestedOutput:
+    parameters = decode_parameters(output.parameters)
+    if _SHARED_MEMORY in parameters:
+        raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
+    if "classification" in parameters:
+        raise Unsupported(f"model '{model}': output '{output.name}': classification is not offered yet")
+    return RequestedOutput(output.name, parameters)
 
 
 def encode_response(response: InferResponse) -> Any:
