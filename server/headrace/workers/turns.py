@@ -8,7 +8,7 @@ class CpuTurns:
     """CPU threads, lent out first come first served. One event loop owns it.
 
     Every model may use all CPUs while it is the only one at work, and two that are both busy take turns instead
-    of running on twice as many threads as there are CPUs, which measured 1.1 to 5 times slower for both.
+    of running on twice as many threads as there are CPUs, which slows both.
     """
 
     def __init__(self, cpus: int) -> None:
