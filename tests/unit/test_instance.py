@@ -562,3 +562,23 @@ async def test_times_are_taken_from_the_queue_to_the_answer(model, host):
     statistics = model.statistics
     assert 0 <= statistics.queue_ns <= statistics.success_ns < monotonic_ns()
     assert (statistics.compute_input_ns, statistics.compute_infer_ns, statistics.compute_output_ns) == (10, 100, 5)
+
+
+async def test_two_workers_killed_in_one_stroke_count_once_but_a_request_that_kills_is_still_refused(model):
+    first, second = Host(), Host()
+    one, two = model.instance(first), model.instance(second)
+    (request,) = model.put(1)
+    await settle()
+    (busy, idle) = ((one, first), (two, second)) if first.asked else ((two, second), (one, first))
+    busy[0].down(busy[1].asked[0][0], [], "signal SIGKILL")
+    await settle()
+    idle[0].down(idle[1].asked[0][0], [], "signal SIGKILL")
+    await settle()
+    assert not request.future.done(), "the same stroke"
+    back = Host()
+    busy[0].up(back, busy[0].loaded)
+    busy[0].start()
+    await settle()
+    busy[0].down(back.asked[0][0], [], "signal SIGKILL")
+    with pytest.raises(InternalError, match="not tried again"):
+        await request.future

@@ -89,6 +89,7 @@ class Instance:
         self._turns = turns
         self._has_turn = 0  # threads that it holds, while it has a batch in flight
         self._regroup = Regroup()
+        self._up_at_ns = 0
         self._host: Host | None = None
         self._slots: list[Slot] = []
         self._slot_freed: asyncio.Future[None] | None = None
@@ -116,6 +117,7 @@ class Instance:
             self.break_down("the model's files have changed since it was loaded")
             return
         self.loaded = loaded
+        self._up_at_ns = monotonic_ns()
         self.broken = ""
         self._host = host
         self._slots = [Slot(index) for index in range(SLOTS)]
@@ -213,10 +215,10 @@ class Instance:
             self._queue.finished()
 
     def _survives(self, one: Pending, cause: str) -> bool:
-        # Somebody who kills several workers at once may hit a request twice: at first, and when another worker has
-        # just taken it over. A request that kills its workers is given away by the next one's death.
+        # Somebody who kills several workers at once may hit a request twice: at first, and when another worker, that
+        # was up already, has just taken it over. That is one stroke. A worker that has come back since is another.
         now_ns = monotonic_ns()
-        outside = cause == KILLED and now_ns - one.died_at_ns < SAME_STROKE_NS
+        outside = cause == KILLED and self._up_at_ns < one.died_at_ns and now_ns - one.died_at_ns < SAME_STROKE_NS
         one.deaths += 0 if outside else 1
         one.died_at_ns = now_ns
         one.alone = True
