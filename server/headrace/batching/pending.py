@@ -19,7 +19,7 @@ def failure_reason(error: BaseException) -> str:
 
 
 class Pending:
-    """A request that was accepted. Whoever holds it resolves its future, once, on every path.
+    """A request that was accepted. Its holder owes it an answer, an error at the least.
 
     ``dead`` is true as soon as nobody waits for the answer any more: the client left, or its time is up. Dead
     requests are dropped when a batch is formed. ``alone`` asks for a batch of its own, because a batch that it

@@ -12,7 +12,7 @@
     ├── Forbidden           FORBIDDEN     offered, but not under these settings
     └── InternalError       INTERNAL      our fault or the model's
 
-Each front end has one table from ``Kind`` to its own status; an error knows neither HTTP nor gRPC.
+What a kind is called in HTTP and in gRPC is the front ends' business (frontends/status.py).
 """
 
 from enum import Enum
