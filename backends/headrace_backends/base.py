@@ -77,8 +77,6 @@ class Backend(ABC):
 
     #: Whether ``execute`` is to be told of the single requests. Costs a little for each batch.
     wants_requests = False
-    #: Whether several models of this backend may share one process when there are many.
-    shareable = False
     #: CPU threads that one ``execute`` keeps busy, for taking turns with other models: 0 where that is over so
     #: soon that turns would cost more than they bring, or where the backend cannot know.
     cpu_threads = 0

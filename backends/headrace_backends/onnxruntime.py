@@ -18,7 +18,7 @@ from headrace_backends.base import Array, Backend, InputError, LoadError, ModelS
 from headrace_backends.failures import blamed
 from headrace_backends.onnx_file import declared_shapes, operators
 from headrace_backends.row_trial import MIXES, inferred_batching
-from headrace_backends.specs import FoundTensor, leading_problems, merged
+from headrace_backends.specs import FoundTensor, agreed
 
 _DATATYPES = {
     "tensor(bool)": DataType.BOOL,
@@ -70,7 +70,6 @@ _EXTERNAL_DATA = re.compile(r"external data.*?\"([^\"]+)\"", re.IGNORECASE | re.
 class OnnxRuntimeBackend(Backend):
     """One inference session."""
 
-    shareable = True
     warms_up = True
 
     def __init__(self, session: Any, signature: Signature) -> None:
@@ -93,12 +92,7 @@ class OnnxRuntimeBackend(Backend):
         on_cpu = source.gpu is None
         session = _open(source, threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
         found_inputs, found_outputs = _file_tensors(source, session)
-        inputs, input_problems = merged("input", found_inputs, source.inputs)
-        outputs, output_problems = merged("output", found_outputs, source.outputs)
-        specs = [tensor.spec for tensor in (*inputs, *outputs, *found_inputs, *found_outputs)]
-        problems = [*input_problems, *output_problems, *leading_problems(source.max_batch_size or 0, specs)]
-        if problems:
-            raise LoadError("; ".join(problems))
+        inputs, outputs = agreed(source, found_inputs, found_outputs)
         signature = Signature(
             tuple(tensor.spec for tensor in inputs),
             tuple(tensor.spec for tensor in outputs),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headrace.core.model import TensorSpec
+from headrace_backends.base import LoadError, ModelSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,23 @@ class FoundTensor:
 
     spec: TensorSpec
     symbols: tuple[str, ...] = ()
+
+
+def agreed(
+    source: ModelSource, found_inputs: Sequence[FoundTensor], found_outputs: Sequence[FoundTensor]
+) -> tuple[list[FoundTensor], list[FoundTensor]]:
+    """The file's inputs and outputs, as the configuration wants them.
+
+    Raises:
+        LoadError: with everything that does not go together.
+    """
+    inputs, input_problems = merged("input", found_inputs, source.inputs)
+    outputs, output_problems = merged("output", found_outputs, source.outputs)
+    specs = [tensor.spec for tensor in (*inputs, *outputs, *found_inputs, *found_outputs)]
+    problems = [*input_problems, *output_problems, *leading_problems(source.max_batch_size or 0, specs)]
+    if problems:
+        raise LoadError("; ".join(problems))
+    return inputs, outputs
 
 
 def merged(

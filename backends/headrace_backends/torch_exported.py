@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
 from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
-from headrace_backends.specs import FoundTensor, leading_problems, merged
+from headrace_backends.specs import FoundTensor, agreed
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 
 
@@ -38,12 +38,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     out_keys = [graph.user_outputs[index] for index in out_order]
     found_inputs = [_found(name, values[key]) for name, key in zip(in_names, graph.user_inputs, strict=True)]
     found_outputs = [_found(name, values[key]) for name, key in zip(out_names, out_keys, strict=True)]
-    inputs, input_problems = merged("input", found_inputs, source.inputs)
-    outputs, output_problems = merged("output", found_outputs, source.outputs)
-    specs = [tensor.spec for tensor in (*inputs, *outputs, *found_inputs, *found_outputs)]
-    problems = [*input_problems, *output_problems, *leading_problems(source.max_batch_size or 0, specs)]
-    if problems:
-        raise LoadError("; ".join(problems))
+    inputs, outputs = agreed(source, found_inputs, found_outputs)
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 

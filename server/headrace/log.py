@@ -5,8 +5,6 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 class _Text(logging.Formatter):
     """``12:00:00.123 INFO front: message``."""

@@ -107,12 +107,6 @@ class InferResponseBody(BaseModel):
     outputs: list[InferOutputBody]
 
 
-class IndexRequestBody(BaseModel):
-    """Which models to list."""
-
-    ready: bool = False
-
-
 class IndexEntryBody(BaseModel):
     """A line of the repository index; a model that was never loaded has only its name."""
 
