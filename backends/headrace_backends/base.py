@@ -6,10 +6,10 @@ A backend is loaded by name from registry.py, in a worker process and nowhere el
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,87 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """One request of a batch: how many of the batch's rows are its own, and what its client said.
+
+    ``outputs`` are the names that were asked for, empty for all. ``slot`` is the place of its sequence in this
+    instance, -1 where it has none; with the direct strategy that is its row.
+    """
+
+    rows: int
+    id: str
+    parameters: Parameters
+    outputs: tuple[str, ...] = ()
+    slot: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response to one request: arrays by output name, or an error.
+
+    An ``InputError`` is the client's fault, everything else the model's.
+    """
+
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class ResponseStream(Protocol):
+    """Where a decoupled model's responses to one request go. Any thread may use it."""
+
+    @property
+    def request(self) -> RequestInfo:
+        """What is being answered."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for responses any more."""
+
+    def send(self, answer: Answer) -> None:
+        """Give one response. Waits while the client is far behind; nothing happens where it has left."""
+
+    def end(self) -> None:
+        """There will be no more responses."""
+
+
+class ModelCalls(Protocol):
+    """How a model's code uses other models of the same server. Any thread may call; every call blocks.
+
+    Raises:
+        HeadraceError: from each, what a client would be told.
+    """
+
+    def infer(self, call: "ModelCall") -> Answer:
+        """Run another model and return its one response."""
+
+    def stream(self, call: "ModelCall") -> Iterator[Answer]:
+        """Run another model and yield its responses as they come; closing the iterator takes the request back."""
+
+    def is_ready(self, model: str, version: str) -> bool:
+        """Whether a request for it would be run now."""
+
+    def load(self, model: str, config: str, files: Mapping[str, bytes]) -> None:
+        """Have the server load a model; ``config`` and ``files`` as a client's load request has them."""
+
+    def unload(self, model: str, *, dependents: bool) -> None:
+        """Have the server let go of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A request of one model to another. ``outputs`` empty asks for all, ``timeout_us`` 0 is none."""
+
+    model: str
+    inputs: Mapping[str, Array]
+    version: str = ""
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    parameters: Parameters = field(default_factory=dict)
+    timeout_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """What a backend is given to load."""
 
@@ -47,6 +128,11 @@ class ModelSource:
     outputs: tuple[TensorSpec, ...] = ()
     max_batch_size: int | None = None  # as configured; None where the backend is to infer it
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    decoupled: bool = False  # as configured
+    config_json: str = ""  # the whole configuration in Triton's JSON form; empty where nobody has one
+    repository: str = ""  # the model's folder
+    instance: str = ""  # a name for this copy, unique in the server
+    calls: ModelCalls | None = None  # None where there is no server, as in a trial
 
     @property
     def gpu(self) -> int | None:
@@ -64,12 +150,16 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestInfo:
-    """One request of a batch: how many of the batch's rows are its own, and what its client said."""
+class CustomMetric:
+    """One value of a metric that a model's own code keeps: of a histogram ``value`` is the sum of observations."""
 
-    rows: int
-    id: str
-    parameters: Parameters
+    name: str
+    help: str
+    kind: str  # counter | gauge | histogram
+    labels: tuple[tuple[str, str], ...]
+    value: float
+    buckets: tuple[tuple[float, int], ...] = ()  # upper bound and cumulative count, without the infinite one
+    count: int = 0  # of observations
 
 
 class Backend(ABC):
@@ -80,6 +170,8 @@ class Backend(ABC):
     #: CPU threads that one ``execute`` keeps busy, for taking turns with other models: 0 where that is over so
     #: soon that turns would cost more than they bring, or where the backend cannot know.
     cpu_threads = 0
+    #: Whether the model's own code may keep what it was given: then no request of a sequence is run twice.
+    remembers = False
     #: Whether it is harmless to run the model on made-up inputs before the first real ones.
     warms_up = False
 
@@ -99,17 +191,33 @@ class Backend(ABC):
         """What the file and the configuration together say. Its ``max_batch_size`` is 0 where rows cannot mix."""
 
     @abstractmethod
-    def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
+    def execute(
+        self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]
+    ) -> Mapping[str, Array] | Sequence[Answer]:
         """Run one batch.
 
         ``inputs`` has an array for each input that was given, BYTES as objects of type bytes, BF16 as
         ml_dtypes.bfloat16. They are views of memory that is used again after the call: copy what is to be
-        kept. Returns an array for each output of the signature; the caller copies them before the next call.
+        kept. Returns an array for each output of the signature, or an answer for each of ``requests`` (then
+        ``wants_requests`` must be set); the caller copies the arrays before the next call.
 
         Raises:
             InputError: the input is at fault; its client gets the message.
             Exception: anything else is the model's fault.
         """
+
+    def begin(self, inputs: Mapping[str, Array], stream: ResponseStream) -> Iterator[Answer] | None:
+        """Begin to answer one request of a decoupled model; ``inputs`` are the callee's to keep.
+
+        Returns the responses as an iterator, which the worker advances whenever the client has room for one more,
+        in turn with those of other requests; or None where the model uses ``stream`` by itself, then or later.
+        Errors are raised as by ``execute``, here and by the iterator.
+        """
+        raise NotImplementedError("only decoupled models stream")
+
+    def metrics(self) -> Sequence[CustomMetric]:
+        """The present values of the metrics that the model's own code keeps; asked for after each batch."""
+        return ()
 
     def notes(self) -> list[str]:
         """Decisions worth telling the model's owner: ``headrace explain`` prints them."""

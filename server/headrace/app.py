@@ -11,23 +11,52 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
+import grpc
+
+from headrace.calls import CallDesk
 from headrace.config import Settings
+from headrace.core.errors import InvalidRequest
 from headrace.engine import Engine
-from headrace.frontends.grpc import GrpcServer
+from headrace.frontends.forwarding import HeaderForwarding
+from headrace.frontends.grpc import GrpcServer, InferenceService
+from headrace.frontends.grpc_infer import GrpcInfer
+from headrace.frontends.grpc_settings import SettingsService
+from headrace.frontends.grpc_shared_memory import SharedMemoryService
+from headrace.frontends.grpc_statistics import StatisticsService
+from headrace.frontends.grpc_stream import StreamService
 from headrace.frontends.http import create_app, metrics_app
 from headrace.frontends.http_lane import lane
 from headrace.frontends.http_server import HttpServer, bind
+from headrace.frontends.http_settings import add_settings
+from headrace.frontends.http_shared_memory import add_shared_memory
+from headrace.frontends.http_statistics import add_statistics
+from headrace.frontends.infer import HttpInfer
+from headrace.frontends.load_report import LoadReport
+from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import ServerState
+from headrace.log import levels_from
+from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
 from headrace.readings import Readings
+from headrace.redis_cache import RedisCache, RedisMissing
 from headrace.repository.layout import list_models
 from headrace.repository.repository import Repository
 from headrace.repository.watcher import Watcher, take_prints
+from headrace.response_cache import Cache, ResponseCache
+from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.tracing import Tracer, settings_at_start
 from headrace.workers.cpus import usable_cpus
 from headrace.workers.placement import PlacementLimits
 from headrace.workers.supervisor import Supervisor
 
 log = logging.getLogger("headrace")
+
+SWEEP_INTERVAL_S = 5.0
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
 
 
 class CannotStart(Exception):
@@ -56,24 +85,72 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        try:
+            restrictions = Restrictions.parse(settings.restricted_api)
+            forwarding = HeaderForwarding(settings.forward_headers)
+            tracing = settings_at_start(
+                settings.trace_file, settings.trace_level, settings.trace_rate, settings.trace_count
+            )
+            self.cache = _cache(settings)
+        except (ValueError, InvalidRequest, RedisMissing) as error:
+            raise CannotStart(str(error)) from error
         self.supervisor = build_supervisor(settings)
         self.repository = Repository(settings.repository, self.supervisor, settings.model_control)
-        self.engine = Engine(self.repository, settings.max_inflight_bytes)
+        self.tracer = Tracer(tracing)
+        self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer)
+        self.supervisor.desk = CallDesk(self.engine)
         self.state = ServerState(settings.server_name, self.repository, strict_readiness=settings.strict_readiness)
-        readings = Readings(self.engine, self.repository, self.supervisor, self.state)
-        metrics = Metrics(readings.models, readings.workers, readings.server)
-        app = create_app(self.engine, self.state, metrics, settings.max_request_bytes)
+        self.regions = SharedMemoryRegions(settings.allow_client_shm)
+        regions = self.regions if settings.allow_client_shm else None
+        cuda_regions = CudaSharedMemoryRegions()
+        log_settings = LogSettings(levels_from(settings.log_level), json_lines=settings.log_format == "json")
+        log_settings.on_change.append(self.supervisor.set_logging)
+        self.supervisor.set_logging(log_settings.levels)
+        readings = Readings(self.engine, self.repository, self.supervisor, self.state, self.cache)
+        metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom)
+        http_infer = HttpInfer(
+            self.engine,
+            settings.max_request_bytes,
+            regions=regions,
+            forwarding=forwarding,
+            load_report=LoadReport(readings.load),
+        )
+        app = create_app(
+            http_infer,
+            self.state,
+            metrics,
+            [
+                lambda app: add_statistics(app, self.repository, readings.workers),
+                lambda app: add_settings(app, log_settings, self.tracer, self._has_model),
+                lambda app: add_shared_memory(app, self.regions, cuda_regions),
+            ],
+            restrictions,
+        )
+        grpc_infer = GrpcInfer(regions=regions, forwarding=forwarding)
+        services = [
+            InferenceService(self.engine, self.state, grpc_infer),
+            StreamService(self.engine, grpc_infer),
+            StatisticsService(self.repository, readings.workers),
+            SettingsService(log_settings, self.tracer, self._has_model),
+            SharedMemoryService(self.regions, cuda_regions),
+        ]
         with contextlib.ExitStack() as bound:
             http_socket = bound.enter_context(_bind(settings.host, settings.http_port, "--http-port"))
             metrics_socket = bound.enter_context(_bind(settings.host, settings.metrics_port, "--metrics-port"))
             try:
                 self.grpc = GrpcServer(
-                    self.engine, self.state, settings.host, settings.grpc_port, settings.max_grpc_bytes
+                    services,
+                    self.state,
+                    (settings.host, settings.grpc_port),
+                    settings.max_grpc_bytes,
+                    compression=_COMPRESSION[settings.grpc_compression],
+                    restrictions=restrictions,
                 )
             except RuntimeError as error:
                 raise _taken(settings.host, settings.grpc_port, "--grpc-port", error) from error
             bound.pop_all()
-        self.http = HttpServer(app, http_socket, lane(self.engine, settings.max_request_bytes), settings.read_timeout)
+        protocol = lane(http_infer, settings.max_request_bytes, restrictions)
+        self.http = HttpServer(app, http_socket, protocol, settings.read_timeout)
         self.metrics = HttpServer(
             metrics_app(metrics), metrics_socket, lane(None, settings.max_request_bytes), settings.read_timeout
         )
@@ -86,7 +163,9 @@ class App:
             await front_end.start()
         loading = asyncio.get_running_loop().create_task(self._load(announce))
         loading.add_done_callback(_log_failure)
+        sweeping = asyncio.get_running_loop().create_task(self._sweep())
         await stop.wait()
+        sweeping.cancel()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
@@ -102,8 +181,21 @@ class App:
                 await self.repository.close()
         await self.supervisor.close()
         await self.metrics.drain(0.5)
-        await asyncio.gather(loading, return_exceptions=True)
+        await asyncio.to_thread(self.tracer.close)
+        if self.cache is not None:
+            await self.cache.close()
+        await asyncio.gather(loading, sweeping, return_exceptions=True)
         announce("stopped")
+
+    def _has_model(self, name: str) -> bool:
+        return name in self.repository.names()
+
+    async def _sweep(self) -> None:
+        """Let go of shared memory whose owners have."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            for name in self.regions.sweep():
+                log.info("shared memory region %s is dropped: its owner has removed it", name)
 
     async def _load(self, announce: Callable[[str], None]) -> None:
         settings = self._settings
@@ -127,6 +219,18 @@ class App:
         )
         if settings.model_control == "poll":
             await self.watcher.run(prints)
+
+
+def _cache(settings: Settings) -> Cache | None:
+    """The response cache that the settings ask for.
+
+    Raises:
+        ValueError: the Redis URL is none.
+        RedisMissing: the package for Redis is not installed.
+    """
+    if settings.cache_redis:
+        return RedisCache(settings.cache_redis)
+    return ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
 
 
 def build_supervisor(settings: Settings) -> Supervisor:

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 import uvloop
@@ -52,12 +52,13 @@ def _from_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     for field in dataclasses.fields(Settings):
         variable = f"HEADRACE_{field.name.upper()}"
         details = dict(field.metadata)
-        annotation: Any = list[str] if field.name == "load_model" else field.type
+        repeatable = get_origin(field.type) is tuple
+        annotation: Any = list[str] if repeatable else field.type
         if field.name == "repository":
             info: Any = typer.Argument(envvar=variable, help=details.pop("help"), show_default=True)
         else:
             info = typer.Option(f"--{field.name.replace('_', '-')}", envvar=variable, **details)
-        default = [] if field.name == "load_model" else field.default
+        default = [] if repeatable else field.default
         parameters.append(
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
@@ -65,7 +66,9 @@ def _from_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
         )
 
     def run(**values: Any) -> None:
-        values["load_model"] = tuple(values["load_model"])
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
         command(Settings(**values))
 
     run.__doc__ = command.__doc__
@@ -120,6 +123,54 @@ def explain(
     """Say what would be served of a model and why: backend, tensors, batching, threads, and what was refused."""
     set_up_logging("text", "error", "explain")
     _exit(asyncio.run(explain_model(repository, model, typer.echo)))
+
+
+@app.command()
+def infer(
+    model: Annotated[str, typer.Argument(help="The model's name on the server.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="NAME=VALUE",
+            help="An input: JSON (x='[[1, 2]]'), plain text for BYTES, or @FILE: .npy, .npz (@FILE:KEY), .json, "
+            "any file for BYTES. Once for each.",
+        ),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="NAME[=@FILE]",
+            help="An output that is wanted, all unless given; with a file (.npy, .json, any for one BYTES) also saved.",
+        ),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the request.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    url: Annotated[
+        str, typer.Option("--url", "-u", help="The server: http://HOST:PORT or grpc://HOST:PORT.")
+    ] = "http://127.0.0.1:8000",
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Send one request to a running server and print its answer; exit 1 on any error."""
+    from headrace.client.command import InferArguments, run
+
+    arguments = InferArguments(
+        model,
+        tuple(inputs or ()),
+        tuple(outputs or ()),
+        tuple(parameters or ()),
+        version,
+        url,
+        timeout_s,
+        as_json,
+    )
+    _exit(run(arguments, typer.echo, lambda line: typer.echo(line, err=True)))
 
 
 def _exit(problems: int) -> None:

@@ -40,4 +40,22 @@ class Settings:
     )
     max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
     read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)
+    cache_bytes: int = _option(
+        64 * 1024 * 1024, "Memory for the responses of models that have a response cache.", min=0
+    )
+    cache_redis: str = _option("", "URL of a Redis that keeps those responses instead of this process's memory.")
+    allow_client_shm: bool = _option(False, "Let clients register shared memory to read inputs from and write to.")
+    forward_headers: str = _option(
+        "", "Regular expression; headers whose lower-case names match it whole become request parameters."
+    )
+    restricted_api: tuple[str, ...] = _option(
+        (), "GROUP[,GROUP...]:HEADER=VALUE: only requests with that header may use these APIs; may be repeated."
+    )
+    trace_file: str = _option("", "The file that traces of requests are written to.")
+    trace_level: tuple[str, ...] = _option(
+        (), "TIMESTAMPS or TENSORS: what is traced at first; may be repeated. Needs --trace-file."
+    )
+    trace_rate: int = _option(1000, "One in so many requests of a model is traced.", min=1, max=2**32 - 1)
+    trace_count: int = _option(-1, "Traces to make; -1 for no end of them.", min=-1, max=2**31 - 1)
+    grpc_compression: Literal["none", "deflate", "gzip"] = _option("none", "Compression of gRPC responses.")
     server_name: str = _option("headrace", "Name in the server's metadata; some clients check for 'triton'.")

@@ -1,30 +1,48 @@
-"""One request to one response: look up, validate, enqueue. Every front end calls this and nothing below it."""
+"""One request to its response or responses: look up, validate, enqueue. Front ends call this and nothing below it."""
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic_ns
 
-from headrace.batching.pending import Pending
+from headrace.batching.pending import OutputForm, Pending
+from headrace.batching.response_stream import ResponseStream
 from headrace.batching.split import SplitRequest
-from headrace.core.errors import InvalidRequest, NotReady, Overloaded
+from headrace.batching.streamed import StreamedRequest
+from headrace.core.classification import classification_count, classify
+from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, Overloaded, Unsupported
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.rows import slice_rows
+from headrace.core.tensor import Tensor
 from headrace.core.validation import ModelInputs
-from headrace.repository.repository import Repository
-from headrace.repository.served import ServedVersion
+from headrace.pipeline import Pipeline
+from headrace.repository.repository import Repository, Served
+from headrace.repository.served_ensemble import ServedEnsemble
+from headrace.response_cache import Cache, Outputs, cache_key
+from headrace.tracing import Trace, Tracer
 
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
 COUNTED_BYTES = 64 * 1024
 MAX_PARTS = 1024  # batches that one request may take
 MAX_TIMEOUT_US = 10**15  # thirty years: a longer timeout is none
 
+Answer = asyncio.Future[InferResponse]
+
 
 class Engine:
     """Accepts requests for whatever the repository serves, up to ``max_inflight_bytes`` of large inputs."""
 
-    def __init__(self, repository: Repository, max_inflight_bytes: int) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        max_inflight_bytes: int,
+        cache: Cache | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.repository = repository
         self.inflight_bytes = 0
         self._max_inflight_bytes = max_inflight_bytes
+        self._cache = cache
+        self._tracer = tracer
         self._stopping = False
         self._loop = asyncio.get_running_loop()
 
@@ -32,37 +50,55 @@ class Engine:
         """Refuse every request from now on; those that were accepted are still answered."""
         self._stopping = True
 
-    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+    def infer(self, request: InferRequest) -> Answer:
         """Accept a request. Cancelling the future takes it back: it is dropped when it has not run yet.
 
         Raises:
             HeadraceError: at once, for a request that cannot be accepted. The future fails with one otherwise.
         """
-        if self._stopping:
-            raise NotReady("the server is stopping and takes no new requests")
-        served = self.repository.lookup(request.model, request.version)
-        try:
-            inputs = served.checker.check(request)
-        except InvalidRequest:
-            served.statistics.failed("OTHER", 0)
-            raise
-        deadline_ns = _deadline_ns(request, served.default_timeout_us)
-        size = sum(len(tensor.data) for tensor in request.inputs)
-        if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
-            served.statistics.failed("REJECTED", 0)
-            raise Overloaded(
-                f"model '{request.model}': the server holds {self.inflight_bytes} bytes of unanswered requests and "
-                f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)"
+        served = self._served(request)
+        if served.decoupled:
+            raise Unsupported(
+                f"model '{request.model}' has a decoupled transaction policy: it answers with any number of responses, "
+                "so it is asked through ModelStreamInfer, generate_stream or infer_stream"
             )
+        inputs = self._checked(served, request)
+        if served.cached and self._cache is not None:
+            return self._infer_cached(self._cache, served, request, inputs)
+        return self._run(served, request, inputs)
+
+    def stream(self, request: InferRequest) -> ResponseStream:
+        """Accept a request for any model; its responses come as they are made. Cancel the stream to take it back.
+
+        Raises:
+            HeadraceError: as ``infer``.
+        """
+        served = self._served(request)
+        if not served.decoupled:
+            return _single(self.infer(request))
+        assert not isinstance(served, ServedEnsemble), "an ensemble answers once"
+        inputs = self._checked(served, request)
+        deadline_ns = _deadline_ns(request, served.default_timeout_us)
+        size = self._room_for(served, request)
+        pending = StreamedRequest(
+            request,
+            inputs,
+            served.version,
+            served.statistics,
+            self._loop,
+            priority=served.priority(request.parameters),
+            deadline_ns=deadline_ns,
+        )
+        pending.form = _form(self.repository, served, request)
+        if self._tracer is not None and self._tracer.active:
+            self._trace(self._tracer, pending)
         try:
-            future = self._enqueue(served, request, inputs, deadline_ns)
-        except Overloaded:
-            served.statistics.failed("REJECTED", 0)
+            served.queue.put(pending)
+        except (Overloaded, InvalidRequest) as error:
+            served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
             raise
-        if size >= COUNTED_BYTES:
-            self.inflight_bytes += size
-            future.add_done_callback(lambda _: self._forget(size))
-        return future
+        self._count(size, pending.future)
+        return pending.stream
 
     def count_unreadable(self, model: str, version: str) -> None:
         """A front end could not read a request for this model; it counts among the model's failures."""
@@ -70,26 +106,95 @@ class Engine:
         if served is not None:
             served.statistics.failed("OTHER", 0)
 
+    # -- accepting ----------------------------------------------------------------------------------------
+
+    def _served(self, request: InferRequest) -> Served:
+        if self._stopping:
+            raise NotReady("the server is stopping and takes no new requests")
+        if request.callers and request.model in request.callers:
+            chain = " -> ".join((*request.callers, request.model))
+            raise InvalidRequest(
+                f"model '{request.model}' is called on behalf of itself ({chain}): it would wait for ever"
+            )
+        return self.repository.lookup(request.model, request.version)
+
+    @staticmethod
+    def _checked(served: Served, request: InferRequest) -> ModelInputs:
+        try:
+            return served.checker.check(request)
+        except InvalidRequest:
+            served.statistics.failed("OTHER", 0)
+            raise
+
+    def _room_for(self, served: Served, request: InferRequest) -> int:
+        """The bytes of the request's inputs, for which there is room."""
+        size = sum(len(tensor.data) for tensor in request.inputs)
+        if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
+            served.statistics.failed("REJECTED", 0)
+            raise Overloaded(
+                f"model '{request.model}': the server holds {self.inflight_bytes} bytes of unanswered requests and "
+                f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)"
+            )
+        return size
+
+    def _count(self, size: int, future: Answer) -> None:
+        """Count a request's bytes, if they are worth it, until it is answered."""
+        if size >= COUNTED_BYTES:
+            self.inflight_bytes += size
+            future.add_done_callback(lambda _: self._forget(size))
+
     def _forget(self, size: int) -> None:
         self.inflight_bytes -= size
 
+    # -- running ------------------------------------------------------------------------------------------
+
+    def _run(self, served: Served, request: InferRequest, inputs: ModelInputs) -> Answer:
+        deadline_ns = _deadline_ns(request, served.default_timeout_us)
+        size = self._room_for(served, request)
+        try:
+            if isinstance(served, ServedEnsemble):
+                future = Pipeline(
+                    served, request, inputs, deadline_ns, _form(self.repository, served, request), self.infer
+                ).future
+            else:
+                future = self._enqueue(served, request, inputs, deadline_ns)
+        except (Overloaded, InvalidRequest) as error:
+            served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
+            raise
+        self._count(size, future)
+        return future
+
     def _enqueue(
-        self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int
-    ) -> asyncio.Future[InferResponse]:
+        self,
+        served: Served,
+        request: InferRequest,
+        inputs: ModelInputs,
+        deadline_ns: int,
+    ) -> Answer:
         priority = served.priority(request.parameters) if request.parameters else served.default_priority
         served.queue.make_room()  # before anything is made of the request, so that a refused one leaves nothing
+        form = _form(self.repository, served, request) if request.outputs else None
         largest = served.max_batch_size
-        if largest and inputs.rows > largest:
-            return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority)
+        if largest and inputs.rows > largest and served.folder.sequence is None:
+            return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority, form)
         pending = Pending(
             request, inputs, served.version, served.statistics, self._loop, priority=priority, deadline_ns=deadline_ns
         )
+        pending.form = form
+        if self._tracer is not None and self._tracer.active:
+            self._trace(self._tracer, pending)
         served.queue.put_part(pending)
         return pending.future
 
     def _enqueue_in_parts(
-        self, served: ServedVersion, request: InferRequest, inputs: ModelInputs, deadline_ns: int, priority: int
-    ) -> asyncio.Future[InferResponse]:
+        self,
+        served: Served,
+        request: InferRequest,
+        inputs: ModelInputs,
+        deadline_ns: int,
+        priority: int,
+        form: OutputForm | None,
+    ) -> Answer:
         if inputs.rows > MAX_PARTS * served.max_batch_size:
             raise InvalidRequest(
                 f"model '{request.model}': the request has {inputs.rows} rows, expected at most "
@@ -100,8 +205,144 @@ class Engine:
             for part in slice_rows(inputs, served.max_batch_size)
         ]
         for part in parts:
+            part.form = form
             served.queue.put_part(part)
         return SplitRequest(request, served.version, parts, served.statistics).future
+
+    @staticmethod
+    def _trace(tracer: Tracer, pending: Pending) -> None:
+        trace = tracer.sample(pending.request.model, pending.version, pending.request.id)
+        if trace is not None:
+            _follow(trace, pending)
+
+    # -- the response cache -------------------------------------------------------------------------------
+
+    def _infer_cached(self, cache: Cache, served: Served, request: InferRequest, inputs: ModelInputs) -> Answer:
+        started_ns = monotonic_ns()
+        key = cache_key(request.model, self._identity(served), inputs.tensors, request.outputs, request.parameters)
+        found = cache.get(key)
+        if found is None:
+            return self._run_and_keep(cache, key, served, request, inputs, monotonic_ns() - started_ns)
+        if isinstance(found, tuple):
+            future: Answer = self._loop.create_future()
+            future.set_result(_from_cache(served, request, found, started_ns))
+            return future
+
+        async def look_elsewhere() -> InferResponse:
+            outputs = await found
+            if outputs is not None:
+                return _from_cache(served, request, outputs, started_ns)
+            return await self._run_and_keep(cache, key, served, request, inputs, monotonic_ns() - started_ns)
+
+        return self._loop.create_task(look_elsewhere())
+
+    def _identity(self, served: Served) -> str:
+        """What changes when the same request may have another answer."""
+        identity = f"{served.version}/{served.print}"
+        if isinstance(served, ServedEnsemble):
+            parts = [self.repository.find(*planned.step.part) for planned in served.plan.steps]
+            identity = "|".join([identity, *(self._identity(part) for part in parts if part is not None)])
+        return identity
+
+    def _run_and_keep(
+        self, cache: Cache, key: bytes, served: Served, request: InferRequest, inputs: ModelInputs, lookup_ns: int
+    ) -> Answer:
+        future = self._run(served, request, inputs)
+
+        def keep(done: Answer) -> None:
+            started_ns = monotonic_ns()
+            if not done.cancelled() and done.exception() is None and not done.result().parameters:
+                cache.put(key, done.result().outputs)
+            served.statistics.cache_miss(lookup_ns + monotonic_ns() - started_ns)
+
+        future.add_done_callback(keep)
+        return future
+
+
+def _from_cache(served: Served, request: InferRequest, outputs: Outputs, started_ns: int) -> InferResponse:
+    served.statistics.cache_hit(monotonic_ns() - started_ns)
+    return InferResponse(request.model, served.version, request.id, outputs)
+
+
+def _single(future: Answer) -> ResponseStream:
+    """The stream of a model that answers once."""
+    stream = ResponseStream(decoupled=False)
+
+    def on_cancel() -> None:
+        future.cancel()
+
+    stream.on_cancel = on_cancel
+
+    def on_done(done: Answer) -> None:
+        if not done.cancelled():
+            error = done.exception()
+            if error is None:
+                stream.put(done.result())
+            else:
+                stream.put(error if isinstance(error, HeadraceError) else InternalError(str(error)))
+        stream.end()
+
+    future.add_done_callback(on_done)
+    return stream
+
+
+def _form(repository: Repository, served: Served, request: InferRequest) -> OutputForm | None:
+    """What is to be made of the outputs before the client gets them: classes, where it asked for them."""
+    counts = {
+        output.name: count
+        for output in request.outputs
+        if output.parameters and (count := classification_count(output, request.model))
+    }
+    if not counts:
+        return None
+    batched = served.max_batch_size > 0
+    labels = {name: _labels(repository, served, name) for name in counts}
+
+    def form(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            classify(tensor, counts[tensor.name], batched, labels[tensor.name], request.model)
+            if tensor.name in counts
+            else tensor
+            for tensor in outputs
+        )
+
+    return form
+
+
+def _labels(repository: Repository, served: Served, output: str) -> Sequence[str]:
+    """The labels of an output; where an ensemble has none of its own, those of the model that makes it."""
+    own = served.info.labels.get(output)
+    if own is not None or not isinstance(served, ServedEnsemble):
+        return own or ()
+    for planned in served.plan.steps:
+        part = repository.find(*planned.step.part)
+        for name, tensor in planned.step.outputs.items():
+            if tensor == output and part is not None:
+                return _labels(repository, part, name)
+    return ()
+
+
+def _follow(trace: Trace, pending: Pending) -> None:
+    """Note what happens to a request, and have it written when it is answered."""
+    pending.traced = True
+    trace.mark("REQUEST_START", pending.queued_at_ns)
+    trace.mark("QUEUE_START", pending.queued_at_ns)
+    trace.tensors("TENSOR_QUEUE_INPUT", pending.request.inputs)
+
+    def on_done(done: Answer) -> None:
+        now_ns = monotonic_ns()
+        if not done.cancelled() and done.exception() is None:
+            at_ns = pending.taken_at_ns
+            trace.mark("COMPUTE_START", at_ns)
+            names = ("COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END")
+            for name, took_ns in zip(names, pending.timings, strict=True):
+                at_ns += took_ns
+                trace.mark(name, at_ns)
+            trace.tensors("TENSOR_BACKEND_OUTPUT", done.result().outputs)
+        trace.mark("REQUEST_END", now_ns)
+        trace.end()
+
+    pending.future.add_done_callback(on_done)
 
 
 def _deadline_ns(request: InferRequest, default_timeout_us: int) -> int:

@@ -12,8 +12,7 @@ from headrace.config import Settings
 from headrace.core.model import TensorSpec
 from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
 from headrace.repository.lifecycle import State
-from headrace.repository.repository import IndexEntry, Repository
-from headrace.repository.served import ServedVersion
+from headrace.repository.repository import IndexEntry, Repository, Served
 from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Supervisor
 
@@ -94,7 +93,7 @@ def _explain_folder(folder: ModelFolder, say: Say) -> None:
     say(f"  versions: {selected} are served (policy: {policy})" + (f"; {others} are not" if others else ""))
 
 
-def _explain_version(served: ServedVersion, supervisor: Supervisor, say: Say) -> None:
+def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
     config, info = served.folder.config, served.info
     say(f"version {served.version}: {served.files.model_path}")
     chosen = "configured" if config.backend else f"from the file's ending '{served.files.model_path.suffix}'"

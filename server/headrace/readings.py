@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
+from headrace.batching.sequence_queue import SequenceQueue
 from headrace.engine import Engine
+from headrace.frontends.load_report import LoadSample
 from headrace.frontends.server_state import ServerState
 from headrace.metrics import ModelSample, ServerSample, WorkerSample
+from headrace.metrics.custom import CustomSample
+from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.repository import Repository
+from headrace.response_cache import Cache
 from headrace.workers.supervisor import Supervisor
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -18,12 +23,21 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Readings:
     """Samples of one server."""
 
-    def __init__(self, engine: Engine, repository: Repository, supervisor: Supervisor, state: ServerState) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        repository: Repository,
+        supervisor: Supervisor,
+        state: ServerState,
+        cache: Cache | None = None,
+    ) -> None:
         self._engine = engine
         self._repository = repository
         self._supervisor = supervisor
         self._state = state
+        self._cache = cache
         self._started = monotonic()
+        self._cpu = CpuUtilization()
 
     def models(self) -> Iterator[ModelSample]:
         """Every version that serves."""
@@ -37,7 +51,18 @@ class Readings:
                 ready=served.ready,
                 instances=len(served.instances),
                 instances_up=sum(instance.is_up for instance in served.instances),
+                decoupled=served.decoupled,
+                cached=served.cached,
+                active_streams=sum(len(instance.streams) for instance in served.instances),
+                active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
             )
+
+    def custom(self) -> Iterator[CustomSample]:
+        """The metrics that models' own code keeps."""
+        for served in self._repository.served():
+            for instance in served.instances:
+                for one in instance.custom_metrics:
+                    yield CustomSample(one.name, one.help, one.kind, one.labels, one.value, one.buckets, one.count)
 
     def workers(self) -> Iterator[WorkerSample]:
         """Every worker process that is running."""
@@ -46,8 +71,27 @@ class Readings:
             usage = _usage(pid) if pid is not None else None
             if pid is not None and usage is not None:
                 yield WorkerSample(
-                    process.name, pid, usage[0], usage[1], models=len(process.hosted), restarts=max(0, process.restarts)
+                    process.name,
+                    pid,
+                    usage[0],
+                    usage[1],
+                    models=len(process.hosted),
+                    restarts=max(0, process.restarts),
+                    instances=frozenset(process.hosted),
                 )
+
+    def load(self) -> LoadSample:
+        """How busy the server is, for load balancers."""
+        memory = read_memory()
+        served = list(self._repository.served())
+        return LoadSample(
+            self._cpu.read(),
+            memory.used_bytes / memory.total_bytes,
+            {
+                "queue_requests": sum(len(one.queue) for one in served),
+                "inflight_requests": sum(each.in_flight for one in served for each in one.instances),
+            },
+        )
 
     def server(self) -> ServerSample:
         """The server as a whole."""
@@ -57,6 +101,7 @@ class Readings:
             inflight_bytes=self._engine.inflight_bytes,
             uptime_seconds=monotonic() - self._started,
             ready=not self._state.why_not_ready(),
+            cache=self._cache.usage if self._cache is not None else None,
         )
 
 

@@ -127,7 +127,7 @@ def test_shared_memory_is_unimplemented(channel: grpc.Channel, where: str):
     assert "shared memory" in _refused(channel, message, grpc.StatusCode.UNIMPLEMENTED)
 
 
-@pytest.mark.parametrize("name", ["ModelStreamInfer", "ModelStatistics", "TraceSetting", "NoSuchThing"])
+@pytest.mark.parametrize("name", ["CudaSharedMemory", "NoSuchThing"])
 def test_a_procedure_that_is_not_offered_is_unimplemented(channel: grpc.Channel, name: str):
     call = channel.unary_unary(f"/{pb.SERVICE}/{name}")
     with pytest.raises(grpc.RpcError) as caught:

@@ -14,6 +14,8 @@ from wire_values import DATATYPES
 import headrace
 from headrace.wire import pb
 
+BAD_CONFIG = '{"max_batch_size": "many"}'
+
 
 @pytest.fixture(params=["http", "grpc"])
 def door(request: pytest.FixtureRequest, server: RunningServer, channel: grpc.Channel):
@@ -35,7 +37,7 @@ class HttpDoor:
         return self._change(name, "unload", None)
 
     def load_with(self, name: str) -> tuple[Any, str]:
-        return self.load(name, {"parameters": {"config": "{}"}})
+        return self.load(name, {"parameters": {"config": BAD_CONFIG}})
 
     def index(self, *, ready: bool = False) -> dict[tuple[str, str], tuple[str, str]]:
         status, entries = self._server.post("/v2/repository/index", {"ready": ready})
@@ -69,7 +71,7 @@ class GrpcDoor:
 
     def load_with(self, name: str) -> tuple[Any, str]:
         message = pb.RepositoryModelLoadRequest(model_name=name)
-        message.parameters["config"].string_param = "{}"
+        message.parameters["config"].string_param = BAD_CONFIG
         return self._change("RepositoryModelLoad", message)
 
     def index(self, *, ready: bool = False) -> dict[tuple[str, str], tuple[str, str]]:
@@ -268,10 +270,11 @@ def test_what_cannot_be_loaded_says_why(door: HttpDoor | GrpcDoor):
     assert door.unload("nobody")[0] == door.codes["missing"]
 
 
-def test_load_parameters_are_refused_and_change_nothing(door: HttpDoor | GrpcDoor):
+def test_a_bad_override_is_refused_and_changes_nothing(door: HttpDoor | GrpcDoor):
     code, message = door.load_with("onnx_fp32")
-    assert code == door.codes["unsupported"]
-    assert "config" in message
+    assert code == door.codes["bad"]
+    assert "failed to load" in message
+    assert "max_batch_size" in message
     assert door.index()["onnx_fp32", "1"] == ("READY", "")
 
 

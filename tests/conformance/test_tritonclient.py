@@ -289,7 +289,7 @@ def _missing_unload(client: Client) -> Any:
 
 
 def _load_with_config(client: Client) -> Any:
-    return client("load_model", "onnx_fp32", config="{}")
+    return client("load_model", "onnx_fp32", config='{"max_batch_size": "many"}')
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def _load_with_config(client: Client) -> Any:
         (_broken_load, "400", "INVALID_ARGUMENT", "broken"),
         (_missing_load, "404", "NOT_FOUND", "failed to load"),
         (_missing_unload, "404", "NOT_FOUND", "nobody"),
-        (_load_with_config, "501", "UNIMPLEMENTED", "config"),
+        (_load_with_config, "400", "INVALID_ARGUMENT", "failed to load"),
     ],
 )
 async def test_errors_reach_the_user(client: Client, ask: Callable[[Client], Any], http: str, grpc: str, says: str):

@@ -1,7 +1,10 @@
 """The models of a running server change: by their folder (poll), by request (explicit), or not at all (none)."""
 
+import base64
+import json
 import os
 import re
+import shutil
 import threading
 import time
 
@@ -273,6 +276,65 @@ def test_hidden_and_temporary_folders_are_no_models(server, repository):
     assert not {".hidden", "half.tmp", "half.part"} & set(server.get("/v2/models")[1]["models"])
 
 
+# -- ensembles -------------------------------------------------------------------------------------------------------
+
+
+def ensemble(repository, name, first, second):
+    """A model that gives what ``first`` answers to ``second``."""
+    staged = repository / f".{name}.new"
+    staged.mkdir()
+    (staged / "config.yaml").write_text(
+        "ensemble:\n"
+        f"- {{model: {first}, inputs: {{x: x}}, outputs: {{y: between}}}}\n"
+        f"- {{model: {second}, inputs: {{x: between}}, outputs: {{y: y}}}}\n"
+    )
+    return staged.rename(repository / name)
+
+
+def test_an_ensemble_follows_its_models(server, repository, name, tmp_path):
+    onnx_model(repository, f"{name}_1", add=1)
+    ensemble(repository, name, f"{name}_1", f"{name}_2")
+    soon(server, lambda: state(server, name) == "UNAVAILABLE")
+    assert f"its model '{name}_2' is not served" in entry(server, name, "1")["reason"]
+    assert infer(server.http, name, [1.0]).status == 404
+    onnx_model(repository, f"{name}_2", add=10)
+    soon(server, lambda: server.model_ready(name))
+    assert infer(server.http, name, [1.0]).values == [12.0]
+    with Load(server, name, http=4, grpc=2, expected=lambda values, _: [value + 11.0 for value in values]) as load:
+        load.wait_answers(50)
+        onnx_model(repository, f"{name}_2", version=2, add=10)  # the like of it takes its place
+        soon(server, lambda: server.get(f"/v2/models/{name}_2")[1]["versions"] == ["2"])
+        load.wait_answers(50)
+        load.stop()
+    assert not load.failed
+    (repository / f"{name}_2").rename(tmp_path / "gone")
+    soon(server, lambda: state(server, name) == "UNAVAILABLE")
+    assert infer(server.http, name, [1.0]).status == 404
+    (tmp_path / "gone").rename(repository / f"{name}_2")
+    soon(server, lambda: infer(server.http, name, [1.0]).values == [12.0])
+    assert state(server, name) == "READY"
+
+
+def test_an_ensemble_from_the_start(tmp_path):
+    onnx_model(tmp_path, "last", add=2)
+    ensemble(tmp_path, "early", "last", "last")
+    (tmp_path / "triton" / "1").mkdir(parents=True)
+    (tmp_path / "triton" / "config.pbtxt").write_text("""
+        platform: "ensemble"
+        input { name: "x" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+        output { name: "y" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+        ensemble_scheduling { step { model_name: "early" model_version: -1
+            input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } } }
+    """)
+    with RunningServer(tmp_path) as server:
+        assert "is not served" not in server.output
+        assert infer(server.http, "triton", [1.0]).values == [5.0]
+        config = server.get("/v2/models/triton/config")[1]
+        assert config["ensemble_scheduling"]["step"][0]["input_map"] == {"x": "x"}
+        assert server.get("/v2/models/early")[1]["platform"] == "ensemble"
+        assert server.stop() == 0
+
+
 # -- explicit --------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +495,94 @@ def test_a_load_brings_back_a_model_whose_worker_could_not(explicit, control, na
     closed.unlink()
     assert control.load(name) == ""
     assert infer(explicit.http, name, [1.0]).ok
+
+
+def test_an_ensemble_brings_its_models_and_takes_them_along(explicit, control, name):
+    onnx_model(explicit.repository, f"{name}_1", add=1)
+    onnx_model(explicit.repository, f"{name}_2", add=10)
+    ensemble(explicit.repository, name, f"{name}_1", f"{name}_2")
+    assert control.load(f"{name}_1") == ""
+    assert control.load(name) == ""
+    assert infer(explicit.http, name, [1.0]).values == [12.0]
+    assert explicit.post(f"/v2/repository/models/{name}/unload", {"parameters": {"unload_dependents": True}})[0] == 200
+    assert infer(explicit.http, name, [1.0]).status == 404
+    assert infer(explicit.http, f"{name}_2", [1.0]).status == 404
+    assert infer(explicit.http, f"{name}_1", [1.0]).ok, "it was asked for by itself"
+
+
+# -- what load requests bring along ------------------------------------------------------------------------------------
+
+OVERRIDE = json.dumps({"backend": "onnxruntime", "max_batch_size": "7", "version_policy": {"all": {}}})
+
+
+@pytest.fixture
+def overridden(tmp_path):
+    """A server whose temporary files have a folder of their own, and that folder."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (tmp_path / "models").mkdir()
+    with RunningServer(tmp_path / "models", "--model-control", "explicit", env={"TMPDIR": str(private)}) as running:
+        yield running, private
+
+
+def load_with(server, name, config, files):
+    """A load request with an override: empty, or the status and what was wrong."""
+    encoded = {f"file:{place}": base64.b64encode(content).decode() for place, content in files.items()}
+    parameters = {"config": config, **encoded} if config else encoded
+    status, answer = server.post(f"/v2/repository/models/{name}/load", {"parameters": parameters})
+    return "" if status == 200 else f"{status} {answer['error']}"
+
+
+def test_models_that_load_requests_bring(overridden, tmp_path):
+    server, private = overridden
+    contents = {
+        number: (onnx_model(tmp_path / "staged", f"m{number}", add=number) / "1" / "model.onnx").read_bytes()
+        for number in (1, 2)
+    }
+    assert load_with(server, "m", OVERRIDE, {f"{number}/model.onnx": contents[number] for number in (1, 2)}) == ""
+    assert infer(server.http, "m", [0.0]).values == [2.0]
+    assert server.get("/v2/models/m")[1]["versions"] == ["1", "2"]
+    assert server.get("/v2/models/m/config")[1]["max_batch_size"] == 7
+    assert {state(server, "m", version) for version in "12"} == {"READY"}
+    kept = [path for path in private.iterdir() if path.name.startswith("headrace-load-")]
+    assert len(kept) == 1
+    with Load(server, "m", http=4, expected=lambda values, _: [value + 2.0 for value in values]) as load:
+        load.wait_answers(20)
+        for config, files, status in (
+            (OVERRIDE, {"2/model.onnx": b"this is no model"}, "400 load failed for model 'm'"),
+            (OVERRIDE, {"2/../../model.onnx": contents[1]}, "400 failed to load 'm': file '2/../../model.onnx'"),
+            ('{"max_bach_size": 3}', {"2/model.onnx": contents[1]}, "400 failed to load 'm': config: "),
+            ("", {"2/model.onnx": contents[1]}, "400 "),
+        ):
+            assert load_with(server, "m", config, files).startswith(status)
+        for worker in server.workers():
+            worker.kill()  # the files are still there for the next one
+        server.wait_for(lambda: server.model_ready("m"))
+        load.stop()
+    assert not load.failed
+    server.wait_for(lambda: [*private.glob("headrace-load-*")] == kept, SOON_S)
+    assert server.post("/v2/repository/models/m/unload", {})[0] == 200
+    server.wait_for(lambda: not [*private.glob("headrace-load-*")], SOON_S)
+    assert server.post("/v2/repository/models/m/load", {})[0] == 404
+
+
+def test_a_configuration_alone_holds_until_the_next_load(overridden, tmp_path):
+    server, private = overridden
+    onnx_model(server.repository, "m", add=1)
+
+    def max_batch_size():
+        return server.get("/v2/models/m/config")[1]["max_batch_size"]
+
+    assert load_with(server, "m", '{"max_batch_size": 3}', {}) == ""
+    assert max_batch_size() == 3
+    assert infer(server.http, "m", [1.0]).values == [2.0]
+    assert server.post("/v2/repository/models/m/load", {})[0] == 200
+    assert max_batch_size() != 3
+    assert load_with(server, "m", OVERRIDE, {"9/model.onnx": (server.repository / "m/1/model.onnx").read_bytes()}) == ""
+    shutil.rmtree(server.repository / "m")
+    assert infer(server.http, "m", [1.0]).version == "9"
+    assert server.stop() == 0
+    assert not [*private.glob("headrace-load-*")], "nothing is left behind"
 
 
 # -- none, and control that is off -------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import np_to_triton_dtype
 
-from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
+from headrace.core.errors import HeadraceError, InvalidRequest, Kind, NotFound, TooLarge, Unsupported
 from headrace.core.model import Signature, TensorSpec
+from headrace.core.regions import MAX_READ_BYTES
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import NUMPY_DTYPES, DataType, Tensor, from_wire, pack_bytes
+from headrace.shared_memory import SharedMemoryRegions
 from headrace.wire.binary_v2 import decode_raw_request, decode_request, encode_response
 
 CLIENT_ERRORS = {Kind.INVALID, Kind.UNSUPPORTED, Kind.TOO_LARGE}
@@ -129,12 +131,197 @@ def test_an_input_has_exactly_one_source(sources, words):
     assert f"input 'x' has {words}, expected exactly one" in message
 
 
-def test_shared_memory_is_not_offered():
-    region = {"shared_memory_region": "r", "shared_memory_byte_size": 4, "shared_memory_offset": 0}
-    tensor = {"name": "x", "datatype": "UINT8", "shape": [4], "parameters": region}
-    assert "input 'x': shared memory is not enabled on this server" in refused([tensor], kind=Unsupported)
-    message = refused([binary("x", 4)], b"1234", Unsupported, outputs=[{"name": "y", "parameters": region}])
-    assert "output 'y': shared memory is not enabled on this server" in message
+def placed(name, byte_size, offset=0, region="r"):
+    parameters = {"shared_memory_region": region, "shared_memory_byte_size": byte_size, "shared_memory_offset": offset}
+    return {"name": name, "datatype": "UINT8", "shape": [4], "parameters": parameters}
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """An object of ten bytes that is the region "r", and the regions."""
+    path = tmp_path / "digits"
+    path.write_bytes(b"0123456789")
+    regions = SharedMemoryRegions(True, tmp_path)
+    regions.register("r", "digits", 0, 10)
+    yield path, regions
+    regions.unregister_all()
+
+
+def test_shared_memory_is_not_offered_without_regions():
+    said = "is in shared memory, which is not enabled on this server; start it with --allow-client-shm"
+    assert f"input 'x' {said}" in refused([placed("x", 4)], kind=Unsupported)
+    assert f"output 'y' {said}" in refused([binary("x", 4)], b"1234", Unsupported, outputs=[placed("y", 4)])
+
+
+@pytest.mark.parametrize("with_header_length", [True, False])
+def test_an_input_may_be_in_shared_memory(memory, with_header_length):
+    _, regions = memory
+    body, length = body_of([placed("x", 4, 2), placed("z", 0)])
+    request = decode_request(body, length if with_header_length else None, "mlp", "", regions)
+    assert request.inputs == (Tensor("x", DataType.UINT8, (4,), b"2345"), Tensor("z", DataType.UINT8, (4,), b""))
+
+
+def test_inputs_may_come_every_way_at_once(memory):
+    _, regions = memory
+    in_json = {"name": "b", "datatype": "UINT8", "shape": [1], "data": [7]}
+    body, length = body_of([binary("a", 2), placed("x", 3, 7), in_json, binary("c", 1)], b"aac")
+    request = decode_request(body, length, "mlp", "", regions)
+    assert [(one.name, bytes(one.data)) for one in request.inputs] == [
+        ("a", b"aa"),
+        ("x", b"789"),
+        ("b", b"\7"),
+        ("c", b"c"),
+    ]
+
+
+def test_a_request_that_is_sent_again_reads_the_memory_again(memory):
+    path, regions = memory
+    body, length = body_of([placed("x", 4), binary("a", 1)], b"a", outputs=[placed("y", 4)])
+    before = decode_request(body, length, "mlp", "", regions)
+    path.write_bytes(b"abcdefghij")
+    assert bytes(decode_request(body, length, "mlp", "", regions).inputs[0].data) == b"abcd"
+    assert bytes(before.inputs[0].data) == b"0123"
+    path.write_bytes(b"abc")
+    with pytest.raises(InvalidRequest, match="shortened to 3 bytes"):
+        decode_request(body, length, "mlp", "", regions)
+    regions.unregister("r")
+    with pytest.raises(NotFound, match="model 'mlp': input 'x': Unable to find shared memory region: 'r'"):
+        decode_request(body, length, "mlp", "", regions)
+    with pytest.raises(Unsupported, match="model 'mlp': input 'x'"):
+        decode_request(body, length, "mlp", "")
+
+
+@pytest.mark.parametrize("of", ["input", "output"])
+@pytest.mark.parametrize(
+    ("changed", "kind", "said"),
+    [
+        ({"shared_memory_region": "s"}, NotFound, "Unable to find shared memory region: 's'"),
+        ({"shared_memory_region": 7}, InvalidRequest, "has shared_memory_region 7"),
+        ({"shared_memory_byte_size": 11}, InvalidRequest, "region 'r' has 10 bytes"),
+        ({"shared_memory_byte_size": -1}, InvalidRequest, "has shared_memory_byte_size -1"),
+        ({"shared_memory_byte_size": True}, InvalidRequest, "has shared_memory_byte_size True"),
+        ({"shared_memory_byte_size": 4.0}, InvalidRequest, "has shared_memory_byte_size 4.0"),
+        ({"shared_memory_byte_size": "4"}, InvalidRequest, "has shared_memory_byte_size '4'"),
+        ({"shared_memory_offset": 7}, InvalidRequest, "shared_memory_offset 7 and shared_memory_byte_size 4"),
+        ({"shared_memory_offset": -1}, InvalidRequest, "has shared_memory_offset -1"),
+        ({"shared_memory_offset": False}, InvalidRequest, "has shared_memory_offset False"),
+    ],
+)
+def test_a_place_that_is_none_is_refused_before_the_model_runs(memory, of, changed, kind, said):
+    wrong = placed("t", 4)
+    wrong["parameters"].update(changed)
+    inputs, more = ([wrong], {}) if of == "input" else ([binary("x", 4)], {"outputs": [wrong]})
+    body, length = body_of(inputs, b"" if of == "input" else b"1234", **more)
+    with pytest.raises(kind) as caught:
+        decode_request(body, length, "mlp", "", memory[1])
+    assert str(caught.value).startswith(f"model 'mlp': {of} 't'")
+    assert said in str(caught.value)
+
+
+def test_a_place_needs_a_size(memory):
+    wrong = placed("x", 4)
+    del wrong["parameters"]["shared_memory_byte_size"]
+    body, length = body_of([wrong])
+    with pytest.raises(InvalidRequest, match="'x' has shared_memory_region 'r' without shared_memory_byte_size"):
+        decode_request(body, length, "mlp", "", memory[1])
+
+
+def test_what_one_request_reads_is_bounded_before_it_is_read(tmp_path):
+    """A file with a hole that size takes no room on the disk, and would take it all in memory."""
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(MAX_READ_BYTES)
+    regions = SharedMemoryRegions(True, tmp_path)
+    regions.register("r", "hole", 0, MAX_READ_BYTES)
+    half = MAX_READ_BYTES // 2 + 1
+    body, length = body_of([placed("x", half), placed("z", half)])
+    with pytest.raises(TooLarge, match=f"has {2 * half} bytes of inputs in shared memory"):
+        decode_request(body, length, "mlp", "", regions)
+    regions.unregister_all()
+
+
+def answered(outputs, asked, regions, **parameters):
+    requested = tuple(RequestedOutput(one["name"], one.get("parameters", {})) for one in asked)
+    request = InferRequest("mlp", "", "", (), requested, parameters)
+    chunks, header_length = encode_response(InferResponse("mlp", "1", "", outputs), request, regions)
+    return json.loads(chunks[0])["outputs"], [bytes(chunk) for chunk in chunks[1:]], header_length
+
+
+def test_outputs_go_where_each_is_wanted(memory):
+    path, regions = memory
+    outputs = (
+        Tensor("a", DataType.UINT8, (1,), b"a"),
+        Tensor("y", DataType.UINT8, (2,), memoryview(b"yy")),
+        Tensor("j", DataType.UINT8, (1,), b"\7"),
+        Tensor("s", DataType.BYTES, (1,), pack_bytes([b"s"])),
+        Tensor("b", DataType.UINT8, (1,), b"b"),
+    )
+    asked = [
+        {"name": "a", "parameters": {"binary_data": True}},
+        placed("y", 3, 1),
+        {"name": "j"},
+        placed("s", 5, 5),
+        {"name": "b", "parameters": {"binary_data": True}},
+    ]
+    written, blobs, header_length = answered(outputs, asked, regions)
+    assert [one["name"] for one in written] == ["a", "y", "j", "s", "b"]
+    assert written[1] == {
+        "name": "y",
+        "datatype": "UINT8",
+        "shape": [2],
+        "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 2, "shared_memory_offset": 1},
+    }
+    assert written[2]["data"] == [7]
+    assert written[3]["parameters"]["shared_memory_byte_size"] == 5
+    assert "data" not in written[3]
+    assert [one["parameters"] for one in (written[0], written[4])] == [{"binary_data_size": 1}] * 2
+    assert (blobs, header_length is None) == ([b"a", b"b"], False)
+    assert path.read_bytes() == b"0yy34\1\0\0\0s"
+
+
+@pytest.mark.parametrize("binary_data", [None, True, False])
+def test_an_answer_in_shared_memory_alone_is_plain_json(memory, binary_data):
+    path, regions = memory
+    wanted = placed("y", 2)
+    if binary_data is not None:
+        wanted["parameters"]["binary_data"] = binary_data
+    written, blobs, header_length = answered((ONE,), [wanted], regions, binary_data_output=True)
+    assert set(written[0]) == {"name", "datatype", "shape", "parameters"}
+    assert (blobs, header_length) == ([], None)
+    assert path.read_bytes() == b"\1\x0223456789"
+
+
+def test_an_output_that_does_not_fit_its_place_is_the_client_s_fault(memory):
+    path, regions = memory
+    with pytest.raises(InvalidRequest, match=r"model 'mlp': output 'y': .* 2 bytes are needed, .* gives 1"):
+        answered((ONE,), [placed("y", 1)], regions)
+    assert path.read_bytes() == b"0123456789"
+
+
+def test_a_region_may_go_while_the_model_runs(memory):
+    _, regions = memory
+    body, length = body_of([placed("y", 2)], outputs=[placed("y", 2)])
+    request = decode_request(body, length, "mlp", "", regions)
+    regions.unregister("r")
+    with pytest.raises(NotFound, match="model 'mlp': output 'y': Unable to find shared memory region: 'r'"):
+        encode_response(InferResponse("mlp", "1", "", (ONE,)), request, regions)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_a_number_of_classes_is_positive(value):
+    outputs = [{"name": "y", "parameters": {"classification": value}}]
+    message = refused([binary("x", 4)], b"1234", outputs=outputs)
+    assert f"output 'y' has classification {value!r}, expected a positive integer" in message
+
+
+def test_classification_is_left_to_the_engine():
+    body, length = body_of([binary("x", 4)], b"1234", outputs=[{"name": "y", "parameters": {"classification": 3}}])
+    request = decode_request(body, length, "mlp", "")
+    assert request.outputs == (RequestedOutput("y", {"classification": 3}),)
+    classes = Tensor("y", DataType.BYTES, (1, 2), pack_bytes([b"0.500000:1:cat", b"0.250000:0"]))
+    chunks, _ = encode_response(InferResponse("mlp", "1", "", (classes,)), request)
+    (output,) = json.loads(chunks[0])["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+    assert output["data"] == ["0.500000:1:cat", "0.250000:0"]
 
 
 def arrays(datatype):

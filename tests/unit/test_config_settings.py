@@ -16,6 +16,7 @@ from headrace.config import Settings
 
 FIELDS = dataclasses.fields(Settings)
 OPTIONS = [one for one in FIELDS if one.name != "repository"]
+REPEATABLE = [one for one in OPTIONS if get_origin(one.type) is tuple]
 
 
 def flag(name):
@@ -71,7 +72,7 @@ def test_without_arguments_all_is_as_it_says_in_the_file(parse):
     assert parse() == Settings()
 
 
-@pytest.mark.parametrize("field", [one for one in OPTIONS if one.name != "load_model"], ids=lambda it: it.name)
+@pytest.mark.parametrize("field", [one for one in OPTIONS if one not in REPEATABLE], ids=lambda it: it.name)
 def test_every_option_is_a_flag_and_a_variable(parse, field):
     text, value = another(field)
     assert value != field.default
@@ -90,9 +91,16 @@ def test_a_flag_wins_over_its_variable(parse):
     assert parse("/flag", HEADRACE_REPOSITORY="/variable").repository == Path("/flag")
 
 
-def test_models_to_load_add_up(parse):
-    assert parse("--load-model", "a", "--load-model", "b c").load_model == ("a", "b c")
-    assert parse(HEADRACE_LOAD_MODEL="a b").load_model == ("a", "b")
+@pytest.mark.parametrize("field", REPEATABLE, ids=lambda it: it.name)
+def test_options_that_may_be_repeated_add_up(parse, field):
+    assert parse(flag(field.name), "a", flag(field.name), "b c") == dataclasses.replace(
+        Settings(), **{field.name: ("a", "b c")}
+    )
+    assert getattr(parse(**{variable(field.name): "a b"}), field.name) == ("a", "b")
+
+
+def test_the_lists_are_these():
+    assert {one.name for one in REPEATABLE} == {"load_model", "restricted_api", "trace_level"}
 
 
 @pytest.mark.parametrize("field", [one for one in FIELDS if "min" in one.metadata], ids=lambda it: it.name)

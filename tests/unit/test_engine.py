@@ -2,6 +2,7 @@
 
 import asyncio
 from time import monotonic_ns
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,8 @@ class Served:
 
     version = "3"
     default_priority = 0
+    decoupled = cached = False
+    folder = SimpleNamespace(sequence=None)
 
     def __init__(self, max_batch_size=4, max_size=3, default_timeout_us=0, inputs=(X,)):
         self.max_batch_size = max_batch_size
@@ -41,7 +44,7 @@ class Served:
         for one in batch:
             x = one.inputs.tensors[0]
             one.resolve((Tensor("y", x.datatype, x.shape if shape is None else shape, bytes(x.data)),), monotonic_ns())
-        self.queue.finished()
+        self.queue.finished(batch)
         return batch
 
 
@@ -252,7 +255,7 @@ async def test_the_first_part_that_fails_fails_all_and_the_others_are_not_run():
     future = engine_of(served).infer(request(12))
     batch = await served.queue.take()
     batch[0].fail(InternalError("model 'm': broken"))
-    served.queue.finished()
+    served.queue.finished(batch)
     with pytest.raises(InternalError, match="broken"):
         await future
     await settle()

@@ -18,7 +18,8 @@ from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
 from headrace.workers.arena import SMALLEST_BYTES, Segment
 from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, TensorFrame, encode
-from headrace.workers.instance import MAX_DEATHS, SLOTS, Instance
+from headrace.workers.instance import MAX_DEATHS, Instance
+from headrace.workers.slots import AT_WORKER
 from headrace.workers.turns import CpuTurns
 
 SIGNATURE = Signature(
@@ -176,7 +177,7 @@ async def test_one_batch_runs_one_is_staged_and_the_rest_waits(model, host):
     model.instance(host)
     requests = model.put(*range(16))
     await settle()
-    assert len(host.asked) == SLOTS == 2
+    assert len(host.asked) == AT_WORKER == 2
     assert len(model.queue) == 8
     host.answer()
     await settle()
@@ -454,7 +455,7 @@ async def test_what_cannot_be_handed_over_is_answered_and_the_next_is_served_rig
     assert all("could not hand the request over" in str(one.future.exception()) for one in failed)
     assert instance.is_up
     assert model.queue.executing == 0
-    assert open_descriptors() <= before + SLOTS, "a mapping holds a descriptor, and nothing else does"
+    assert open_descriptors() <= before + AT_WORKER, "a mapping holds a descriptor, and nothing else does"
     host.refuses = False
     (request,) = model.put(7)
     await settle()
@@ -500,7 +501,7 @@ async def test_a_busy_model_lets_another_have_its_turn():
     busy.put(*range(40))
     await settle()
     (request,) = other.put(1)
-    for _ in range(SLOTS + 1):
+    for _ in range(AT_WORKER + 1):
         await settle()
         if hosts[1].asked:
             break

@@ -470,8 +470,3 @@ def test_a_damaged_request_is_decoded_or_refused(data):
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     assert outcome(bytes(body)) in {InferRequest, *CLIENT_ERRORS}
-
-
-def test_classification_is_refused_and_not_answered_with_raw_values():
-    with pytest.raises(Unsupported, match="'y': classification is not offered"):
-        decode(body_of([1, 2], outputs=[{"name": "y", "parameters": {"classification": 3}}]))

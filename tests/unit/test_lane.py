@@ -13,6 +13,7 @@ from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
 from headrace.frontends import http_lane
 from headrace.frontends.http_lane import infer_target, lane
+from headrace.frontends.infer import HttpInfer
 
 LIMIT = 4096
 
@@ -127,7 +128,7 @@ class Connection:
         self.engine = Engine()
         self.transport = Transport()
         self.state = ServerState()
-        made = lane(self.engine, LIMIT)
+        made = lane(HttpInfer(self.engine, LIMIT), LIMIT)
         config = uvicorn.Config(application, http=made, ws="none", lifespan="off", log_config=None, access_log=False)
         config.load()
         self.protocol = made(config=config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())

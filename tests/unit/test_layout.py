@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from headrace.repository import layout
-from headrace.repository.layout import fingerprint, list_models, read_folder, selected_versions
+from headrace.repository.fingerprint import fingerprint
+from headrace.repository.layout import list_models, read_folder, selected_versions
+from headrace.repository.model_config import parse_config
 
 
 @pytest.fixture
@@ -164,6 +166,61 @@ def test_labels(model):
     folder = read_folder(model(**files("1/model.onnx"), **{"config.yaml": config, "labels.txt": text}))
     assert folder.problems == ()
     assert folder.labels == {"y": ("cat", "d\u2028og", "", "last")}
+
+
+def test_an_ensemble_needs_no_folder_for_its_version(model):
+    config = "ensemble: [{model: a, inputs: {x: x}, outputs: {y: y}}]"
+    folder = read_folder(model(**{"config.yaml": config}))
+    assert folder.problems == ()
+    assert folder.on_disk == {1}
+    assert selected_versions(folder) == [1]
+    version = folder.versions[1]
+    assert (version.backend, version.model_path, version.model_bytes) == ("ensemble", folder.path / "1", 0)
+    (folder.path / "3").mkdir()
+    assert selected_versions(read_folder(folder.path)) == [3]
+
+
+STATES = """
+sequence:
+  states: [{input: s, output: t, datatype: INT8, shape: [3], initial: a},
+           {input: u, output: v, datatype: INT8, shape: [-1], initial: b},
+           {input: w, output: x, datatype: INT8, shape: [2]}]
+"""
+
+
+def test_what_states_begin_with(model):
+    places = {"initial_state/a": b"123", "a": b"too long", "b": b"4"}
+    folder = read_folder(model(**files("1/model.onnx"), **places, **{"config.yaml": STATES}))
+    assert folder.problems == ()
+    assert folder.sequence is not None
+    assert [state.initial for state in folder.sequence.states] == [b"123", b"4", b""]
+    assert read_folder(model(**{"config.yaml": ""})).sequence is None
+
+
+def test_a_state_that_cannot_begin_with_its_file(model):
+    folder = read_folder(model(**files("1/model.onnx"), **{"a": b"12", "config.yaml": STATES}))
+    assert folder.sequence is not None
+    assert folder.problems == (
+        "a: has 2 bytes, expected 3 for INT8[3]; sequences are to begin with it as state 's'",
+        "b: cannot be read: No such file or directory; sequences are to begin with it as state 'u'",
+    )
+
+
+def test_prints_change_with_what_states_begin_with(model):
+    path = model(**files("1/model.onnx"), **{"a": b"123", "b": b"1", "config.yaml": STATES})
+    seen = {prints(path)["config"]}
+    for place in ("b", "initial_state/a"):
+        model(**{place: b"new"})
+        seen.add(prints(path)["config"])
+    assert len(seen) == 3
+
+
+def test_a_configuration_in_place_of_the_folders_own(model):
+    path = model(**files("1/model.onnx"), **{"config.yaml": "max_batch_size: x"})
+    folder = read_folder(path, parse_config("max_batch_size: 4\nversions: all"), "its print")
+    assert folder.problems == ()
+    assert folder.config.max_batch_size == 4
+    assert folder.config_print == "its print"
 
 
 def test_pbtxt_is_read(model):

@@ -36,8 +36,9 @@ TRANSITIONS = {
     (State.READY, WorkersLost): VersionStatus(State.LOADING, "killed"),
     (State.READY, UnloadStarted): VersionStatus(State.UNLOADING),
     (State.UNLOADING, LoadStarted): VersionStatus(State.LOADING),
+    (State.UNLOADING, LoadFailed): VersionStatus(State.UNLOADING, "broken"),
     (State.UNLOADING, WorkersLost): VersionStatus(State.UNLOADING, "before"),
-    (State.UNLOADING, Unloaded): VersionStatus(State.UNAVAILABLE, "unloaded"),
+    (State.UNLOADING, Unloaded): VersionStatus(State.UNAVAILABLE, "before"),
 }
 
 
@@ -55,6 +56,13 @@ def test_step(state, event):
 
 def test_states_are_tritons_words():
     assert [str(state) for state in State] == ["UNAVAILABLE", "LOADING", "READY", "UNLOADING"]
+
+
+def test_a_version_that_is_unloaded_for_a_reason_keeps_it():
+    status = step(VersionStatus(State.READY, "old"), UnloadStarted("its model is gone"))
+    assert status == VersionStatus(State.UNLOADING, "its model is gone")
+    assert step(status, Unloaded()) == VersionStatus(State.UNAVAILABLE, "its model is gone")
+    assert step(step(VersionStatus(State.READY, "old"), UnloadStarted()), Unloaded()).reason == "unloaded"
 
 
 def test_a_life():

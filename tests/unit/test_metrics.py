@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from headrace import __version__
-from headrace.core.statistics import Statistics
+from headrace.core.statistics import CacheUsage, Statistics
 from headrace.metrics import (
     CpuUtilization,
     Memory,
@@ -47,7 +47,23 @@ TRITON_GAUGES = {
     "nv_cpu_utilization",
     "nv_cpu_memory_total_bytes",
     "nv_cpu_memory_used_bytes",
+    "nv_pinned_memory_pool_total_bytes",
+    "nv_pinned_memory_pool_used_bytes",
 }
+CACHE_COUNTERS = {
+    "nv_cache_num_hits_per_model",
+    "nv_cache_num_misses_per_model",
+    "nv_cache_hit_duration_per_model",
+    "nv_cache_miss_duration_per_model",
+}
+SUMMARIES = {
+    "nv_inference_request_summary_us",
+    "nv_inference_queue_summary_us",
+    "nv_inference_compute_input_summary_us",
+    "nv_inference_compute_infer_summary_us",
+    "nv_inference_compute_output_summary_us",
+}
+CACHE_SUMMARIES = {"nv_cache_hit_summary_per_model", "nv_cache_miss_summary_per_model"}
 COUNTERS = {
     "headrace_worker_deaths_total",
     "headrace_retried_requests_total",
@@ -58,6 +74,8 @@ COUNTERS = {
 GAUGES = {
     "headrace_queue_requests",
     "headrace_executing_batches",
+    "headrace_streams_active",
+    "headrace_sequences_active",
     "headrace_model_ready",
     "headrace_instances",
     "headrace_instances_up",
@@ -297,6 +315,97 @@ def test_histogram_numbers():
     assert found["headrace_queue_duration_seconds_sum", of_model] == pytest.approx(0.0030006)
     assert found["headrace_compute_duration_seconds_sum", of_model] == pytest.approx(0.008041)
     assert found["headrace_compute_duration_seconds_count", of_model] == 2
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_cache_metrics_are_of_models_that_have_the_cache(accept):
+    cached = Statistics()
+    cached.cache_hit(5_000)
+    cached.cache_hit(6_000)
+    cached.cache_miss(70_000)
+    server = ServerSample(0, 0, 1.0, ready=True, cache=CacheUsage(bytes=12345, entries=6, evictions=7))
+    body = text(metrics([sample(), sample("kept", "1", cached, cached=True)], server=server), accept)
+    of_model = {"model": "kept", "version": "1"}
+    assert number(body, "nv_cache_num_hits_per_model", **of_model) == 2
+    assert number(body, "nv_cache_num_misses_per_model", **of_model) == 1
+    assert number(body, "nv_cache_hit_duration_per_model", **of_model) == 11
+    assert number(body, "nv_cache_miss_duration_per_model", **of_model) == 70
+    assert not [line for line in body.splitlines() if line.startswith("nv_cache") and "digits" in line]
+    assert number(body, "headrace_cache_bytes") == 12345
+    assert number(body, "headrace_cache_entries") == 6
+    assert number(body, "headrace_cache_evictions_total") == 7
+    assert types(body).keys() >= CACHE_COUNTERS
+
+
+def test_what_no_model_has_is_not_shown():
+    body = text(metrics())
+    assert not [name for name in types(body) if "cache" in name or "summary" in name or "first_response" in name]
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])
+def test_first_responses_of_decoupled_models(accept, parse):
+    statistics = Statistics()
+    for duration_ms in (3, 450, 9000):
+        statistics.first_responded(duration_ms * 1_000_000)
+    scrape = metrics([sample(), sample("streams", "1", statistics, decoupled=True, active_streams=4)])
+    found = values(text(scrape, accept), parse)
+    name, of_model = "nv_inference_first_response_histogram_ms", (("model", "streams"), ("version", "1"))
+    buckets = {
+        bound: found[f"{name}_bucket", (("le", bound), *of_model)]
+        for bound in ("100.0", "500.0", "2000.0", "5000.0", "+Inf")
+    }
+    assert list(buckets.values()) == [1, 2, 2, 2, 3]
+    assert found[f"{name}_sum", of_model] == pytest.approx(9453)
+    assert not [key for key in found if key[0].startswith(name) and ("model", "digits") in key[1]]
+    assert found["headrace_streams_active", of_model] == 4
+
+
+def test_sequences_and_streams_that_are_active():
+    body = text(metrics([sample(active_sequences=3, active_streams=2)]))
+    assert number(body, "headrace_sequences_active", model="digits", version="3") == 3
+    assert number(body, "headrace_streams_active", model="digits", version="3") == 2
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])
+def test_summaries_of_models_that_keep_them(accept, parse):
+    statistics = Statistics(with_summaries=True)
+    for duration_us in range(1, 1001):
+        statistics.succeeded(duration_us * 1000, 2000)
+    statistics.executed(1000, 1000, 3000, 4000, 5000)
+    statistics.cache_hit(500_000)
+    statistics.cache_miss(6000)
+    scrape = metrics([sample(), sample("timed", "1", statistics, cached=True)])
+    body = text(scrape, accept)
+    assert {name for name, kind in types(body).items() if kind == "summary"} == SUMMARIES | CACHE_SUMMARIES
+    found = values(body, parse)
+    of_model = (("model", "timed"), ("version", "1"))
+
+    def quantiles(name):
+        levels = ("0.5", "0.9", "0.95", "0.99", "0.999")
+        return [found[name, (*of_model[:1], ("quantile", level), *of_model[1:])] for level in levels]
+
+    assert quantiles("nv_inference_request_summary_us") == pytest.approx([500, 900, 950, 990, 999], rel=0.01)
+    assert quantiles("nv_inference_queue_summary_us") == pytest.approx([2] * 5, rel=0.01)
+    for name, expected_us in {
+        "nv_inference_compute_input_summary_us": 3,
+        "nv_inference_compute_infer_summary_us": 4,
+        "nv_inference_compute_output_summary_us": 5,
+        "nv_cache_hit_summary_per_model": 500,
+        "nv_cache_miss_summary_per_model": 6,
+    }.items():
+        assert quantiles(name) == pytest.approx([expected_us] * 5, rel=0.01)
+    assert found["nv_inference_request_summary_us_count", of_model] == 1001
+    assert found["nv_inference_request_summary_us_sum", of_model] == pytest.approx(500_500 + 500)
+    assert found["nv_inference_compute_infer_summary_us_count", of_model] == 1000
+    assert found["nv_inference_compute_infer_summary_us_sum", of_model] == pytest.approx(4000)
+    assert found["nv_cache_hit_summary_per_model_count", of_model] == 1
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])
+def test_a_quantile_of_nothing_is_not_a_number(accept, parse):
+    found = values(text(metrics([sample("idle", "1", Statistics(with_summaries=True))]), accept), parse)
+    key = (("model", "idle"), ("quantile", "0.5"), ("version", "1"))
+    assert math.isnan(found["nv_inference_request_summary_us", key])
 
 
 NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r"), min_size=1, max_size=12)

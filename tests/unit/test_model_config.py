@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.errors import Kind
+from headrace.core.ensemble import Step
+from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import TensorSpec
+from headrace.core.sequence import ControlSpec, SequenceSpec, StateSpec
 from headrace.core.tensor import DataType
 from headrace.repository.model_config import ConfigError, ModelConfig, build_config, parse_config
 
@@ -27,6 +29,25 @@ optimize:
   objective: {p99_ms: 20}
 model_file: net.onnx
 execution_timeout_s: 2.5
+decoupled: true
+sequence:
+  strategy: oldest
+  max_idle_us: 5000
+  max_candidates: 7
+  controls:
+  - {input: START, kind: start, datatype: INT32, values: [2, 3]}
+  - {input: END, kind: end, datatype: BOOL, values: [false, true]}
+  - {input: READY, kind: ready, datatype: FP32}
+  - {input: CORRID, kind: correlation_id, datatype: BYTES}
+  states: [{input: s, output: t, datatype: FP32, shape: [4], initial: initial.bin},
+           {input: u, output: v, datatype: INT64, shape: [-1, 2]}]
+"""
+
+ENSEMBLE = """
+ensemble:
+- {model: decode, version: 2, inputs: {raw: image}, outputs: {pixels: pixels}}
+- {model: classify, inputs: {x: pixels}, outputs: {y: class}}
+response_cache: true
 """
 
 
@@ -65,6 +86,58 @@ def test_everything_is_read():
     assert config.optimize.objective.p99_ms == 20
     assert config.model_file == "net.onnx"
     assert config.execution_timeout_s == 2.5
+    assert config.decoupled
+    assert not config.response_cache
+    assert config.sequence is not None
+    assert config.sequence.spec({"initial.bin": b"16 bytes of state"}) == SequenceSpec(
+        "oldest",
+        5000,
+        7,
+        0.0,
+        (
+            ControlSpec("START", "start", DataType.INT32, (2.0, 3.0)),
+            ControlSpec("END", "end", DataType.BOOL, (0.0, 1.0)),
+            ControlSpec("READY", "ready", DataType.FP32, (0.0, 1.0)),
+            ControlSpec("CORRID", "correlation_id", DataType.BYTES),
+        ),
+        (
+            StateSpec("s", "t", DataType.FP32, (4,), b"16 bytes of state"),
+            StateSpec("u", "v", DataType.INT64, (-1, 2)),
+        ),
+    )
+
+
+def test_an_ensemble_is_read():
+    config = parse_config(ENSEMBLE)
+    assert [step.step() for step in config.ensemble] == [
+        Step("decode", "2", {"raw": "image"}, {"pixels": "pixels"}),
+        Step("classify", "", {"x": "pixels"}, {"y": "class"}),
+    ]
+    assert config.response_cache
+    assert parse_config(f"backend: ensemble\n{ENSEMBLE}").ensemble == config.ensemble
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "problem"),
+    [
+        ("FP32", "[4]", bytes(16), ""),
+        ("FP32", "[-1, 2]", bytes(8), ""),
+        ("FP32", "[]", bytes(4), ""),
+        ("FP32", "[4]", bytes(15), "has 15 bytes, expected 16 for FP32[4]"),
+        ("FP32", "[-1, 2]", bytes(16), "has 16 bytes, expected 8 for FP32[1, 2]"),
+        ("BYTES", "[2]", b"\1\0\0\0a\0\0\0\0", ""),
+        ("BYTES", "[2]", b"\1\0\0\0a", "has 5 bytes of BYTES data, too few"),
+    ],
+)
+def test_what_a_state_may_begin_with(datatype, shape, data, problem):
+    text = f"sequence: {{states: [{{input: a, output: b, datatype: {datatype}, shape: {shape}, initial: f}}]}}"
+    state = parse_config(text).sequence.states[0]
+    if problem:
+        with pytest.raises(InvalidRequest) as caught:
+            state.check_initial(data)
+        assert str(caught.value).startswith(problem)
+    else:
+        state.check_initial(data)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +195,98 @@ def test_versions(text, latest, only):
         ("optimize: {budget: {metric: accuracy, min: 1}}", "optimize.budget: metric should be top1_agreement, "),
         ("optimize: {objective: fast}", "optimize.objective: should be latency, throughput or {p99_ms: N}, got 'fast'"),
         ("optimize: {objective: {p99_ms: 0}}", "optimize.objective.p99_ms: should be greater than 0, got 0"),
+        ("decoupled: 1", "decoupled: should be a valid boolean, got 1"),
+        ("response_cache: {enable: true}", "response_cache: should be a valid boolean, got {'enable': True}"),
+        ("response_cache: true\ndecoupled: true", "response_cache: is set together with decoupled, and "),
+        ("response_cache: true\nsequence: {controls: []}", "response_cache: is set together with sequence, and "),
+        ("sequence: {stratgy: direct}", "sequence.stratgy: unknown key; did you mean strategy?"),
+        ("sequence: {strategy: newest}", "sequence.strategy: should be 'direct' or 'oldest', got 'newest'"),
+        ("sequence: {max_idle_us: 0}", "sequence.max_idle_us: should be greater than or equal to 1, got 0"),
+        ("sequence: {max_candidates: 3}", "sequence: max_candidates is 3, which only the strategy oldest has"),
+        (
+            "sequence: {strategy: oldest, minimum_slot_utilization: 0.5}",
+            "sequence: minimum_slot_utilization is 0.5, which only the strategy direct has",
+        ),
+        (
+            "sequence: {minimum_slot_utilization: 1.5}",
+            "sequence.minimum_slot_utilization: should be less than or equal to 1, got 1.5",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: begin, datatype: INT32}]}",
+            "sequence.controls[0].kind: should be 'start', 'end', 'ready' or 'correlation_id', got 'begin'",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: start, datatype: UINT64}]}",
+            "sequence.controls[0]: has datatype UINT64, and a start is one of BOOL, INT32, FP32",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: start, datatype: FP16}]}",
+            "sequence.controls[0].datatype: should be ",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: correlation_id, datatype: FP32}]}",
+            "sequence.controls[0]: has datatype FP32, and a correlation_id is one of UINT64, ",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: correlation_id, datatype: UINT64, values: [0, 1]}]}",
+            "sequence.controls[0]: has values [0.0, 1.0], and a correlation_id has none",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: INT32, values: [1]}]}",
+            "sequence.controls[0]: has 1 values, expected two: for false and for true",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: INT32, values: [0, 0.5]}]}",
+            "sequence.controls[0]: has the value 0.5, which INT32 cannot hold",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: BOOL, values: [0, 2]}]}",
+            "sequence.controls[0]: has the value 2, which BOOL cannot hold",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: FP32, values: [0, 1.0e+39]}]}",
+            "sequence.controls[0]: has the value 1e+39, which FP32 cannot hold",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: FP32, values: [0, .nan]}]}",
+            "sequence.controls[0].values[1]: should be a finite number, got nan",
+        ),
+        (
+            "sequence: {controls: [{input: a, kind: end, datatype: BOOL}, {input: b, kind: end, datatype: BOOL}]}",
+            "sequence.controls[1].kind: 'end' is already the kind of the one at [0]",
+        ),
+        (
+            (
+                "sequence: {controls: [{input: a, kind: end, datatype: BOOL}], "
+                "states: [{input: a, output: b, datatype: FP32, shape: [1]}]}"
+            ),
+            "sequence.states[0].input: 'a' is already the input of controls[0]",
+        ),
+        (
+            (
+                "sequence: {states: [{input: a, output: b, datatype: FP32, shape: [1]}, "
+                "{input: c, output: b, datatype: FP32, shape: [1]}]}"
+            ),
+            "sequence.states[1].output: 'b' is already the output of the one at [0]",
+        ),
+        (
+            "sequence: {states: [{input: a, output: b, datatype: FP32, shape: [99999, 99999]}]}",
+            "sequence.states[0]: has a shape of more than 1073741824 bytes, [99999, 99999]",
+        ),
+        (
+            "sequence: {states: [{input: a, output: b, datatype: FP32, shape: [1], initial: ../x}]}",
+            "sequence.states[0].initial: should be a file name without a path",
+        ),
+        ("backend: ensemble", "ensemble: is required where backend is ensemble: its steps"),
+        ("ensemble: [{model: a}]", "ensemble[0].outputs: is required"),
+        ("ensemble: [{model: a, outputs: {}}]", "ensemble[0].outputs: should not be empty"),
+        ("ensemble: [{model: a, outputs: {y: ''}}]", "ensemble[0].outputs.y: "),
+        ("ensemble: [{model: a, outputs: {3: y}}]", "ensemble[0].outputs: keys should be strings, got 3"),
+        ("ensemble: [{model: a, outputs: {y: y}, version: 0}]", "ensemble[0].version: should be greater than or"),
+        ("ensemble: [{modle: a, model: a, outputs: {y: y}}]", "ensemble[0].modle: unknown key; did you mean model?"),
+        ("backend: fake\nensemble: [{model: a, outputs: {y: y}}]", "backend: is 'fake', and an ensemble has none"),
+        ("instances: [{}]\nensemble: [{model: a, outputs: {y: y}}]", "instances: is not for an ensemble, whose "),
+        ("decoupled: true\nensemble: [{model: a, outputs: {y: y}}]", "decoupled: is not for an ensemble, whose "),
         (
             "outputs: [{name: y, datatype: FP32, shape: [1], labels: a/b.txt}]",
             "outputs[0].labels: should be a file name without a path, got 'a/b.txt'",

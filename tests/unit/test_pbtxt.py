@@ -1,13 +1,19 @@
-"""config.pbtxt in, Triton's configuration message and its JSON out."""
+"""config.pbtxt and JSON in, Triton's configuration message and its JSON out."""
 
 import json
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.core.model import ModelInfo, Signature, TensorSpec
 from headrace.core.tensor import DataType
+from headrace.repository.from_triton import IGNORED, REFUSED, from_message
+from headrace.repository.message_json import to_json
 from headrace.repository.model_config import ConfigError, ModelConfig, parse_config
-from headrace.repository.pbtxt import IGNORED, REFUSED, from_message, parse_pbtxt, to_json, to_message
+from headrace.repository.pbtxt import parse_json, parse_pbtxt
+from headrace.repository.to_triton import to_message
 from headrace.wire import pb
 
 RESNET = """
@@ -49,6 +55,28 @@ def tensor(**more):
     return "{ " + " ".join(f"{key}: {value}" for key, value in fields.items()) + " }"
 
 
+def sequence(*parts):
+    return f"sequence_batching {{ {' '.join(parts)} }}"
+
+
+def state(**more):
+    fields = {"input_name": '"s"', "output_name": '"t"', "data_type": "TYPE_INT32", "dims": "[-1]", **more}
+    return f"state {{ {' '.join(f'{key}: {value}' for key, value in fields.items())} }}"
+
+
+def initial(data_type, dims, data):
+    return state(initial_state=f"{{ data_type: {data_type} dims: {dims} name: 'initial' {data} }}")
+
+
+def control(kind, values):
+    return f"control_input {{ name: 'C' control {{ kind: {kind} {values} }} }}"
+
+
+def step_of(more):
+    name = "" if "model_name:" in more else "model_name: 'a'"
+    return f"ensemble_scheduling {{ step {{ {name} output_map {{ key: 'y' value: 'y' }} {more} }} }}"
+
+
 def test_a_whole_file():
     config = parse_pbtxt(RESNET, "resnet")
     assert config == parse_config("""
@@ -65,6 +93,153 @@ versions: {only: [1, 3]}
 model_file: net.onnx
 parameters: {intra_op_threads: "2"}
 """)
+
+
+STATEFUL = """
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+sequence_batching {
+  max_sequence_idle_microseconds: 5000000
+  oldest {
+    max_candidate_sequences: 4 preferred_batch_size: [ 2, 8 ] max_queue_delay_microseconds: 100 preserve_ordering: true
+  }
+  control_input [
+    { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] },
+    { name: "READY" control [ { kind: CONTROL_SEQUENCE_READY int32_false_true: [ -1, 1 ] } ] },
+    { name: "END" control [ { kind: CONTROL_SEQUENCE_END bool_false_true: [ false, true ] } ] },
+    { name: "CORRID" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_STRING } ] }
+  ]
+  state [
+    { input_name: "s" output_name: "t" data_type: TYPE_INT32 dims: [ -1 ]
+      initial_state: { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true name: "initial state" } },
+    { input_name: "u" output_name: "v" data_type: TYPE_STRING dims: [ 2, 3 ] use_same_buffer_for_input_output: true
+      initial_state: { data_type: TYPE_STRING dims: [ 2, 3 ] data_file: "begin" } }
+  ]
+}
+"""
+
+STATEFUL_HERE = """
+backend: onnxruntime
+max_batch_size: 8
+batching: {max_queue_delay_us: 100, preferred_sizes: [2, 8], preserve_order: true}
+sequence:
+  strategy: oldest
+  max_idle_us: 5000000
+  max_candidates: 4
+  controls:
+  - {input: START, kind: start, datatype: FP32, values: [0, 1]}
+  - {input: READY, kind: ready, datatype: INT32, values: [-1, 1]}
+  - {input: END, kind: end, datatype: BOOL, values: [false, true]}
+  - {input: CORRID, kind: correlation_id, datatype: BYTES}
+  states:
+  - {input: s, output: t, datatype: INT32, shape: [-1]}
+  - {input: u, output: v, datatype: BYTES, shape: [2, 3], initial: begin}
+"""
+
+
+def test_sequences():
+    assert parse_pbtxt(STATEFUL, "m") == parse_config(STATEFUL_HERE)
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("", "sequence: {}"),
+        ("direct {}", "sequence: {strategy: direct}"),
+        (
+            "direct { max_queue_delay_microseconds: 7 minimum_slot_utilization: 0.5 }",
+            "sequence: {minimum_slot_utilization: 0.5}\nbatching: {max_queue_delay_us: 7}",
+        ),
+        ("oldest {}", "sequence: {strategy: oldest}"),
+    ],
+)
+def test_strategies(text, here):
+    assert parse_pbtxt(f"sequence_batching {{ {text} }}", "m") == parse_config(here)
+
+
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 4
+input { name: "image" data_type: TYPE_UINT8 dims: [ -1 ] }
+output { name: "class" data_type: TYPE_FP32 dims: [ 10 ] }
+ensemble_scheduling {
+  max_inflight_requests: 4
+  step [
+    { model_name: "decode" model_version: -1 input_map { key: "raw" value: "image" }
+      output_map { key: "pixels" value: "pixels" } },
+    { model_name: "classify" model_version: 3 input_map { key: "x" value: "pixels" }
+      output_map { key: "y" value: "class" } }
+  ]
+}
+response_cache { enable: true }
+"""
+
+ENSEMBLE_HERE = """
+backend: ensemble
+max_batch_size: 4
+inputs: [{name: image, datatype: UINT8, shape: [-1, -1]}]
+outputs: [{name: class, datatype: FP32, shape: [-1, 10]}]
+ensemble:
+- {model: decode, inputs: {raw: image}, outputs: {pixels: pixels}}
+- {model: classify, version: 3, inputs: {x: pixels}, outputs: {y: class}}
+response_cache: true
+"""
+
+
+@pytest.mark.parametrize("named", ['platform: "ensemble"', 'backend: "ensemble"', ""])
+def test_ensembles(named):
+    assert parse_pbtxt(ENSEMBLE.replace('platform: "ensemble"', named), "m") == parse_config(ENSEMBLE_HERE)
+
+
+def test_a_decoupled_model():
+    assert parse_pbtxt("model_transaction_policy { decoupled: true }", "m") == parse_config("decoupled: true")
+
+
+# ---- JSON ----
+
+
+def test_json_is_read_with_numbers_as_strings_too():
+    text = """{"backend": "onnxruntime", "max_batch_size": "16", "input": [{"name": "x", "data_type": "TYPE_FP32",
+               "dims": ["4", 2]}], "versionPolicy": {"all": {}},
+               "parameters": {"intra_op_thread_count": {"string_value": "2"}}}"""
+    config = parse_json(text, "m")
+    assert config.max_batch_size == 16
+    assert config.inputs[0].shape == (-1, 4, 2)
+    assert config.versions.latest is None
+    assert config.parameters == {"intra_op_threads": "2"}
+
+
+def test_what_json_tells_can_be_read_again():
+    config = parse_pbtxt(STATEFUL, "m")
+    text = json.dumps(to_json(to_message(config, info(name="m", signature=Signature((), (), 8)))))
+    assert parse_json(text, "m").sequence == config.sequence
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is no model configuration in JSON: expected an object"),
+        ("[]", "is no model configuration in JSON: expected an object"),
+        ("3", "is no model configuration in JSON: expected an object"),
+        ("{", "is no model configuration in JSON: Failed to load JSON"),
+        (
+            '{"max_bach_size": 3}',
+            'is no model configuration in JSON: Message type "inference.ModelConfig" has no field',
+        ),
+        ('{"max_batch_size": "x"}', "is no model configuration in JSON: "),
+        ('{"max_batch_size": 1e99}', "is no model configuration in JSON: "),
+        ('{"name": "\\ud800"}', "is no model configuration in JSON: "),
+        ('{"name": "a", "name": "m"}', "is no model configuration in JSON: Failed to load JSON: "),
+        ('{"name": "a"}', "name: is 'a', expected the folder's name, 'm', or none"),
+        ('{"input": [{"name": "x", "data_type": 99}]}', "input[0].datatype: should be 'BOOL', "),
+        ('{"input": ' + "[" * 5000, "is "),
+    ],
+)
+def test_problems_of_json(text, problem):
+    with pytest.raises(ConfigError) as caught:
+        parse_json(text, "m")
+    (found,) = caught.value.problems
+    assert found.startswith(problem.replace("datatype", "data_type"))
 
 
 def test_an_empty_file_is_all_defaults():
@@ -149,10 +324,94 @@ def test_version_policies(text, latest, only):
     [
         ('name: "other"', "name: is 'other', expected the folder's name, 'm', or none"),
         ('backend: "python" platform: "onnxruntime_onnx"', "backend: is 'python', and platform is 'onnxruntime_onnx'"),
-        ("ensemble_scheduling { step { } }", "ensemble_scheduling: is not offered yet"),
-        ("sequence_batching {}", "sequence_batching: is not offered yet"),
-        ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled: is not offered yet"),
-        ("response_cache { enable: true }", "response_cache.enable: is not offered yet"),
+        (
+            "sequence_batching { direct {} oldest {} }",
+            'line 1, column 31: Field "oldest" is specified along with field "direct"',
+        ),
+        (
+            "dynamic_batching {} sequence_batching {}",
+            'line 1, column 21: Field "sequence_batching" is',
+        ),
+        (
+            "sequence_batching { iterative_sequence: true }",
+            "sequence_batching.iterative_sequence: is not offered yet",
+        ),
+        (sequence(state(use_growable_memory="true")), "sequence_batching.state[0].use_growable_memory: is not offered"),
+        (
+            sequence(state(data_type="TYPE_INVALID")),
+            "sequence_batching.state[0].data_type: is required",
+        ),
+        (sequence(state(dims="[-2]")), "sequence_batching.state[0].dims[0]: should be greater than or equal to -1"),
+        (sequence(state(input_name='""')), "sequence_batching.state[0].input_name: "),
+        (
+            sequence(initial("TYPE_FP32", "[1]", "zero_data: true")),
+            "sequence_batching.state[0].initial_state.data_type: is FP32, and the state's is INT32",
+        ),
+        (
+            sequence(initial("TYPE_INT32", "[3]", "zero_data: true")),
+            "sequence_batching.state[0].initial_state.dims: is [3], expected [1]: the state's, with 1 for",
+        ),
+        (
+            sequence(initial("TYPE_INT32", "[1]", "")),
+            "sequence_batching.state[0].initial_state: has neither zero_data nor data_file",
+        ),
+        (
+            sequence(initial("TYPE_INT32", "[1]", 'data_file: "a/b"')),
+            "sequence_batching.state[0].initial_state.data_file: should be a file name without a path",
+        ),
+        (
+            sequence('control_input { name: "S" }'),
+            "sequence_batching.control_input[0].control: is given 0 times, expected once",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_START", "")),
+            "sequence_batching.control_input[0].control: has none of int32_false_true, fp32_false_true, bool_",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_START", "int32_false_true: [0, 1] fp32_false_true: [0, 1]")),
+            "sequence_batching.control_input[0].control: has int32_false_true and fp32_false_true of int32_false_true",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_START", "int32_false_true: 1")),
+            "sequence_batching.control_input[0]: has 1 values, expected two",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_CORRID", "")),
+            "sequence_batching.control_input[0].control.data_type: is required",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_CORRID", "data_type: TYPE_FP64")),
+            "sequence_batching.control_input[0].control.data_type: should be ",
+        ),
+        (
+            sequence(control("CONTROL_SEQUENCE_CORRID", "data_type: TYPE_INT32 bool_false_true: [false, true]")),
+            "sequence_batching.control_input[0].control.bool_false_true: is not for CONTROL_SEQUENCE_CORRID",
+        ),
+        (sequence(control("9", "int32_false_true: [0, 1]")), "sequence_batching.control_input[0].control.kind: is 9, "),
+        (
+            sequence("oldest { max_candidate_sequences: -1 }"),
+            "sequence_batching.oldest.max_candidate_sequences: should be greater than or equal to 0, got -1",
+        ),
+        (
+            f"max_batch_size: 2 {sequence('oldest { preferred_batch_size: [2, 4] }')}",
+            "sequence_batching.oldest.preferred_batch_size[1]: is 4, and max_batch_size is 2",
+        ),
+        (
+            sequence("direct { minimum_slot_utilization: 2 }"),
+            "sequence_batching.direct.minimum_slot_utilization: should be less than or equal to 1, got 2.0",
+        ),
+        (
+            "response_cache { enable: true } model_transaction_policy { decoupled: true }",
+            "response_cache.enable: is set together with decoupled, and a decoupled model's responses",
+        ),
+        ('platform: "ensemble"', "ensemble_scheduling.step: is required where backend is ensemble"),
+        ("ensemble_scheduling {}", "ensemble_scheduling.step: is required"),
+        ("ensemble_scheduling { step { model_name: 'a' } }", "ensemble_scheduling.step[0].output_map: should not be"),
+        (step_of("model_namespace: 'n'"), "ensemble_scheduling.step[0].model_namespace: is not offered"),
+        (step_of("model_version: -2"), "ensemble_scheduling.step[0].model_version: is -2, expected a version, or -1"),
+        (step_of("model_name: ''"), "ensemble_scheduling.step[0].model_name: String should have at least 1 character"),
+        (f"backend: 'python' {step_of('')}", "backend: is 'python', and an ensemble has none"),
+        (f"instance_group {{}} {step_of('')}", "instance_group: is not for an ensemble, whose models have their own"),
         (f"input {tensor(allow_ragged_batch='true')}", "input[0].allow_ragged_batch: is not offered yet"),
         (f"output {tensor(is_shape_tensor='true')}", "output[0].is_shape_tensor: is not offered yet"),
         ('batch_input { target_name: "x" }', "batch_input: is not offered yet"),
@@ -210,11 +469,11 @@ def test_one_problem(text, problem):
 
 
 def test_all_problems_at_once():
-    text = f'name: "n" max_batch_size: -1 sequence_batching {{}} input {tensor(allow_ragged_batch="true", dims="-7")}'
+    text = f'name: "n" max_batch_size: -1 batch_input {{}} input {tensor(allow_ragged_batch="true", dims="-7")}'
     assert [problem.partition(": ")[0] for problem in problems_of(text)] == [
         "name",
         "input[0].allow_ragged_batch",
-        "sequence_batching",
+        "batch_input",
         "max_batch_size",
         "input[0].dims[0]",
     ]
@@ -238,7 +497,8 @@ def test_broken_text_is_told_as_a_problem(text):
 
 USED = {
     "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "dynamic_batching",
-    "instance_group", "default_model_filename", "parameters",
+    "instance_group", "default_model_filename", "parameters", "sequence_batching", "ensemble_scheduling",
+    "model_transaction_policy", "response_cache",
 }  # fmt: skip
 
 
@@ -310,6 +570,65 @@ def test_what_is_told_can_be_read_again():
     assert from_message(to_message(config, info(signature, "resnet")), "resnet") == config
 
 
+def told(text, folder_name="m"):
+    """What is told of a model whose file agrees with its configuration."""
+    config = parse_pbtxt(text, folder_name)
+    signature = Signature(
+        tuple(one.spec() for one in config.inputs),
+        tuple(one.spec() for one in config.outputs),
+        config.max_batch_size or 0,
+        config.decoupled,
+    )
+    backend = config.backend or "onnxruntime"
+    return config, to_message(config, ModelInfo(folder_name, "1", backend, backend, signature))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STATEFUL,
+        STATEFUL.replace("4 preferred", "0 preferred"),
+        f"max_batch_size: 2 {sequence('direct { max_queue_delay_microseconds: 5 minimum_slot_utilization: 0.25 }')}",
+        ENSEMBLE,
+        "max_batch_size: 1 model_transaction_policy { decoupled: true }",
+        "max_batch_size: 1 response_cache { enable: true }",
+    ],
+)
+def test_what_is_told_of_the_new_kinds_can_be_read_again(text):
+    config, message = told(text)
+    again = from_message(message, "m")
+    expected = config.model_copy(update={"backend": again.backend, "model_file": again.model_file})
+    assert again == expected
+
+
+def test_sequences_are_told_as_triton_does():
+    _, message = told(STATEFUL)
+    assert message.WhichOneof("scheduling_choice") == "sequence_batching"
+    plain = to_json(message)["sequence_batching"]
+    assert plain["max_sequence_idle_microseconds"] == 5000000
+    assert plain["oldest"]["max_candidate_sequences"] == 4
+    assert plain["control_input"][3]["control"][0]["kind"] == "CONTROL_SEQUENCE_CORRID"
+    assert plain["state"][0]["dims"] == [-1]
+    assert plain["state"][0]["initial_state"][0]["zero_data"] is True
+    assert plain["state"][1]["initial_state"][0]["data_file"] == "begin"
+
+
+def test_an_ensemble_is_told_as_triton_does():
+    _, message = told(ENSEMBLE)
+    plain = to_json(message)
+    assert (plain["platform"], plain["backend"]) == ("ensemble", "")
+    assert plain["instance_group"] == []
+    assert plain["ensemble_scheduling"]["step"][0]["model_version"] == -1
+    assert plain["ensemble_scheduling"]["step"][1]["output_map"] == {"y": "class"}
+    assert "dynamic_batching" not in plain
+    assert plain["response_cache"] == {"enable": True}
+
+
+def test_a_signature_tells_that_a_model_is_decoupled():
+    signature = Signature((), (), 0, decoupled=True)
+    assert to_message(parse_config(""), info(signature)).model_transaction_policy.decoupled
+
+
 def test_json_is_tritons():
     config = parse_config("batching: {max_queue_delay_us: 5000000000}\nversions: {only: [2, 9000000000]}")
     plain = to_json(to_message(config, info()))
@@ -368,3 +687,50 @@ def test_tritons_own_parameters_tune_tritons_runtimes_and_do_not_stop_a_model(ba
         for key, value in (("intra_op_thread_count", "3"), ("execution_mode", "1"), ("my_tag", "x"))
     )
     assert parse_pbtxt(text, "m").parameters == kept
+
+
+VALUES = {
+    FieldDescriptor.CPPTYPE_BOOL: [True],
+    FieldDescriptor.CPPTYPE_STRING: ["", "a", "b", "../c", "ensemble", "TYPE_FP32", "0"],
+    FieldDescriptor.CPPTYPE_FLOAT: [0.0, 0.5, 3e38, float("nan"), float("inf"), -1.0],
+    FieldDescriptor.CPPTYPE_DOUBLE: [0.0, 0.5, float("nan")],
+    FieldDescriptor.CPPTYPE_INT32: [0, 1, 2, -1, 2**31 - 1, -(2**31)],
+    FieldDescriptor.CPPTYPE_INT64: [0, 1, 2, -1, 2**63 - 1, -(2**63)],
+    FieldDescriptor.CPPTYPE_UINT32: [0, 1, 2**32 - 1],
+    FieldDescriptor.CPPTYPE_UINT64: [0, 1, 2**63, 2**64 - 1],
+    FieldDescriptor.CPPTYPE_ENUM: [0, 1, 2, 3, 8, 13, 99],
+}
+
+
+def fill(message, random, fields=6):
+    """Any values in some of a message's fields, those of messages in it too."""
+    known = list(message.DESCRIPTOR.fields)
+    for field in random.sample(known, min(fields, len(known))):
+        held = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is None:
+                held["k"] = "v"
+        elif field.message_type is not None and hasattr(held, "add"):
+            for _ in range(random.randint(0, 2)):
+                fill(held.add(), random)
+        elif field.message_type is not None:
+            held.SetInParent()
+            fill(held, random)
+        elif hasattr(held, "append"):
+            held.extend(random.choices(VALUES[field.cpp_type], k=random.randint(0, 3)))
+        else:
+            setattr(message, field.name, random.choice(VALUES[field.cpp_type]))
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_whatever_is_set_gives_a_configuration_or_problems(random, whole):
+    message = pb.ModelConfig()
+    fill(message, random, fields=99 if whole else 6)
+    try:
+        config = from_message(message, "m")
+    except ConfigError:
+        return
+    inputs, outputs = ([one.spec() for one in side] for side in (config.inputs, config.outputs))
+    signature = Signature(tuple(inputs), tuple(outputs), config.max_batch_size or 0)
+    told_again = to_message(config, ModelInfo("m", "1", "fake", "fake", signature))
+    assert to_json(told_again)["name"] == "m"

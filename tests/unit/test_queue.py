@@ -66,7 +66,7 @@ async def test_what_is_there_is_had_without_waiting():
     assert await queue.take() == waiting
     assert (len(queue), queue.executing) == (0, 1)
     assert all(before_ns <= one.taken_at_ns <= monotonic_ns() for one in waiting)
-    queue.finished()
+    queue.finished([])
     assert queue.executing == 0
 
 
@@ -198,7 +198,7 @@ async def test_what_is_put_back_wakes_another(taker):
     task = taker(queue)
     await settle()
     queue.put_back(batch)
-    queue.finished()
+    queue.finished([])
     await settle()
     assert task.result() == waiting
     assert queue.executing == 1
@@ -210,7 +210,7 @@ async def test_what_is_put_back_goes_before_what_came_meanwhile():
     batch = await queue.take()
     put(queue, request())
     queue.put_back(batch)
-    queue.finished()
+    queue.finished([])
     assert await queue.take() == first
 
 
@@ -223,7 +223,7 @@ async def test_suspects_wake_one_after_the_other(taker):
     for one in batch:
         one.alone = True
     queue.put_back(batch)
-    queue.finished()
+    queue.finished([])
     await settle()
     assert [task.result() for task in tasks] == [[one] for one in batch]
 
@@ -235,7 +235,7 @@ async def test_in_order_the_next_batch_waits_for_the_one_before(taker):
     task = taker(queue)
     await settle()
     assert not task.done()
-    queue.finished()
+    queue.finished([])
     await settle()
     assert task.result() == [second]
 
@@ -247,7 +247,7 @@ async def test_in_order_a_batch_that_was_put_back_is_the_next(taker):
     tasks = [taker(queue), taker(queue)]
     await settle()
     queue.put_back(batch)
-    queue.finished()
+    queue.finished([])
     await settle()
     assert [task.result() for task in tasks if task.done()] == [[first]]
 
@@ -295,10 +295,10 @@ async def test_drained_means_that_nothing_waits_and_nothing_runs(taker):
         await queue.take()
         await settle()
         assert not drained.done()
-    queue.finished()
+    queue.finished([])
     await settle()
     assert not drained.done()
-    queue.finished()
+    queue.finished([])
     await asyncio.wait_for(drained, 1)
 
 
@@ -352,7 +352,7 @@ async def test_in_order_nothing_is_ready_while_a_batch_runs():
     await settle()
     assert not ready.done()
     assert queue.take_now() == []
-    queue.finished()
+    queue.finished([])
     await asyncio.wait_for(ready, 5)
 
 
@@ -403,7 +403,7 @@ async def test_under_churn_every_request_is_run_once_and_none_is_forgotten():
                 queue.put_back(batch)  # as when its process has died
             else:
                 ran.extend(batch)
-            queue.finished()
+            queue.finished([])
             await asyncio.sleep(0)
 
     instances = [loop.create_task(instance()) for _ in range(3)]

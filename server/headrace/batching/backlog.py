@@ -2,10 +2,36 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits, Take, Wait, decide
 from headrace.core.validation import BatchKey
+
+
+class AnyBacklog(Protocol):
+    """What a queue needs of whatever holds its requests."""
+
+    def __len__(self) -> int:
+        """How many could be taken, given time."""
+
+    def add(self, pending: Pending) -> None:
+        """One more."""
+
+    def put_back(self, pending: Iterable[Pending]) -> None:
+        """Requests that were taken and could not be run."""
+
+    def next_batch(self, now_ns: int) -> list[Pending] | Wait | None:
+        """The batch to run now, or how long to wait for a better one, or None when nothing is here."""
+
+    def due_ns(self, now_ns: int) -> int:
+        """When ``next_batch`` will have one: 0 for now. Only for a backlog that is not empty."""
+
+    def drop_dead(self) -> None:
+        """Forget every request that nobody waits for."""
+
+    def clear(self) -> list[Pending]:
+        """Everything, taken out."""
 
 
 class _Group:

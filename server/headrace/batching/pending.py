@@ -1,13 +1,19 @@
 """One request on its way through the queue and a worker, until its future is resolved."""
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic_ns
 
-from headrace.core.errors import DeadlineExceeded, HeadraceError, Kind
-from headrace.core.request import InferRequest, InferResponse
+from headrace.core.errors import DeadlineExceeded, HeadraceError, InternalError, Kind
+from headrace.core.request import InferRequest, InferResponse, Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import Tensor
 from headrace.core.validation import BatchKey, ModelInputs
+
+# What is made of the outputs before the client gets them, as it asked.
+OutputForm = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+NO_PARAMETERS: Parameters = {}
 
 # Triton's reasons for nv_inference_request_failure.
 _REASONS = {Kind.OVERLOADED: "REJECTED", Kind.DEADLINE: "REJECTED", Kind.CANCELLED: "CANCELED"}
@@ -24,6 +30,8 @@ class Pending:
     ``dead`` is true as soon as nobody waits for the answer any more: the client left, or its time is up. Dead
     requests are dropped when a batch is formed. ``alone`` asks for a batch of its own, because a batch that it
     was in has failed or has killed its worker; ``deaths`` counts the latter, ``died_at_ns`` is the last one's time.
+    ``form`` is applied to the outputs that were asked for. ``timings`` are the nanoseconds that inputs, model and
+    outputs of its batch took, kept for one that is ``traced``.
     """
 
     __slots__ = (
@@ -31,6 +39,7 @@ class Pending:
         "alone",
         "deaths",
         "died_at_ns",
+        "form",
         "future",
         "inputs",
         "key",
@@ -38,8 +47,12 @@ class Pending:
         "queued_at_ns",
         "request",
         "rows",
+        "sequence",
+        "slot",
         "statistics",
         "taken_at_ns",
+        "timings",
+        "traced",
         "version",
     )
 
@@ -67,6 +80,11 @@ class Pending:
         self.alone = False
         self.deaths = 0
         self.died_at_ns = 0
+        self.form: OutputForm | None = None
+        self.sequence = 0  # the number of its sequence among those of the model; 0 for none
+        self.traced = False
+        self.timings = (0, 0, 0)
+        self.slot = -1  # the place that its sequence has in the instance, once it was taken
         self._timer: asyncio.TimerHandle | None = None
         if deadline_ns:
             delay_s = max(0.0, (deadline_ns - self.queued_at_ns) * 1e-9)
@@ -77,20 +95,47 @@ class Pending:
         """Whether nobody waits for the answer any more."""
         return self.future.done()
 
-    def resolve(self, outputs: tuple[Tensor, ...], now_ns: int) -> None:
-        """Answer with every output of the model; the request's own choice of them is made here."""
+    def resolve(self, outputs: tuple[Tensor, ...], now_ns: int, parameters: Parameters = NO_PARAMETERS) -> bool:
+        """Answer with the outputs that the model gave; the request's own choice of them is made here.
+
+        Returns whether that is the answer: the client may have left, or have asked for what cannot be made of them.
+        """
         if self._timer is not None:
             self._timer.cancel()
         if self.future.done():
             self._count_departure()
-            return
+            return False
+        request = self.request
+        if request.outputs or self.form is not None:
+            try:
+                outputs = self.chosen(outputs)
+            except HeadraceError as error:
+                self.fail(error)
+                return False
+        if self.statistics is not None:
+            self.statistics.succeeded(now_ns - self.queued_at_ns, self.taken_at_ns - self.queued_at_ns)
+        self.future.set_result(InferResponse(request.model, self.version, request.id, outputs, parameters))
+        return True
+
+    def chosen(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs that the request asked for, in its order and form.
+
+        Raises:
+            HeadraceError: one of them is not there, or cannot be given in that form.
+        """
         request = self.request
         if request.outputs:
             by_name = {tensor.name: tensor for tensor in outputs}
-            outputs = tuple(by_name[output.name] for output in request.outputs)
-        if self.statistics is not None:
-            self.statistics.succeeded(now_ns - self.queued_at_ns, self.taken_at_ns - self.queued_at_ns)
-        self.future.set_result(InferResponse(request.model, self.version, request.id, outputs))
+            try:
+                outputs = tuple(by_name[output.name] for output in request.outputs)
+            except KeyError as error:
+                raise InternalError(f"model '{request.model}' did not give the output {error}") from None
+        return outputs if self.form is None else self.form(outputs)
+
+    def stop_clock(self) -> None:
+        """Its deadline does not matter any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def fail(self, error: HeadraceError) -> None:
         """Answer with an error."""

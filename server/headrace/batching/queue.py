@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from headrace.batching.backlog import Backlog
+from headrace.batching.backlog import AnyBacklog, Backlog
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits, Wait
 from headrace.core.errors import Kind, Overloaded, of_kind
@@ -30,7 +30,7 @@ class BatchQueue:
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         self._model = model
-        self._backlog = Backlog(limits)
+        self._backlog: AnyBacklog = Backlog(limits)
         self._max_size = max_size
         self._preserve_order = preserve_order
         self._clock = clock
@@ -50,6 +50,10 @@ class BatchQueue:
         """What batches may be, once the model file has told; only while the queue is empty."""
         assert not self._backlog, "limits are set before the first request"
         self._backlog = Backlog(limits)
+
+    def for_instance(self, index: int) -> "BatchQueue":  # noqa: ARG002 - which one it is matters to sequences
+        """Where an instance of the model takes its batches."""
+        return self
 
     @property
     def executing(self) -> int:
@@ -149,7 +153,7 @@ class BatchQueue:
             self._notice_idle()
         await self._sleep()
 
-    def finished(self) -> None:
+    def finished(self, batch: Sequence[Pending]) -> None:  # noqa: ARG002 - which one it was matters to sequences
         """A batch that was taken is answered, failed or put back."""
         self._executing -= 1
         self._notice_idle()
@@ -160,6 +164,9 @@ class BatchQueue:
         """Return requests that were taken and not run; they go first."""
         self._backlog.put_back(batch)
         self._wake_if_due()
+
+    def lose(self, cause: str) -> None:
+        """The worker of the instance that takes here has died: nothing to a model that remembers nothing."""
 
     def refuse(self, kind: Kind, message: str) -> None:
         """Answer everything that waits, and whatever comes until ``accept``, with this error."""

@@ -52,7 +52,7 @@ class SplitRequest:
             self._statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
             self.future.set_exception(InternalError(f"model '{self._request.model}': {error}"))
             return
-        queue_ns = max(part.taken_at_ns for part in self._parts) - self._started_ns
+        queue_ns = min(part.taken_at_ns for part in self._parts) - self._started_ns
         self._statistics.succeeded(monotonic_ns() - self._started_ns, max(0, queue_ns))
         self.future.set_result(InferResponse(self._request.model, self._version, self._request.id, outputs))
 

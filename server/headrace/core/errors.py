@@ -10,6 +10,7 @@
     ├── Cancelled           CANCELLED     the client left
     ├── Unsupported         UNSUPPORTED   understood, but not offered
     ├── Forbidden           FORBIDDEN     offered, but not under these settings
+    ├── Restricted          RESTRICTED    offered to those who show that they may
     └── InternalError       INTERNAL      our fault or the model's
 
 What a kind is called in HTTP and in gRPC is the front ends' business (frontends/status.py).
@@ -30,6 +31,7 @@ class Kind(Enum):
     CANCELLED = "cancelled"
     UNSUPPORTED = "unsupported"
     FORBIDDEN = "forbidden"
+    RESTRICTED = "restricted"
     INTERNAL = "internal"
 
 
@@ -93,6 +95,12 @@ class Forbidden(HeadraceError):
     kind = Kind.FORBIDDEN
 
 
+class Restricted(HeadraceError):
+    """Offered only to requests that carry what the server's owner has agreed with its clients."""
+
+    kind = Kind.RESTRICTED
+
+
 class InternalError(HeadraceError):
     """Our fault, or the model's."""
 
@@ -111,6 +119,7 @@ _CLASSES = {
         Cancelled,
         Unsupported,
         Forbidden,
+        Restricted,
         InternalError,
     )
 }

@@ -29,12 +29,24 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{self.name} {self.datatype}{shape}"
 
 
+class ReshapeSpec(msgspec.Struct, frozen=True):
+    """A tensor that is ``seen`` by clients in another shape than the model's ``own``. Both with the batch dimension."""
+
+    name: str
+    seen: tuple[int, ...]
+    own: tuple[int, ...]
+
+
 class Signature(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A model's inputs and outputs. ``max_batch_size`` is in rows; 0 means that requests are never merged."""
+    """A model's inputs and outputs. ``max_batch_size`` is in rows; 0 means that requests are never merged.
+
+    A ``decoupled`` model answers a request with any number of responses, also none.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int = 0
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

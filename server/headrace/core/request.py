@@ -19,7 +19,9 @@ class InferRequest(msgspec.Struct, frozen=True):
     """What a front end hands to the engine.
 
     ``version`` is empty for "the newest that is ready", ``outputs`` is empty for "all of them", and
-    ``deadline_ns`` is an absolute time of the monotonic clock, 0 for none.
+    ``deadline_ns`` is an absolute time of the monotonic clock, 0 for none. ``callers`` are the models on whose
+    behalf the request is made, outermost first; empty for a client's own. With ``borrows`` the response's
+    tensors may lie in the worker's memory, which is kept from its next batches for as long as they are referred to.
     """
 
     model: str
@@ -29,6 +31,8 @@ class InferRequest(msgspec.Struct, frozen=True):
     outputs: tuple[RequestedOutput, ...] = ()
     parameters: Parameters = {}
     deadline_ns: int = 0
+    callers: tuple[str, ...] = ()
+    borrows: bool = False
 
 
 class InferResponse(msgspec.Struct, frozen=True):

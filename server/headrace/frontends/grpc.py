@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic_ns
 from typing import Any
 
@@ -10,13 +10,17 @@ import grpc
 from google.protobuf.message import DecodeError
 
 import headrace
-from headrace.core.errors import HeadraceError, InvalidRequest, Unsupported
+from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.engine import Engine
+from headrace.frontends.grpc_infer import GrpcInfer
+from headrace.frontends.grpc_stream import StreamService
+from headrace.frontends.load_override import load_override, unload_dependents
+from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import EXTENSIONS, ServerState
 from headrace.frontends.status import GRPC_STATUS
 from headrace.repository.pbtxt import to_message
 from headrace.wire import pb
-from headrace.wire.grpc_v2 import decode_request, encode_metadata, encode_response
+from headrace.wire.grpc_v2 import decode_parameters, encode_metadata
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +33,20 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 class GrpcServer:
     """Serves both services on one port until it is drained."""
 
-    def __init__(self, engine: Engine, state: ServerState, host: str, port: int, max_bytes: int) -> None:
-        service = InferenceService(engine, state)
-        health = HealthService(state)
+    def __init__(
+        self,
+        services: Sequence[object],
+        state: ServerState,
+        address: tuple[str, int],
+        max_bytes: int,
+        *,
+        compression: grpc.Compression = grpc.Compression.NoCompression,
+        restrictions: Restrictions | None = None,
+    ) -> None:
+        host, port = address
+        self._leaving = [service.leave for service in services if isinstance(service, StreamService)]
         self._server = grpc.aio.server(
+            compression=compression,
             options=[
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -41,13 +55,16 @@ class GrpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_ping_strikes", 0),
-            ]
+            ],
         )
         self._server.add_generic_rpc_handlers(
-            (_handlers(pb.SERVICE, pb.RPCS, service), _handlers(pb.HEALTH_SERVICE, pb.HEALTH_RPCS, health))
+            (
+                _handlers(pb.SERVICE, pb.RPCS, services, restrictions),
+                _handlers(pb.HEALTH_SERVICE, pb.HEALTH_RPCS, [HealthService(state)], restrictions),
+            )
         )
-        address = f"[{host}]" if ":" in host else host
-        self.port: int = self._server.add_insecure_port(f"{address}:{port}")
+        shown = f"[{host}]" if ":" in host else host
+        self.port: int = self._server.add_insecure_port(f"{shown}:{port}")
 
     async def start(self) -> None:
         """Accept calls."""
@@ -55,16 +72,19 @@ class GrpcServer:
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no more calls and finish those under way."""
+        for leave in self._leaving:
+            leave()
         await self._server.stop(timeout_s)
 
 
 class InferenceService:
-    """The RPCs of inference.GRPCInferenceService, each a method of its name."""
+    """Most RPCs of inference.GRPCInferenceService, each a method of its name."""
 
-    def __init__(self, engine: Engine, state: ServerState) -> None:
+    def __init__(self, engine: Engine, state: ServerState, reader: GrpcInfer) -> None:
         self._engine = engine
         self._repository = engine.repository
         self._state = state
+        self._reader = reader
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - the protocol's name
         """Whether the process answers at all."""
@@ -96,7 +116,13 @@ class InferenceService:
         """Run the model on the request's inputs. A client that cancels takes its request back."""
         remaining_s = context.time_remaining()
         deadline_ns = 0 if remaining_s is None else monotonic_ns() + int(min(remaining_s, 1e6) * 1e9)
-        return encode_response(await self._engine.infer(decode_request(request, deadline_ns)))
+        metadata = context.invocation_metadata() or ()
+        try:
+            asked, _ = self._reader.read(request, deadline_ns, metadata)
+        except HeadraceError:
+            self._engine.count_unreadable(request.model_name, request.model_version)
+            raise
+        return self._reader.write(await self._engine.infer(asked), asked)
 
     async def RepositoryIndex(self, request: Any, _: Context) -> Any:  # noqa: N802
         """Every model in the repository, its versions and their states."""
@@ -108,15 +134,15 @@ class InferenceService:
     async def RepositoryModelLoad(self, request: Any, _: Context) -> Any:  # noqa: N802
         """Load a model, or anew what has changed of it."""
         name = _model_name(request)
-        if request.parameters:
-            raise Unsupported(f"load parameters {sorted(request.parameters)} are not offered by this server")
-        await self._repository.load(name)
+        config, files = load_override(name, decode_parameters(request.parameters))
+        await self._repository.load(name, config, files)
         return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
 
     async def RepositoryModelUnload(self, request: Any, _: Context) -> Any:  # noqa: N802
         """Stop serving a model; what was accepted is answered."""
         name = _model_name(request)
-        await self._repository.unload(name)
+        dependents = unload_dependents(name, decode_parameters(request.parameters))
+        await self._repository.unload(name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
 
 
@@ -157,20 +183,36 @@ def _model_name(request: Any) -> str:
     return name
 
 
-def _handlers(service_name: str, rpcs: Any, service: object) -> Any:
-    """The RPCs that ``service`` has a method for; gRPC itself answers UNIMPLEMENTED to the others."""
+def _handlers(service_name: str, rpcs: Any, services: Sequence[object], restrictions: Restrictions | None) -> Any:
+    """The RPCs that one of ``services`` has a method for; gRPC itself answers UNIMPLEMENTED to the others."""
     handlers = {}
     for name, rpc in rpcs.items():
-        method = getattr(service, name, None)
+        method = next((getattr(service, name) for service in services if hasattr(service, name)), None)
         if method is None:
             continue
-        if rpc.server_streaming:
+        if rpc.client_streaming:
+            make, behaviour = grpc.stream_stream_rpc_method_handler, method
+        elif rpc.server_streaming:
             make, behaviour = grpc.unary_stream_rpc_method_handler, method
         else:
             make, behaviour = grpc.unary_unary_rpc_method_handler, _guarded(name, method, rpc.request)
+        if restrictions is not None and restrictions.active:
+            behaviour = _restricted(name, behaviour, restrictions)
         # Requests are parsed by the guarded call: gRPC would answer UNKNOWN to bytes that are no message.
         handlers[name] = make(behaviour, response_serializer=rpc.response.SerializeToString)
     return grpc.method_handlers_generic_handler(service_name, handlers)
+
+
+def _restricted(name: str, method: Handler, restrictions: Restrictions) -> Handler:
+    """``method``, for callers that may use it."""
+
+    async def call(request: Any, context: Context) -> Any:
+        problem = restrictions.grpc_problem(name, context.invocation_metadata() or ())
+        if problem is not None:
+            await context.abort(GRPC_STATUS[problem.kind], str(problem))
+        return await method(request, context)
+
+    return call
 
 
 def _guarded(name: str, method: Handler, request_class: Any) -> Handler:

@@ -1,7 +1,7 @@
 """The HTTP application: every path of the protocol, each error as ``{"error": ...}``."""
 
 import logging
-from http import HTTPStatus
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,13 +9,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import headrace
 from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
 from headrace.core.model import TensorSpec
-from headrace.engine import Engine
 from headrace.frontends import schemas
-from headrace.frontends.infer import InferHeaders, decode, encode
+from headrace.frontends.http_streams import add_streams
+from headrace.frontends.infer import HttpInfer
+from headrace.frontends.load_override import load_override, unload_dependents
+from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import EXTENSIONS, ServerState
 from headrace.frontends.status import HTTP_STATUS, http_status
 from headrace.metrics import Metrics
@@ -25,28 +28,42 @@ from headrace.wire.json_v2 import encode_error, encode_json
 
 log = logging.getLogger(__name__)
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 404, 405, 413, 500, 501, 503)
-}
+_TEXT = {"schema": {"type": "string"}}
+_METRICS_TYPES = {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}
 
 
-def create_app(engine: Engine, state: ServerState, metrics: Metrics, max_request_bytes: int) -> FastAPI:
-    """The application over one engine. Its inference route serves wherever the fast lane does not stand in front."""
+def create_app(
+    reader: HttpInfer,
+    state: ServerState,
+    metrics: Metrics,
+    extensions: Sequence[Callable[[FastAPI], None]] = (),
+    restrictions: Restrictions | None = None,
+) -> FastAPI:
+    """The application over one engine. Its inference route serves wherever the fast lane does not stand in front.
+
+    ``extensions`` add the routes of what is optional. They come first, because a path like /v2/models/stats would
+    otherwise be taken for a model's.
+    """
+    repository = reader.engine.repository
     app = FastAPI(
         title="Headrace",
         version=headrace.__version__,
         description="Open Inference Protocol (KServe v2) with Triton's extensions.",
         redirect_slashes=False,
-        responses=_ERRORS,
+        openapi_tags=schemas.TAGS,
     )
     _handle_errors(app)
-    _add_health(app, engine.repository, state)
-    _add_models(app, engine.repository, state)
-    _add_infer(app, engine, max_request_bytes)
-    _add_repository(app, engine.repository)
+    if restrictions is not None and restrictions.active:
+        app.add_middleware(_Restricted, restrictions=restrictions)
+    for extend in extensions:
+        extend(app)
+    _add_health(app, repository, state)
+    _add_models(app, repository, state)
+    _add_infer(app, reader)
+    add_streams(app, reader)
+    _add_repository(app, repository)
 
-    @app.get("/metrics", tags=["metrics"], response_class=Response)
+    @app.get("/metrics", tags=["metrics"], response_class=Response, responses={200: {"content": _METRICS_TYPES}})
     async def metrics_page(request: Request) -> Response:
         """Prometheus metrics, in the classic text format or OpenMetrics as the client accepts."""
         body, content_type = metrics.render(request.headers.get("accept", ""))
@@ -66,6 +83,23 @@ def metrics_app(metrics: Metrics) -> FastAPI:
         return Response(body, headers={"content-type": content_type})
 
     return app
+
+
+class _Restricted:
+    """ASGI middleware that answers for the application where a request may not pass."""
+
+    def __init__(self, app: ASGIApp, restrictions: Restrictions) -> None:
+        self._app = app
+        self._restrictions = restrictions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            problem = self._restrictions.http_problem(scope["path"], scope["headers"])
+            if problem is not None:
+                status, headers = http_status(problem)
+                await _error(str(problem), status, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -109,26 +143,38 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> None:
-    @app.get("/v2/health/live", tags=["health"], response_model=schemas.LiveBody)
+    path = "/v2/health/live"
+
+    @app.get(path, tags=["health"], response_model=schemas.LiveBody, **schemas.operation(path))
     async def live() -> Response:
         """Whether the process answers at all."""
         return _json({"live": True})
 
-    @app.get("/v2/health/ready", tags=["health"], response_model=schemas.ReadyBody)
+    path = "/v2/health/ready"
+
+    @app.get(path, tags=["health"], response_model=schemas.ReadyBody, **schemas.operation(path, 503))
     async def ready() -> Response:
         """Whether inference requests can be sent: every model found at start was loaded, or refused with a reason."""
         why_not = state.why_not_ready()
         return _error(why_not, 503, {"Retry-After": "1"}) if why_not else _json({"ready": True})
 
-    async def model_ready(name: str, version: str = "") -> Response:
+    async def model_ready(request: Request) -> Response:
         """Whether a request for the model would be run now."""
+        name, version = schemas.model_in(request)
         if repository.is_ready(name, version):
             return _json({"name": name, "ready": True})
         which = f"model '{name}'" + (f" version {version}" if version else "")
         return _error(f"{which} is not ready", 400)
 
     for path in ("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"):
-        app.add_api_route(path, model_ready, methods=["GET"], tags=["health"], response_model=schemas.ModelReadyBody)
+        app.add_api_route(
+            path,
+            model_ready,
+            methods=["GET"],
+            tags=["health"],
+            response_model=schemas.ModelReadyBody,
+            **schemas.operation(path, 400),
+        )
 
 
 def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> None:
@@ -144,15 +190,19 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
             tags=["metadata"],
             response_model=schemas.ServerMetadataBody,
             include_in_schema=path == "/v2",
+            **schemas.operation(path),
         )
 
-    @app.get("/v2/models", tags=["metadata"], response_model=schemas.ModelListBody)
+    path = "/v2/models"
+
+    @app.get(path, tags=["metadata"], response_model=schemas.ModelListBody, **schemas.operation(path))
     async def models() -> Response:
         """The names of the models in the repository."""
         return _json({"models": repository.names()})
 
-    async def model_metadata(name: str, version: str = "") -> Response:
+    async def model_metadata(request: Request) -> Response:
         """A model's versions, inputs and outputs."""
+        name, version = schemas.model_in(request)
         info = repository.lookup(name, version).info
         return _json(
             {
@@ -164,63 +214,44 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
             }
         )
 
-    async def model_config(name: str, version: str = "") -> Response:
+    async def model_config(request: Request) -> Response:
         """A model's configuration, in Triton's form, with everything that was inferred filled in."""
-        served = repository.lookup(name, version)
+        served = repository.lookup(*schemas.model_in(request))
         return _json(to_json(to_message(served.folder.config, served.info)))
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_api_route(
-            prefix, model_metadata, methods=["GET"], tags=["metadata"], response_model=schemas.ModelMetadataBody
-        )
-        app.add_api_route(f"{prefix}/config", model_config, methods=["GET"], tags=["metadata"])
+        for path, answer, answer_body in (
+            (prefix, model_metadata, schemas.ModelMetadataBody),
+            (f"{prefix}/config", model_config, schemas.ModelConfigBody),
+        ):
+            app.add_api_route(
+                path,
+                answer,
+                methods=["GET"],
+                tags=["metadata"],
+                response_model=answer_body,
+                **schemas.operation(path, 503),
+            )
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape_or_any}
 
 
-def _add_infer(app: FastAPI, engine: Engine, max_request_bytes: int) -> None:
-    async def infer(request: Request, name: str, version: str = "") -> Response:
+def _add_infer(app: FastAPI, reader: HttpInfer) -> None:
+    engine = reader.engine
+
+    async def infer(request: Request) -> Response:
         """Run the model on the request's inputs."""
-        body = await request.body()
-        headers = InferHeaders(
-            len(body),
-            request.headers.get("inference-header-content-length", ""),
-            request.headers.get("content-encoding", ""),
-            request.headers.get("accept-encoding", ""),
-        )
-        asked = decode(engine, name, version, headers, body, max_request_bytes)
-        reply = encode(await engine.infer(asked), asked, headers.accept_encoding)
+        headers = reader.headers(request.headers.raw)
+        asked = reader.decode(*schemas.model_in(request), headers, await request.body())
+        reply = reader.encode(await engine.infer(asked), asked, headers)
         response = Response(b"".join(reply.chunks))
         response.raw_headers = reply.headers
         return response
 
-    body = {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schemas.InferRequestBody.model_json_schema()},
-                "application/octet-stream": {
-                    "schema": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "The JSON part, its length in the header Inference-Header-Content-Length, and "
-                        "behind it the raw data of each input that has a binary_data_size.",
-                    }
-                },
-            },
-        }
-    }
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
-        app.add_api_route(
-            path,
-            infer,
-            methods=["POST"],
-            tags=["inference"],
-            response_model=schemas.InferResponseBody,
-            openapi_extra=body,
-        )
+        app.add_api_route(path, infer, methods=["POST"], tags=["inference"], **schemas.infer(path))
 
 
 class _IndexRequest(msgspec.Struct):
@@ -228,11 +259,19 @@ class _IndexRequest(msgspec.Struct):
 
 
 class _ChangeRequest(msgspec.Struct):
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 def _add_repository(app: FastAPI, repository: Repository) -> None:
-    @app.post("/v2/repository/index", tags=["repository"], response_model=list[schemas.IndexEntryBody])
+    path = "/v2/repository/index"
+    body = schemas.json_body(schemas.IndexRequestBody, {"those that serve": {"ready": True}}, required=False)
+
+    @app.post(
+        path,
+        tags=["repository"],
+        response_model=list[schemas.IndexEntryBody],
+        **schemas.operation(path, 400, 413, body=body),
+    )
     async def index(request: Request) -> Response:
         """Every model in the repository, its versions and their states, with the reason where one is not served."""
         wanted = _parse(await request.body(), _IndexRequest)
@@ -246,25 +285,68 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
             ]
         )
 
-    @app.post("/v2/repository/models/{name}/load", tags=["repository"], response_class=Response)
-    async def load(name: str, request: Request) -> Response:
-        """Load a model, or anew what has changed of it. Needs --model-control explicit."""
+    path = "/v2/repository/models/{name}/load"
+    examples: dict[str, Any] = {
+        "from the repository": {},
+        "with another configuration": {"parameters": {"config": '{"max_batch_size": 8}'}},
+    }
+    body = schemas.json_body(schemas.LoadRequestBody, examples, required=False)
+
+    @app.post(
+        path,
+        tags=["repository"],
+        response_model=schemas.LoadedBody,
+        **schemas.operation(path, 400, 413, 503, body=body),
+    )
+    async def load(request: Request) -> Response:
+        """Load a model, or anew what has changed of it. Needs --model-control explicit.
+
+        ``config`` among the parameters stands in for the model's configuration, as JSON in Triton's form; beside it
+        ``file:1/model.onnx`` and the like stand in for its files, in base64.
+        """
+        name = request.path_params["name"]
         wanted = _parse(await request.body(), _ChangeRequest)
-        if wanted.parameters:
-            raise Unsupported(f"load parameters {sorted(wanted.parameters)} are not offered by this server")
-        await repository.load(name)
+        config, files = load_override(name, wanted.parameters or {})
+        await repository.load(name, config, files)
         return Response()
 
-    @app.post("/v2/repository/models/{name}/unload", tags=["repository"], response_class=Response)
-    async def unload(name: str, request: Request) -> Response:
+    path = "/v2/repository/models/{name}/unload"
+    examples = {"alone": {}, "with its parts": {"parameters": {"unload_dependents": True}}}
+    body = schemas.json_body(schemas.UnloadRequestBody, examples, required=False)
+
+    @app.post(
+        path,
+        tags=["repository"],
+        response_model=schemas.UnloadedBody,
+        **schemas.operation(path, 400, 413, 503, body=body),
+    )
+    async def unload(request: Request) -> Response:
         """Stop serving a model; what was accepted is answered. Needs --model-control explicit."""
-        _parse(await request.body(), _ChangeRequest)
-        await repository.unload(name)
+        name = request.path_params["name"]
+        wanted = _parse(await request.body(), _ChangeRequest)
+        await repository.unload(name, dependents=unload_dependents(name, wanted.parameters or {}))
         return Response()
 
-    @app.post("/v2/repository/{repository_name}/{rest:path}", include_in_schema=False)
-    async def named(repository_name: str, rest: str) -> Response:
-        raise Unsupported(f"'repository/{repository_name}/{rest}': repository names are not offered by this server")
+    async def named(request: Request) -> Response:
+        """Refuse: there is one repository, and it has no name."""
+        where = request.scope["path"].removeprefix("/v2/")
+        raise Unsupported(f"'{where}': repository names are not offered by this server")
+
+    prefix = "/v2/repository/{repository_name}"
+    for rest in ("index", "models/{name}/load", "models/{name}/unload", "{rest:path}"):
+        path = f"{prefix}/{rest}"
+        shown = rest != "{rest:path}"
+        app.add_api_route(
+            path,
+            named,
+            methods=["POST"],
+            tags=["repository"],
+            include_in_schema=shown,
+            status_code=501,
+            response_model=schemas.ErrorBody,
+            response_description="Always: this server has one repository, without a name.",
+            **(schemas.operation(path, 413) if shown else {}),
+        )
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)

@@ -18,8 +18,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, TooLarge
 from headrace.core.request import InferRequest, InferResponse
-from headrace.engine import Engine
-from headrace.frontends.infer import HEADER_LENGTH, InferHeaders, InferReply, decode, encode
+from headrace.frontends.infer import HttpInfer, InferHeaders, InferReply
+from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.status import http_status
 from headrace.wire.json_v2 import encode_error
 
@@ -103,12 +103,13 @@ class Exchange:
 
     def start(self) -> None:
         """The request is whole and nothing before it on its connection is unanswered: have it run."""
-        protocol, engine = self._protocol, self._protocol.engine
-        assert engine is not None, "an exchange is begun only where there is inference"
+        reader = self._protocol.reader
+        assert reader is not None, "an exchange is begun only where there is inference"
+        engine = reader.engine
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
         self.body.clear()
         try:
-            self.request = decode(engine, self.model, self.version, self.headers, body, protocol.max_request_bytes)
+            self.request = reader.decode(self.model, self.version, self.headers, body)
             self.future = engine.infer(self.request)
         except HeadraceError as error:
             if self.request is None:
@@ -133,9 +134,11 @@ class Exchange:
             return
         error = future.exception()
         if error is None:
+            reader = self._protocol.reader
             assert self.request is not None
+            assert reader is not None
             try:
-                reply = encode(future.result(), self.request, self.headers.accept_encoding)
+                reply = reader.encode(future.result(), self.request, self.headers)
             except HeadraceError as refusal:
                 error = refusal
             except Exception:
@@ -153,8 +156,9 @@ class Exchange:
 class LaneProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the lane in front, bounded bodies, and a drain that resets nobody."""
 
-    engine: Engine | None  # None: no inference here, everything goes to the application
+    reader: HttpInfer | None  # None: no inference here, everything goes to the application
     max_request_bytes: int
+    restrictions: Restrictions | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to count the time that the client takes for its request."""
@@ -205,14 +209,19 @@ class LaneProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._discarding:
             return
-        headers = _read_headers(self.headers)
+        reader = self.reader
+        infers = reader is not None and self.parser.get_method() == b"POST"
+        target = infer_target(self.url) if infers else None
+        if target is None or reader is None or self._is_restricted():
+            length = _content_length(self.headers)
+            if length > self.max_request_bytes:
+                self._refuse_body(length)
+            else:
+                self._leave_to_application()
+            return
+        headers = reader.headers(self.headers)
         if headers.content_length > self.max_request_bytes:
             self._refuse_body(headers.content_length)
-            return
-        infers = self.engine is not None and self.parser.get_method() == b"POST"
-        target = infer_target(self.url) if infers else None
-        if target is None:
-            self._leave_to_application()
             return
         modern = self.parser.get_http_version() != "1.0"  # such a client would have to be told that it may go on
         keep_alive = modern and self.parser.should_keep_alive() and not self._leaving
@@ -226,6 +235,11 @@ class LaneProtocol(HttpToolsProtocol):
             # Pipelined: its turn comes when the one before is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _is_restricted(self) -> bool:
+        """Whether the request may not pass: the application says so to the client."""
+        restrictions = self.restrictions
+        return restrictions is not None and restrictions.group_problem("inference", self.headers) is not None
 
     def _leave_to_application(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -442,20 +456,21 @@ class LaneProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _read_headers(headers: list[tuple[bytes, bytes]]) -> InferHeaders:
-    found = InferHeaders()
+def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
     for name, value in headers:
         if name == b"content-length":
-            found.content_length = int(value)  # the parser has seen to it that it is a number
-        elif name == HEADER_LENGTH:
-            found.header_length = value.decode("latin-1") or "?"
-        elif name == b"content-encoding":
-            found.content_encoding = value.decode("latin-1")
-        elif name == b"accept-encoding":
-            found.accept_encoding = value.decode("latin-1")
-    return found
+            return int(value)  # the parser has seen to it that it is a number
+    return 0
 
 
-def lane(engine: Engine | None, max_request_bytes: int) -> type[asyncio.Protocol]:
+def lane(
+    reader: HttpInfer | None, max_request_bytes: int, restrictions: Restrictions | None = None
+) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn, tied to one engine; without one only its bounds and its drain are there."""
-    return type("Lane", (LaneProtocol,), {"engine": engine, "max_request_bytes": max_request_bytes})
+    if restrictions is not None and not restrictions.active:
+        restrictions = None
+    return type(
+        "Lane",
+        (LaneProtocol,),
+        {"reader": reader, "max_request_bytes": max_request_bytes, "restrictions": restrictions},
+    )

@@ -1,14 +1,21 @@
-"""One HTTP inference request from bytes to bytes: what the fast lane and the ordinary route share."""
+"""One HTTP inference request from bytes to bytes: what the fast lane and the ordinary routes share."""
+
+from collections.abc import Iterable
 
 import msgspec
 
 from headrace.core.errors import InvalidRequest
+from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
+from headrace.frontends.forwarding import RESERVED_PREFIX, HeaderForwarding, with_forwarded
+from headrace.frontends.load_report import FORMAT_HEADER, REPORT_HEADER, LoadReport
 from headrace.wire.binary_v2 import decode_raw_request, decode_request, encode_response
 from headrace.wire.compression import choose_encoding, compress, decompress
 
 HEADER_LENGTH = b"inference-header-content-length"
+_LOAD_FORMAT = FORMAT_HEADER.encode()
+_LOAD_REPORT = REPORT_HEADER.encode()
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 # Below this compressing costs more than the bytes it saves.
@@ -23,6 +30,8 @@ class InferHeaders(msgspec.Struct, gc=False):
     header_length: str = ""
     content_encoding: str = ""
     accept_encoding: str = ""
+    load_format: str = ""
+    forwarded: dict[str, str] = {}
 
 
 class InferReply(msgspec.Struct, gc=False):
@@ -33,46 +42,107 @@ class InferReply(msgspec.Struct, gc=False):
     headers: list[tuple[bytes, bytes]]
 
 
-def decode(
-    engine: Engine, model: str, version: str, headers: InferHeaders, body: bytes | memoryview, limit_bytes: int
-) -> InferRequest:
-    """The request in ``body``.
+class HttpInfer:
+    """Reads inference requests and writes their responses. One for a server; without ``regions`` no shared memory."""
 
-    Raises:
-        HeadraceError: it is not one; the message says why.
-    """
-    if headers.content_encoding:
-        body = decompress(body, headers.content_encoding, limit_bytes)
-    if not headers.header_length:
-        return decode_request(body, None, model, version)
-    text = headers.header_length.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_LENGTH):
-        raise InvalidRequest(
-            f"header Inference-Header-Content-Length is {text[:40]!r}, expected the byte length of the JSON part"
-        )
-    length = int(text)
-    if length == 0:
-        return decode_raw_request(body, engine.repository.lookup(model, version).info.signature, model, version)
-    return decode_request(body, length, model, version)
+    def __init__(
+        self,
+        engine: Engine,
+        limit_bytes: int,
+        *,
+        regions: Regions | None = None,
+        forwarding: HeaderForwarding | None = None,
+        load_report: LoadReport | None = None,
+    ) -> None:
+        self.engine = engine
+        self.limit_bytes = limit_bytes  # of a body, also when it is decompressed
+        self._regions = regions
+        self._forwarding = forwarding if forwarding is not None and forwarding.active else None
+        self._load_report = load_report
 
+    def headers(self, headers: Iterable[tuple[bytes, bytes]]) -> InferHeaders:
+        """What matters of a request's headers, whose names are in lower case."""
+        found = InferHeaders()
+        for name, value in headers:
+            if name == b"content-length":
+                found.content_length = int(value)  # the parser has seen to it that it is a number
+            elif name == HEADER_LENGTH:
+                found.header_length = value.decode("latin-1") or "?"
+            elif name == b"content-encoding":
+                found.content_encoding = value.decode("latin-1")
+            elif name == b"accept-encoding":
+                found.accept_encoding = value.decode("latin-1")
+            elif name == _LOAD_FORMAT:
+                found.load_format = value.decode("latin-1")
+        if self._forwarding is not None:
+            found.forwarded = self._forwarding.parameters(headers)
+        return found
 
-def encode(response: InferResponse, request: InferRequest, accept_encoding: str) -> InferReply:
-    """The response as the client asked for it.
+    def body(self, headers: InferHeaders, body: bytes) -> bytes | memoryview:
+        """A request's body, decompressed.
 
-    Raises:
-        InvalidRequest: an output cannot be written in the form that was asked for.
-    """
-    chunks, header_length = encode_response(response, request)
-    if header_length is None:
-        headers = [(b"content-type", JSON)]
-    else:
-        headers = [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % header_length)]
-    size = sum(map(len, chunks))
-    if accept_encoding and size >= COMPRESS_ABOVE_BYTES:
-        encoding = choose_encoding(accept_encoding)
-        if encoding is not None:
-            chunks = [compress(chunks, encoding)]
-            size = len(chunks[0])
-            headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
-    headers.append((b"content-length", b"%d" % size))
-    return InferReply(chunks, size, headers)
+        Raises:
+            HeadraceError: it cannot be.
+        """
+        return decompress(body, headers.content_encoding, self.limit_bytes) if headers.content_encoding else body
+
+    def decode(self, model: str, version: str, headers: InferHeaders, body: bytes) -> InferRequest:
+        """The request in ``body``.
+
+        Raises:
+            HeadraceError: it is not one; the message says why.
+        """
+        request = self._decoded(model, version, headers.header_length, self.body(headers, body))
+        return self.accepted(request, headers) if request.parameters or headers.forwarded else request
+
+    def accepted(self, request: InferRequest, headers: InferHeaders) -> InferRequest:
+        """The request with the headers that its model is to see among its parameters.
+
+        Raises:
+            InvalidRequest: it has a parameter of a name that is kept for the server.
+        """
+        reserved = next((name for name in request.parameters if name.startswith(RESERVED_PREFIX)), None)
+        if reserved is not None:
+            raise InvalidRequest(
+                f"model '{request.model}': parameter '{reserved}': names that start with '{RESERVED_PREFIX}' are reserved"
+            )
+        return with_forwarded(request, headers.forwarded)
+
+    def encode(self, response: InferResponse, request: InferRequest, headers: InferHeaders) -> InferReply:
+        """The response as the client asked for it.
+
+        Raises:
+            InvalidRequest: an output cannot be written in the form that was asked for.
+        """
+        chunks, header_length = encode_response(response, request, self._regions)
+        if header_length is None:
+            lines = [(b"content-type", JSON)]
+        else:
+            lines = [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % header_length)]
+        size = sum(map(len, chunks))
+        if headers.accept_encoding and size >= COMPRESS_ABOVE_BYTES:
+            encoding = choose_encoding(headers.accept_encoding)
+            if encoding is not None:
+                chunks = [compress(chunks, encoding)]
+                size = len(chunks[0])
+                lines += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
+        if headers.load_format and self._load_report is not None:
+            report = self._load_report.header(headers.load_format)
+            if report is not None:
+                lines.append((_LOAD_REPORT, report.encode("latin-1", "replace")))
+        lines.append((b"content-length", b"%d" % size))
+        return InferReply(chunks, size, lines)
+
+    def _decoded(self, model: str, version: str, header_length: str, body: bytes | memoryview) -> InferRequest:
+        if not header_length:
+            return decode_request(body, None, model, version, self._regions)
+        text = header_length.strip()
+        if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_LENGTH):
+            raise InvalidRequest(
+                f"header Inference-Header-Content-Length is {text[:40]!r}, expected the byte length of the JSON part"
+            )
+        length = int(text)
+        if length == 0:
+            signature = self.engine.repository.lookup(model, version).info.signature
+            return decode_raw_request(body, signature, model, version)
+        return decode_request(body, length, model, version, self._regions)

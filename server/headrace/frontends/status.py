@@ -14,6 +14,7 @@ HTTP_STATUS: dict[Kind, int] = {
     Kind.CANCELLED: 499,
     Kind.UNSUPPORTED: 501,
     Kind.FORBIDDEN: 503,  # Triton's status for model control that is switched off
+    Kind.RESTRICTED: 403,
     Kind.INTERNAL: 500,
 }
 
@@ -27,6 +28,7 @@ GRPC_STATUS: dict[Kind, grpc.StatusCode] = {
     Kind.CANCELLED: grpc.StatusCode.CANCELLED,
     Kind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.FORBIDDEN: grpc.StatusCode.UNAVAILABLE,
+    Kind.RESTRICTED: grpc.StatusCode.PERMISSION_DENIED,  # Triton's UNAVAILABLE would have clients try again
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 

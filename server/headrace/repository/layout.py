@@ -3,39 +3,39 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
-from headrace.repository.model_config import ConfigError, ModelConfig, parse_config
+from headrace.core.errors import InvalidRequest
+from headrace.core.sequence import SequenceSpec
+from headrace.repository.config_problems import ConfigError
+from headrace.repository.fingerprint import is_passed_over, print_files
+from headrace.repository.model_config import ModelConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
-from headrace_backends.registry import ENDINGS, canonical, model_files
+from headrace.repository.sequence_config import MAX_STATE_BYTES, StateConfig
+from headrace.repository.small_files import Unusable, list_names, read_bytes, read_text, why_unread
+from headrace.repository.version_files import VersionFiles, read_version
+
+__all__ = [
+    "ModelFolder",
+    "VersionFiles",
+    "has_model",
+    "is_model_name",
+    "list_models",
+    "read_folder",
+    "selected_versions",
+    "version_number",
+]
 
 CONFIG_FILES = ("config.yaml", "config.pbtxt")
 MAX_NAME_BYTES = 255  # of a folder
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LABEL_BYTES = 64 << 20
+INITIAL_STATES = "initial_state"  # the folder where Triton looks for the files that states begin with
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # an int64 on the wire
 _LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan")  # .py and .xml are not only models
 _MISSPELLED_CONFIGS = ("config.yml", "config.json", "config.pbtxt.txt", "config.yaml.txt")
-
-
-class _Unusable(Exception):
-    """Something on disk that cannot be used; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class VersionFiles:
-    """One version's files. ``model_path`` is the folder itself where the backend has no file of its own kind."""
-
-    version: int
-    backend: str
-    model_path: Path
-    print: str  # changes when a file below the version's folder does
-    model_bytes: int  # of all files below the version's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ class ModelFolder:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by output
     versions: dict[int, VersionFiles] = field(default_factory=dict)
     broken_versions: dict[int, str] = field(default_factory=dict)
+    sequence: SequenceSpec | None = None  # as configured, with the states that sequences begin with
     on_disk: frozenset[int] = frozenset()  # every version that has a folder, whatever state that is in
     model_problems: tuple[str, ...] = ()
-    config_print: str = ""  # changes when the configuration or a file of labels does
+    config_print: str = ""  # changes when the configuration or a file that it names does
 
     @property
     def missing_versions(self) -> dict[int, str]:
@@ -80,42 +81,50 @@ def list_models(repository: Path) -> list[str]:
         OSError: the repository cannot be read, which is not the same as that it is empty.
     """
     with os.scandir(repository) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if _is_utf8(entry.name) and not _is_passed_over(entry.name) and _is_model(Path(entry.path))
-        )
+        return sorted(entry.name for entry in entries if is_model_name(entry.name) and _is_model(Path(entry.path)))
 
 
 def has_model(repository: Path, name: str) -> bool:
     """Whether ``list_models`` would name this one, without looking at all the others."""
+    return is_model_name(name) and _is_model(repository / name)
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a model may have this name: that of a plain folder."""
     plain = "/" not in name and "\0" not in name and name not in ("", ".", "..")
-    return (
-        plain
-        and _is_utf8(name)
-        and len(name.encode()) <= MAX_NAME_BYTES
-        and not _is_passed_over(name)
-        and _is_model(repository / name)
-    )
+    return plain and _is_utf8(name) and len(name.encode()) <= MAX_NAME_BYTES and not is_passed_over(name)
 
 
-def read_folder(path: Path) -> ModelFolder:
-    """The model in the folder ``path``. Whatever is wrong with it is in the result, never raised."""
+def version_number(name: str) -> int | None:
+    """The version that a folder of this name holds, or None where it holds none."""
+    return int(name) if _VERSION.fullmatch(name) else None
+
+
+def read_folder(path: Path, config: ModelConfig | None = None, config_print: str = "") -> ModelFolder:
+    """The model in the folder ``path``. Whatever is wrong with it is in the result, never raised.
+
+    A ``config`` stands in for the folder's own, and ``config_print`` for the print of its file.
+    """
     try:
-        names = _names(path)
+        names = list_names(path)
     except OSError as error:
-        return ModelFolder(path.name, path, model_problems=(f"{path.name}: {_reason(error)}",))
+        return ModelFolder(path.name, path, model_problems=(f"{path.name}: {why_unread(error)}",))
     on_disk, broken = _version_folders(path, names)
     # Prints are taken before the files are read: what changes in between is noticed the next time.
-    config_print = _print_files(path, CONFIG_FILES)
-    config, problems = _read_config(path, names)
+    own_print = config_print or print_files(path, CONFIG_FILES)
+    problems: list[str] = []
+    if config is None:
+        config, problems = _read_config(path, names)
     if config is None:  # how its versions are to be read is unknown
-        return ModelFolder(path.name, path, on_disk=on_disk, model_problems=tuple(problems), config_print=config_print)
-    label_files = sorted({output.labels for output in config.outputs if output.labels})
-    if label_files:
-        config_print = _print_files(path, (*CONFIG_FILES, *label_files))
+        return ModelFolder(path.name, path, on_disk=on_disk, model_problems=tuple(problems), config_print=own_print)
+    named = _named_files(config)
+    if named:
+        own_print += print_files(path, named)
     labels, label_problems = _read_labels(path, config)
-    problems += label_problems
+    sequence, state_problems = _read_sequence(path, config)
+    problems += [*label_problems, *state_problems]
+    if config.ensemble and not on_disk:  # there is nothing that a version's folder could hold
+        on_disk = frozenset({1})
     if not on_disk:
         loose = _loose_files(path, names)
         advice = f"; move {loose[0]} to {path.name}/1/" if loose else ""
@@ -125,12 +134,12 @@ def read_folder(path: Path) -> ModelFolder:
     versions: dict[int, VersionFiles] = {}
     for version in sorted(on_disk - broken.keys()):
         try:
-            versions[version] = _read_version(path / str(version), version, config)
+            versions[version] = read_version(path / str(version), version, config)
         except OSError as error:
-            broken[version] = _reason(error)
-        except _Unusable as error:
+            broken[version] = why_unread(error)
+        except Unusable as error:
             broken[version] = str(error)
-    return ModelFolder(path.name, path, config, labels, versions, broken, on_disk, tuple(problems), config_print)
+    return ModelFolder(path.name, path, config, labels, versions, broken, sequence, on_disk, tuple(problems), own_print)
 
 
 def selected_versions(folder: ModelFolder) -> list[int]:
@@ -144,22 +153,6 @@ def selected_versions(folder: ModelFolder) -> list[int]:
     return usable[-policy.latest :] if policy.latest is not None else usable
 
 
-def fingerprint(path: Path) -> str:
-    """A print of every file below ``path``: its place, size, time of change and inode, but not its contents.
-
-    Hidden and temporary files and Python's caches do not count: what writes them does not mean to change a model.
-    """
-    return _digest(_stamps(path))
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, and paths cost four times as much
-
-
-def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name.endswith((".tmp", ".part", "~")) or name == "__pycache__"
-
-
 def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python spells other bytes
 
@@ -168,7 +161,7 @@ def _is_model(path: Path) -> bool:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return False
-        names = _names(path)
+        names = list_names(path)
         return any(
             name in CONFIG_FILES or (_VERSION.fullmatch(name) and (path / name).is_dir()) for name in names
         ) or bool(_loose_files(path, names))
@@ -182,12 +175,14 @@ def _loose_files(path: Path, names: list[str]) -> list[str]:
     """Model files that somebody has put beside the version folders, or into one whose name is no version."""
     found = [name for name in names if PurePath(name).suffix in _LOOSE_ENDINGS]
     for name in names:
-        if not _is_passed_over(name) and not _VERSION.fullmatch(name) and (path / name).is_dir():
-            found += [f"{name}/{inner}" for inner in _names(path / name) if PurePath(inner).suffix in _LOOSE_ENDINGS]
+        if not is_passed_over(name) and not _VERSION.fullmatch(name) and (path / name).is_dir():
+            found += [
+                f"{name}/{inner}" for inner in list_names(path / name) if PurePath(inner).suffix in _LOOSE_ENDINGS
+            ]
     return found
 
 
-# ---- configuration and labels ----
+# ---- the configuration and the files that it names ----
 
 
 def _read_config(path: Path, names: list[str]) -> tuple[ModelConfig | None, list[str]]:
@@ -203,11 +198,11 @@ def _read_config(path: Path, names: list[str]) -> tuple[ModelConfig | None, list
         ]
     (name,) = present
     try:
-        text = _read_text(path / name, MAX_CONFIG_BYTES)
+        text = read_text(path / name, MAX_CONFIG_BYTES)
         return parse_config(text) if name == "config.yaml" else parse_pbtxt(text, path.name), []
     except ConfigError as error:
         return None, [f"{name}: {problem}" for problem in error.problems]
-    except _Unusable as error:
+    except Unusable as error:
         return None, [f"{name}: {error}"]
 
 
@@ -218,8 +213,8 @@ def _read_labels(path: Path, config: ModelConfig) -> tuple[dict[str, tuple[str, 
         if output.labels is None:
             continue
         try:
-            labels[output.name] = _lines(_read_text(path / output.labels, MAX_LABEL_BYTES))
-        except _Unusable as error:
+            labels[output.name] = _lines(read_text(path / output.labels, MAX_LABEL_BYTES))
+        except Unusable as error:
             problems.append(f"{output.labels}: {error}; it is to have the labels of output '{output.name}'")
     return labels, problems
 
@@ -229,29 +224,35 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()
 
 
-def _read_text(path: Path, limit_bytes: int) -> str:
-    """A file's text.
-
-    Raises:
-        _Unusable: it is no ordinary file, too large, not UTF-8 or out of reach.
-    """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _Unusable("is not an ordinary file")
-            raw = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise _Unusable(_reason(error)) from error
-    if len(raw) > limit_bytes:
-        raise _Unusable(f"is larger than {limit_bytes} bytes")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _Unusable(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
+def _named_files(config: ModelConfig) -> list[str]:
+    """Where the files that the configuration names are, or may be."""
+    places = {output.labels for output in config.outputs if output.labels}
+    for state in _states(config):
+        if state.initial is not None:
+            places |= {state.initial, f"{INITIAL_STATES}/{state.initial}"}
+    return sorted(places)
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would else be waited for
+def _states(config: ModelConfig) -> tuple[StateConfig, ...]:
+    return config.sequence.states if config.sequence is not None else ()
+
+
+def _read_sequence(path: Path, config: ModelConfig) -> tuple[SequenceSpec | None, list[str]]:
+    if config.sequence is None:
+        return None, []
+    initials: dict[str, bytes] = {}
+    problems: list[str] = []
+    for state in _states(config):
+        if state.initial is None:
+            continue
+        preferred = path / INITIAL_STATES / state.initial
+        file = preferred if preferred.exists() else path / state.initial
+        try:
+            initials[state.initial] = read_bytes(file, MAX_STATE_BYTES)
+            state.check_initial(initials[state.initial])
+        except (Unusable, InvalidRequest) as error:
+            problems.append(f"{state.initial}: {error}; sequences are to begin with it as state '{state.input}'")
+    return config.sequence.spec(initials), problems
 
 
 # ---- versions ----
@@ -267,138 +268,5 @@ def _version_folders(path: Path, names: list[str]) -> tuple[frozenset[int], dict
                 versions.add(int(name))
         except OSError as error:
             versions.add(int(name))
-            broken[int(name)] = _reason(error)
+            broken[int(name)] = why_unread(error)
     return frozenset(versions), broken
-
-
-def _read_version(folder: Path, version: int, config: ModelConfig) -> VersionFiles:
-    """One version's files.
-
-    Raises:
-        _Unusable: it has no model file, or more than one.
-        OSError: the folder is out of reach.
-    """
-    stamps = list(_stamps(folder))
-    backend, model_path = _find_model(folder, config)
-    return VersionFiles(version, backend, model_path, _digest(stamps), sum(stamp.size_bytes for stamp in stamps))
-
-
-def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
-    """The backend and the model file of a version.
-
-    Raises:
-        _Unusable: there is none, or more than one.
-        OSError: the folder or the file is out of reach.
-    """
-    backend = canonical(config.backend) if config.backend else None
-    if config.model_file is not None:
-        return backend or _backend_of(config.model_file), _existing(folder / config.model_file)
-    if backend is not None and backend not in ENDINGS.values():
-        return backend, folder  # a plugin, or the fake: it knows what it looks for
-    candidates = [
-        name
-        for name in _names(folder)
-        if not _is_passed_over(name) and _ending_backend(name) in ({backend} if backend else ENDINGS.values())
-    ]
-    name = _preferred(candidates, backend)
-    return backend or _backend_of(name), _existing(folder / name)
-
-
-def _preferred(candidates: list[str], backend: str | None) -> str:
-    """The model file among those of known endings: one named model.*, else the only one.
-
-    Raises:
-        _Unusable: there is none, or more than one.
-    """
-    named = [name for name in candidates if name.startswith("model.")]
-    backends = {_ending_backend(name) for name in named}
-    if len(backends) == 1:
-        ranked = [name for name in model_files(backends.pop() or "") if name in named]
-        if ranked:
-            return ranked[0]
-    remaining = named or candidates
-    if len(remaining) == 1:
-        return remaining[0]
-    if remaining:
-        raise _Unusable(f"has several model files ({', '.join(remaining)}); set backend or model_file to choose")
-    if backend is not None:
-        expected = model_files(backend)
-        raise _Unusable(f"has no model file for backend '{backend}', expected {' or '.join(expected)}")
-    raise _Unusable(f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}")
-
-
-def _ending_backend(name: str) -> str | None:
-    return ENDINGS.get(Path(name).suffix.lower())
-
-
-def _backend_of(name: str) -> str:
-    backend = _ending_backend(name)
-    if backend is None:
-        raise _Unusable(f"has the model file '{name}', whose ending tells no backend; set backend")
-    return backend
-
-
-def _existing(path: Path) -> Path:
-    try:
-        path.stat()
-    except OSError as error:
-        raise _Unusable(f"its model file '{path.name}' {_reason(error)}") from error
-    return path
-
-
-def _reason(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or error}"
-
-
-# ---- prints ----
-
-
-class _Stamp(NamedTuple):
-    place: str
-    size_bytes: int
-    changed: str
-
-
-def _print_files(folder: Path, names: Iterable[str]) -> str:
-    return _digest(_stamp(folder / name, name) for name in names)
-
-
-def _digest(stamps: Iterable[_Stamp]) -> str:
-    digest = blake2b(digest_size=16)
-    for stamp in stamps:
-        digest.update(os.fsencode(f"{stamp.place}\0{stamp.size_bytes}\0{stamp.changed}\0"))
-    return digest.hexdigest()
-
-
-def _stamps(root: Path) -> Iterator[_Stamp]:
-    """A stamp for each file below ``root``. A folder is walked once, so links may lead in circles."""
-    walked: set[tuple[int, int]] = set()
-    waiting = [(root, "")]
-    while waiting:
-        path, place = waiting.pop()
-        try:
-            status = path.stat()
-            if not stat.S_ISDIR(status.st_mode):
-                yield _file_stamp(place, status)
-                continue
-            if (status.st_dev, status.st_ino) in walked:
-                yield _Stamp(place, 0, f"folder {status.st_ino}")
-                continue
-            walked.add((status.st_dev, status.st_ino))
-            names = _names(path)
-        except OSError as error:
-            yield _Stamp(place, 0, f"error {error.errno}")
-            continue
-        waiting += [(path / name, f"{place}/{name}") for name in reversed(names) if not _is_passed_over(name)]
-
-
-def _stamp(path: Path, place: str) -> _Stamp:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return _Stamp(place, 0, f"error {error.errno}")
-    return _file_stamp(place, status)
-
-
-def _file_stamp(place: str, status: os.stat_result) -> _Stamp:
-    return _Stamp(place, status.st_size, f"{status.st_mtime_ns} {status.st_ino}")

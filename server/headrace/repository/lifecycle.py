@@ -51,6 +51,8 @@ class WorkersLost:
 class UnloadStarted:
     """It takes no new requests and answers those that it has."""
 
+    reason: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
@@ -69,7 +71,8 @@ class ImpossibleTransition(Exception):
 def step(status: VersionStatus, event: Event) -> VersionStatus:  # noqa: PLR0911 - one return for each row of the table
     """The status after ``event``.
 
-    A version that serves stays READY while it is loaded anew, and when that fails: then with the reason.
+    A version that serves stays READY while it is loaded anew, and when that fails: then with the reason. So does
+    one that is UNLOADING, with the reason why nothing comes after it.
 
     Raises:
         ImpossibleTransition: the event cannot happen in this state.
@@ -81,18 +84,16 @@ def step(status: VersionStatus, event: Event) -> VersionStatus:  # noqa: PLR0911
             return status
         case ((State.LOADING | State.READY), Loaded()):
             return VersionStatus(State.READY)
-        case ((State.UNAVAILABLE | State.LOADING), LoadFailed(reason)):
-            return VersionStatus(State.UNAVAILABLE, reason)
-        case State.READY, LoadFailed(reason):
-            return VersionStatus(State.READY, reason)
+        case state, LoadFailed(reason):
+            return VersionStatus(State.UNAVAILABLE if state is State.LOADING else state, reason)
         case ((State.LOADING | State.READY), WorkersLost(reason)):
             return VersionStatus(State.LOADING, reason)
         case State.UNLOADING, WorkersLost():  # they died while draining, and are not replaced
             return status
-        case ((State.LOADING | State.READY), UnloadStarted()):
-            return VersionStatus(State.UNLOADING)
+        case ((State.LOADING | State.READY), UnloadStarted(reason)):
+            return VersionStatus(State.UNLOADING, reason)
         case State.UNLOADING, Unloaded(reason):
-            return VersionStatus(State.UNAVAILABLE, reason)
+            return VersionStatus(State.UNAVAILABLE, status.reason or reason)
     raise ImpossibleTransition(f"{type(event).__name__} in state {status.state}")
 
 

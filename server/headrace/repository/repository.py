@@ -2,135 +2,119 @@
 
 import asyncio
 import logging
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from headrace.core.errors import Forbidden, InvalidRequest, NotFound, NotReady
-from headrace.repository.layout import ModelFolder, has_model, list_models, read_folder, selected_versions
-from headrace.repository.lifecycle import (
-    Event,
-    Loaded,
-    LoadFailed,
-    LoadStarted,
-    State,
-    Unloaded,
-    UnloadStarted,
-    VersionStatus,
-    plan_change,
-    settle,
-    step,
+from headrace.core.errors import Forbidden, InvalidRequest, NotFound
+from headrace.repository.layout import ModelFolder, has_model, list_models, read_folder
+from headrace.repository.lifecycle import State
+from headrace.repository.model_record import (
+    IndexEntry,
+    ModelRecord,
+    Served,
+    failures,
+    index_entries,
+    parts_of,
+    served_versions,
+    why_not,
 )
-from headrace.repository.served import ServedVersion, version_print
-from headrace.workers.process import LoadRefused
+from headrace.repository.overrides import (
+    Override,
+    overridden_folder,
+    read_override,
+    remove_files,
+    write_files,
+)
+from headrace.repository.planning import users_of
+from headrace.repository.served import ServedVersion
+from headrace.repository.shelf import Shelf
+from headrace.repository.transition import Serve, Transition
 from headrace.workers.supervisor import Supervisor
+
+__all__ = ["IndexEntry", "ModelControl", "Repository", "Served"]
 
 log = logging.getLogger(__name__)
 
 ModelControl = Literal["poll", "explicit", "none"]
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """A line of the repository index. A model that was never loaded has only its name."""
+class Absent(Enum):
+    """Why there is no folder to be followed."""
 
-    name: str
-    version: str = ""
-    state: str = ""
-    reason: str = ""
+    MODEL = "model"
+    REPOSITORY = "repository"  # all of it is away, as a network file system may be for a while
 
 
-@dataclass(slots=True)
-class _Model:
-    """All that is known of one model."""
-
-    serving: dict[int, ServedVersion] = field(default_factory=dict)
-    statuses: dict[int, VersionStatus] = field(default_factory=dict)
-    wanted: frozenset[int] = frozenset()  # versions that the folder and its policy ask for
-    problems: tuple[str, ...] = ()  # of the folder as a whole, when it could not be read
-    change: asyncio.Lock = field(default_factory=asyncio.Lock)
+Read = Callable[[], ModelFolder | Absent]
 
 
 class Repository:
-    """Serves the models of one folder. Changes of one model happen one after the other, of several at once."""
+    """Serves the models of one folder. Changes of one model happen one after the other, of several at once.
 
-    def __init__(self, path: Path, supervisor: Supervisor, control: ModelControl) -> None:
+    ``serve`` makes what serves a version of any model but an ensemble.
+    """
+
+    def __init__(self, path: Path, supervisor: Supervisor, control: ModelControl, serve: Serve | None = None) -> None:
         self.path = path.resolve()
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused
-        self._supervisor = supervisor
-        self._models: dict[str, _Model] = {}
-        # What lookup reads: ("digits", "") for the newest version and ("digits", "1") for each.
-        self._routes: dict[tuple[str, str], ServedVersion] = {}
-        self._changes: set[asyncio.Task[None]] = set()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._records: dict[str, ModelRecord] = {}
+        self._shelf = Shelf(self._sweep)
+        self._transition = Transition(
+            self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready
+        )
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
 
     # -- what requests ask --------------------------------------------------------------------------------
 
-    def lookup(self, name: str, version: str) -> ServedVersion:
+    def lookup(self, name: str, version: str) -> Served:
         """The version that serves a request; an empty ``version`` means the newest that is ready.
 
         Raises:
             NotFound: there is no such model or version.
             NotReady: there is, and it cannot serve now.
         """
-        served = self._routes.get((name, version))
+        served = self._shelf.find(name, version)
         if served is None:
-            raise self._why_not(name, version)
+            raise why_not(name, version, self._records.get(name))
         return served
 
-    def find(self, name: str, version: str) -> ServedVersion | None:
+    def find(self, name: str, version: str) -> Served | None:
         """As ``lookup``; None where that raises."""
-        return self._routes.get((name, version))
+        return self._shelf.find(name, version)
 
-    def served(self) -> Iterator[ServedVersion]:
+    def served(self) -> Iterator[Served]:
         """Every version that serves, in no particular order."""
-        for model in self._models.values():
-            yield from model.serving.values()
+        for record in self._records.values():
+            yield from record.serving.values()
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that serve, oldest first."""
-        model = self._models.get(name)
-        return [str(version) for version in sorted(model.serving)] if model is not None else []
+        return served_versions(self._records.get(name))
 
     def is_ready(self, name: str, version: str) -> bool:
         """Whether a request for this would be run now."""
-        served = self._routes.get((name, version))
+        served = self._shelf.find(name, version)
         return served is not None and served.ready
 
     def names(self) -> list[str]:
         """Every model that is on disk or serves, sorted."""
-        return sorted({*self._on_disk(), *(name for name, model in self._models.items() if model.serving)})
+        return sorted({*self._on_disk(), *(name for name, record in self._records.items() if record.serving)})
 
     def index(self, only_ready: bool = False) -> list[IndexEntry]:
         """The repository index, sorted by name and version."""
-        entries: list[IndexEntry] = []
-        for name in sorted({*self._on_disk(), *self._models}):
-            model = self._models.get(name)
-            if model is None or not (model.statuses or model.problems):
-                entries.append(IndexEntry(name))
-                continue
-            if model.problems:
-                entries.append(IndexEntry(name, "", State.UNAVAILABLE, "; ".join(model.problems)))
-            for version, status in sorted(model.statuses.items()):
-                state, reason = status.state, status.reason
-                served = model.serving.get(version)
-                if state is State.READY and served is not None and not served.ready:
-                    state = State.UNAVAILABLE
-                    reason = next((one.broken for one in served.instances if one.broken), "its worker is restarting")
-                entries.append(IndexEntry(name, str(version), state, reason))
+        names = sorted({*self._on_disk(), *(name for name, record in self._records.items() if record.known)})
+        entries = [entry for name in names for entry in index_entries(name, self._records.get(name))]
         return [entry for entry in entries if entry.state == State.READY] if only_ready else entries
 
     def unready(self) -> list[str]:
         """The models of which something that is wanted does not serve, sorted."""
-        return sorted(
-            name
-            for name, model in self._models.items()
-            if model.problems
-            or any(version not in model.serving or not model.serving[version].ready for version in model.wanted)
-        )
+        return sorted(name for name, record in self._records.items() if not record.ready)
 
     def _on_disk(self) -> list[str]:
         try:
@@ -138,37 +122,24 @@ class Repository:
         except OSError:  # away for a while; what serves is known all the same
             return []
 
-    def _why_not(self, name: str, version: str) -> NotFound | NotReady:
-        model = self._models.get(name)
-        if model is None or not (model.statuses or model.problems):
-            return NotFound(f"Request for unknown model: '{name}' is not found")
-        if not version:
-            if any(status.state is State.LOADING for status in model.statuses.values()):
-                return NotReady(f"Request for model '{name}' that is not at ready state: it is being loaded")
-            reasons = [*model.problems, *(status.reason or status.state for status in model.statuses.values())]
-            return NotFound(f"Request for unknown model: '{name}' has no available versions: {'; '.join(reasons)}")
-        known = {str(number): status for number, status in model.statuses.items()}
-        status = known.get(version)
-        if status is None and model.serving:
-            return NotFound(
-                f"Request for unknown model: '{name}' version {version} is not found; {self.versions(name)} are served"
-            )
-        if status is None or (status.state is State.UNAVAILABLE and not status.reason):
-            return NotFound(f"Request for unknown model: '{name}' version {version} is not found")
-        detail = status.reason or f"it is {status.state}"
-        return NotReady(f"Request for model '{name}' version {version} that is not at ready state: {detail}")
-
     # -- changes ------------------------------------------------------------------------------------------
 
     async def load_all(self, names: list[str]) -> None:
         """Load these models, each on its own: one that fails stops nobody."""
-        results = await asyncio.gather(*(self.refresh(name) for name in names), return_exceptions=True)
+        for name in names:
+            self._record(name).asked_for = True
+        # An ensemble has its models loaded first, so one may be known already when its own turn comes.
+        changes = (self._change(name, partial(self._read_disk, name), again=False) for name in names)
+        results = await asyncio.gather(*changes, return_exceptions=True)
         for name, result in zip(names, results, strict=True):
             if isinstance(result, Exception):
                 log.error("model %s could not be looked at", name, exc_info=result)
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
         """Load a model at a client's request, or anew what has changed of it.
+
+        ``config`` is a configuration in Triton's JSON form that stands in for the model's own, and ``files``, by
+        version and path as ``1/model.onnx``, for all of its versions. Both hold until the next load or unload.
 
         Raises:
             Forbidden: model control is not explicit.
@@ -176,102 +147,188 @@ class Repository:
             InvalidRequest: it could not be loaded; what served before goes on.
         """
         self._check_control()
-        if not has_model(self.path, name):
+        override = read_override(name, config, files or {}) if config or files else None
+        if (override is None or not override.files) and not has_model(self.path, name):
             raise NotFound(f"failed to load '{name}', failed to poll from model repository: no such model")
-        # In a task of its own: a client that leaves must not leave a version half loaded.
-        change = asyncio.get_running_loop().create_task(self.refresh(name))
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
-        await asyncio.shield(change)
-        model = self._models.get(name)
-        if model is None:
-            raise NotFound(f"failed to load '{name}': it was removed meanwhile")
-        failed = [*model.problems]
-        failed += [
-            f"version {version} is at UNAVAILABLE state: {status.reason};"
-            for version, status in sorted(model.statuses.items())
-            if status.reason and (status.state is State.UNAVAILABLE) and status.reason != Unloaded().reason
-        ]
-        failed += [
-            f"version {version} could not be loaded anew: {status.reason};"
-            for version, status in sorted(model.statuses.items())
-            if status.reason and status.state is State.READY
-        ]
+        failed = await self._undisturbed(self._load(name, override))
         if failed:
             raise InvalidRequest(f"load failed for model '{name}': {' '.join(failed)}")
+        if not self._records[name].known:
+            raise NotFound(f"failed to load '{name}': it was removed meanwhile")
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, dependents: bool = False) -> None:
         """Stop serving a model at a client's request. What was accepted is answered.
+
+        With ``dependents`` also the models of an ensemble that were loaded only because of it.
 
         Raises:
             Forbidden: model control is not explicit.
             NotFound: there is no such model.
         """
         self._check_control()
-        model = self._models.get(name)
-        if model is None:
+        record = self._records.get(name)
+        if record is None or not record.known:
             if has_model(self.path, name):
                 return
             raise NotFound(f"failed to unload '{name}': no such model")
-        async with model.change:
-            model.wanted = frozenset()
-            self._retire(name, model, set(model.serving))
+        await self._undisturbed(self._unload(name, dependents))
 
     async def refresh(self, name: str) -> None:
         """Make what is served of one model agree with its folder. Never raises for what the folder holds."""
-        model = self._models.setdefault(name, _Model())
-        async with model.change:
-            if not self.path.is_dir():
-                return  # the whole repository is away, as a network file system may be for a while
-            if has_model(self.path, name):
-                await self._follow(name, model)
-            else:
-                await self._remove(name, model)
-
-    async def _remove(self, name: str, model: _Model) -> None:
-        model.wanted, model.problems = frozenset(), ()
-        self._retire(name, model, set(model.serving))
-        await self._wait_retired(name)
-        if not model.serving:
-            self._models.pop(name, None)
-
-    async def _follow(self, name: str, model: _Model) -> None:
-        folder = await asyncio.to_thread(read_folder, self.path / name)
-        model.problems = folder.model_problems
-        for problem in folder.problems:
-            log.error("model %s: %s", name, problem)
-        if folder.model_problems:
-            return  # what serves goes on until the folder makes sense again
-        if folder.config.optimize is not None:
-            log.warning("model %s: optimize is configured, and this version does not act on it", name)
-        wanted = {version: version_print(folder, version) for version in selected_versions(folder)}
-        unusable = {**folder.broken_versions, **folder.missing_versions}
-        model.wanted = frozenset({*wanted, *unusable})
-        # One that cannot come back by itself is loaded anew even though its files are the same.
-        serving = {number: "" if served.broken else served.print for number, served in model.serving.items()}
-        change = plan_change(serving, wanted)
-        self._forget(model, wanted)
-        for version in change.keep:
-            model.statuses[version] = VersionStatus(State.READY)
-        for version, reason in unusable.items():
-            if version not in model.serving:
-                self._note(model, version, LoadFailed(reason))
-        results = await asyncio.gather(*(self._load_version(name, model, folder, v) for v in change.load))
-        failed = {version for version, loaded in zip(change.load, results, strict=True) if not loaded}
-        self._retire(name, model, settle(change, failed, folder.on_disk) - set(change.load))
-
-    @staticmethod
-    def _forget(model: _Model, wanted: Container[int]) -> None:
-        for version in [old for old in model.statuses if old not in wanted and old not in model.serving]:
-            del model.statuses[version]
+        await self._change(name, partial(self._read_disk, name))
 
     async def close(self) -> None:
-        """Drain every version and stop it."""
-        for name, model in list(self._models.items()):
-            async with model.change:
-                self._retire(name, model, set(model.serving))
-        while self._retiring:
-            await asyncio.wait(self._retiring)
+        """Drain every version and stop it: ensembles before the models that they are made of."""
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # loads that are under way
+        while serving := [name for name, record in self._records.items() if record.serving]:
+            outermost = [name for name in serving if not self._is_used(name)] or serving
+            for name in outermost:
+                record = self._records[name]
+                async with record.change:
+                    self._let_go(name, record)
+            if len(outermost) < len(serving):
+                await self._shelf.wait_retired()
+        await self._shelf.wait_retired()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _is_used(self, name: str) -> bool:
+        """Whether an ensemble that serves has this model in it."""
+        return any(self._records[user].serving for user in users_of(name, self._records))
+
+    # -- one change ---------------------------------------------------------------------------------------
+
+    async def _load(self, name: str, override: Override | None) -> list[str]:
+        """Returns what failed."""
+        record = self._record(name)
+        if override is None:
+            failed = await self._change(name, partial(self._read_disk, name))
+        elif not override.files:
+            failed = await self._change(name, partial(overridden_folder, override, self.path / name), whole=True)
+        else:
+            folder = await asyncio.to_thread(write_files, name, override.files)
+            record.private_folders.add(folder)
+            record.pinned_folders.add(folder)
+            try:
+                failed = await self._change(name, partial(overridden_folder, override, folder), whole=True)
+            finally:
+                record.pinned_folders.discard(folder)
+                self._sweep(name)
+        record.asked_for |= bool(record.serving)
+        return failed
+
+    async def _unload(self, name: str, dependents: bool) -> None:
+        record = self._records[name]
+        parts = record.parts
+        async with record.change:
+            record.asked_for = False
+            self._let_go(name, record)
+        if not dependents:
+            return
+        await self._shelf.wait_retired(name)  # what it has accepted needs its models
+        for part in parts:
+            other = self._records.get(part)
+            if other is not None and other.serving and not other.asked_for and not users_of(part, self._records):
+                await self._unload(part, dependents=True)
+
+    async def _change(
+        self, name: str, read: Read, *, again: bool = True, whole: bool = False, users: tuple[str, ...] = ()
+    ) -> list[str]:
+        """Follow the folder that ``read`` gives, after the models that it is made of. Returns what failed.
+
+        ``again`` is false where it is enough that the model was tried once; ``whole`` asks for all or nothing.
+        ``users`` are the ensembles on whose behalf the model is loaded, outermost first. While those wait for it
+        none of their locks is held, so circles cannot lock up.
+        """
+        record = self._record(name)
+        async with record.change:
+            if self._closing or (not again and record.known):
+                return []
+            folder = await self._read(name, record, read)
+            absent = self._absent_parts(folder, users)
+            if not absent:
+                return await self._follow(name, record, folder, whole=whole)
+        await asyncio.gather(
+            *(self._change(part, partial(self._read_disk, part), again=again, users=(*users, name)) for part in absent)
+        )
+        async with record.change:
+            folder = None if self._closing else await self._read(name, record, read)
+            return await self._follow(name, record, folder, whole=whole)
+
+    async def _read(self, name: str, record: ModelRecord, read: Read) -> ModelFolder | None:
+        """The folder to be followed, or None where there is none any more, in which case nothing is left to do."""
+        folder = await asyncio.to_thread(read)
+        if folder is Absent.MODEL:
+            self._let_go(name, record)
+            await self._shelf.wait_retired(name)
+            record.statuses.clear()
+            self._wake_users(name)
+        if isinstance(folder, Absent):
+            return None
+        for problem in folder.problems:
+            log.error("model %s: %s", name, problem)
+        if folder.config.optimize is not None:
+            log.warning("model %s: optimize is configured, and this version does not act on it", name)
+        return folder
+
+    async def _follow(self, name: str, record: ModelRecord, folder: ModelFolder | None, *, whole: bool) -> list[str]:
+        if folder is None:
+            return []
+        before = record.outlook()
+        try:
+            if whole:
+                return await self._transition.follow_whole(record, folder)
+            await self._transition.follow(record, folder)
+            return failures(record)
+        finally:
+            if record.outlook() != before:
+                self._wake_users(name)
+
+    def _let_go(self, name: str, record: ModelRecord) -> None:
+        """Retire everything of a model and want nothing of it any more."""
+        before = record.outlook()
+        record.wanted, record.problems, record.folder = frozenset(), (), None
+        self._shelf.retire(name, record, set(record.serving))
+        self._sweep(name)
+        if record.outlook() != before:
+            self._wake_users(name)
+
+    def _absent_parts(self, folder: ModelFolder | None, users: tuple[str, ...]) -> list[str]:
+        """The models of an ensemble that are on disk and do not serve, and are not waiting for it themselves."""
+        if folder is None or folder.model_problems or (self.control == "poll" and self.settled):
+            return []  # when folders are polled, each is loaded once it holds still, and not before
+        return [
+            part
+            for part in parts_of(folder)
+            if part not in (*users, folder.name) and not self._record(part).serving and has_model(self.path, part)
+        ]
+
+    def _wake_users(self, name: str) -> None:
+        """Have the ensembles planned again that this model is in."""
+        for user in users_of(name, self._records) if not self._closing else ():
+            record = self._records[user]
+            if not record.replan_due:
+                record.replan_due = True
+                self._begin(self._replan(user, record))
+
+    async def _replan(self, name: str, record: ModelRecord) -> None:
+        async with record.change:
+            record.replan_due = False
+            if self._closing:
+                return
+            await self._follow(name, record, record.folder, whole=False)
+
+    # -- small things -------------------------------------------------------------------------------------
+
+    def _record(self, name: str) -> ModelRecord:
+        return self._records.setdefault(name, ModelRecord())
+
+    def _read_disk(self, name: str) -> ModelFolder | Absent:
+        if not self.path.is_dir():
+            return Absent.REPOSITORY
+        return read_folder(self.path / name) if has_model(self.path, name) else Absent.MODEL
 
     def _check_control(self) -> None:
         if self.control != "explicit":
@@ -280,73 +337,22 @@ class Repository:
                 f"explicit model load / unload is not allowed if {how}; start with --model-control explicit"
             )
 
-    async def _load_version(self, name: str, model: _Model, folder: ModelFolder, version: int) -> bool:
-        self._note(model, version, LoadStarted())
-        served = ServedVersion(folder, folder.versions[version], self._supervisor)
-        try:
-            await served.start()
-        except LoadRefused as error:
-            self._note(model, version, LoadFailed(str(error)))
-            log.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
-            return False
-        except Exception as error:
-            self._note(model, version, LoadFailed(f"{type(error).__name__}: {error}"))
-            log.exception("model %s version %d is not served", name, version)
-            return False
-        replaced = model.serving.get(version)
-        model.serving[version] = served
-        self._note(model, version, Loaded())
-        self._publish(name, model)
-        if replaced is not None:
-            self._start_retiring(replaced)
-        signature = served.info.signature
-        log.info(
-            "model %s version %d is ready: %s, max_batch_size %d, %d instance(s), loaded in %.2f s",
-            name,
-            version,
-            served.info.backend,
-            signature.max_batch_size,
-            len(served.instances),
-            served.statistics.load_seconds,
-        )
-        for note in served.notes:
-            log.debug("model %s version %d: %s", name, version, note)
-        return True
+    def _sweep(self, name: str) -> None:
+        """Remove the files of past load requests that nothing is served from any more."""
+        record = self._records[name]
+        held = {served.folder.path for served in (*record.serving.values(), *self._shelf.retiring(name))}
+        if record.folder is not None:
+            held.add(record.folder.path)
+        for folder in record.private_folders - held - record.pinned_folders:
+            record.private_folders.discard(folder)
+            self._begin(asyncio.to_thread(remove_files, folder))
 
-    def _retire(self, name: str, model: _Model, versions: set[int]) -> None:
-        for version in versions:
-            served = model.serving.pop(version)
-            self._note(model, version, UnloadStarted())
-            task = self._start_retiring(served)
-            task.add_done_callback(partial(self._note_unloaded, model, version))
-            log.info("model %s version %d is retired", name, version)
-        self._publish(name, model)
-
-    def _note_unloaded(self, model: _Model, version: int, _: asyncio.Task[None]) -> None:
-        status = model.statuses.get(version)
-        if status is not None and status.state is State.UNLOADING:
-            self._note(model, version, Unloaded())
-
-    def _start_retiring(self, served: ServedVersion) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(served.drain(), name=f"retire {served.folder.name}")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _wait_retired(self, name: str) -> None:
-        mine = [task for task in self._retiring if task.get_name() == f"retire {name}"]
-        if mine:
-            await asyncio.wait(mine)
-
-    @staticmethod
-    def _note(model: _Model, version: int, event: Event) -> None:
-        model.statuses[version] = step(model.statuses.get(version, VersionStatus()), event)
-
-    def _publish(self, name: str, model: _Model) -> None:
-        """Let requests see the versions that serve now; the next lookup uses them, none is in between."""
-        for key in [key for key in self._routes if key[0] == name]:
-            del self._routes[key]
-        for version, served in model.serving.items():
-            self._routes[name, str(version)] = served
-        if model.serving:
-            self._routes[name, ""] = model.serving[max(model.serving)]
+    async def _undisturbed(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do it to the end: a client that leaves must not leave a version half loaded."""
+        return await asyncio.shield(self._begin(work))

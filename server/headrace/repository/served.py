@@ -6,11 +6,13 @@ from time import monotonic
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
+from headrace.batching.sequence_queue import SequenceQueue
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
+from headrace.repository.declared import config_json, declared_signature
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load
@@ -36,12 +38,14 @@ class ServedVersion:
         self.default_timeout_us = batching.default_timeout_us  # for requests that bring no timeout; 0 is none
         self.default_priority = (batching.priority_levels + 1) // 2  # the middle of the levels
         self.max_batch_size = 0  # rows in one execution; 0 where requests are never merged
+        self.decoupled = False  # whether a request is answered with any number of responses
+        self.cached = folder.config.response_cache
         self._priority_levels = batching.priority_levels
         self._supervisor = supervisor
         # Filled by start, when the model file has told what it takes.
         self.info: ModelInfo
         self.checker: InputChecker
-        self.queue: BatchQueue
+        self.queue: BatchQueue | SequenceQueue
 
     @property
     def ready(self) -> bool:
@@ -79,10 +83,10 @@ class ServedVersion:
         """
         started = monotonic()
         queue = self._queue_until_known()
-        loads = self._loads()
+        timeout_s = self.folder.config.execution_timeout_s
         self.instances = [
-            Instance(load, queue, self.statistics, self._supervisor.turns, self.folder.config.execution_timeout_s)
-            for load in loads
+            Instance(load, queue.for_instance(index), self.statistics, self._supervisor.turns, timeout_s)
+            for index, load in enumerate(self._loads())
         ]
         needs = Needs(self.files.model_bytes, self.files.backend in SHAREABLE)
         starts = [self._supervisor.start_instance(instance, needs) for instance in self.instances]
@@ -101,24 +105,29 @@ class ServedVersion:
         await self.queue.drained()
         await self._stop_instances()
 
-    def _queue_until_known(self) -> BatchQueue:
-        batching = self.folder.config.batching
-        self.queue = BatchQueue(
-            self.folder.name, BatchLimits(), batching.max_queue_size, preserve_order=batching.preserve_order
-        )
+    def _queue_until_known(self) -> BatchQueue | SequenceQueue:
+        batching, name, spec = self.folder.config.batching, self.folder.name, self.folder.sequence
+        order = batching.preserve_order
+        if spec is None:
+            self.queue = BatchQueue(name, BatchLimits(), batching.max_queue_size, preserve_order=order)
+        else:
+            self.queue = SequenceQueue(name, spec, batching.max_queue_size, preserve_order=order)
         return self.queue
 
     def _describe(self, signature: Signature) -> None:
         batching = self.folder.config.batching
+        # A decoupled model is given one request at a time: whoever is answered part by part has nobody to wait for.
+        most = 1 if signature.decoupled else max(1, signature.max_batch_size)
         self.queue.set_limits(
             BatchLimits(
-                max_rows=max(1, signature.max_batch_size),
+                max_rows=most,
                 preferred_rows=tuple(size for size in batching.preferred_sizes if size <= signature.max_batch_size),
                 max_delay_ns=batching.max_queue_delay_us * 1000 if signature.max_batch_size else 0,
             )
         )
         self.checker = InputChecker(self.folder.name, signature)
         self.max_batch_size = signature.max_batch_size
+        self.decoupled = signature.decoupled
         self.info = ModelInfo(
             name=self.folder.name,
             version=self.version,
@@ -138,9 +147,7 @@ class ServedVersion:
             total,
             wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None,
         )
-        declared = Signature(
-            tuple(spec.spec() for spec in config.inputs), tuple(spec.spec() for spec in config.outputs)
-        )
+        declared = declared_signature(self.folder)
         return [
             Load(
                 instance=self._supervisor.number(),
@@ -154,6 +161,10 @@ class ServedVersion:
                 max_batch_size=config.max_batch_size,
                 parameters=dict(config.parameters),
                 warmup=config.warmup,
+                decoupled=config.decoupled,
+                sequence=self.folder.sequence,
+                config_json=config_json(self.folder, self.files.version),
+                repository=str(self.folder.path),
             )
             for device, count in groups
             for _ in range(count)

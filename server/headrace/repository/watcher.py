@@ -6,7 +6,8 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from headrace.repository.layout import fingerprint, list_models
+from headrace.repository.fingerprint import fingerprint
+from headrace.repository.layout import list_models
 from headrace.repository.repository import Repository
 
 log = logging.getLogger(__name__)

@@ -2,11 +2,24 @@
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import msgspec
 
-from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.core.classification import CLASSIFICATION, classification_count
+from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
+from headrace.core.regions import (
+    REGION,
+    Place,
+    Regions,
+    check_output,
+    check_read_bytes,
+    output_places,
+    place_of,
+    read_input,
+    write_output,
+)
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor
 from headrace.core.validation import MAX_ELEMENTS
@@ -24,15 +37,20 @@ from headrace.wire.json_v2 import (
 REMEMBERED_HEADER_BYTES = 1024  # of the JSON of a binary request, for it to be remembered
 
 
-def decode_request(body: bytes | memoryview, header_length: int | None, model: str, version: str) -> InferRequest:
+def decode_request(
+    body: bytes | memoryview, header_length: int | None, model: str, version: str, regions: Regions | None = None
+) -> InferRequest:
     """The request in ``body``; its first ``header_length`` bytes are JSON, or all of them for None.
 
     Tensors that came as binary data are slices of ``body``, so it must stay unchanged for as long as they are
-    used. Whether they have the size that their shape asks for is left to the engine's check of the request.
+    used; those in shared memory are copies. Whether they have the size that their shape asks for is left to the
+    engine's check of the request.
 
     Raises:
         InvalidRequest: the body breaks the protocol.
-        Unsupported: it asks for shared memory.
+        TooLarge: it names too much shared memory.
+        NotFound: it names a shared memory region that is not registered.
+        Unsupported: it asks for shared memory, and ``regions`` is None.
     """
     view = memoryview(body)
     total_bytes = len(view)
@@ -48,7 +66,8 @@ def decode_request(body: bytes | memoryview, header_length: int | None, model: s
     inputs: list[Tensor] = []
     for name, datatype, shape, data, blob_bytes in layout.inputs:
         if data is not None:
-            inputs.append(Tensor(name, datatype, shape, data))
+            found = read_input(regions, data, model, name) if isinstance(data, Place) else data
+            inputs.append(Tensor(name, datatype, shape, found))
             continue
         end = position + blob_bytes
         if end > total_bytes:
@@ -64,21 +83,30 @@ def decode_request(body: bytes | memoryview, header_length: int | None, model: s
         raise InvalidRequest(
             f"model '{model}': {total_bytes - position} bytes follow the last input's data, expected none"
         )
+    if layout.places_outputs:
+        for output in layout.outputs:
+            if REGION in output.parameters:
+                check_output(regions, output, model)
     return InferRequest(model, version, layout.id, tuple(inputs), layout.outputs, layout.parameters)
 
 
 class _Layout(msgspec.Struct, frozen=True):
-    """What the JSON part says. Each input has its data, or None and the size of its binary data."""
+    """What the JSON part says. Each input has its data, its place in shared memory, or None and its binary data's size.
+
+    Nothing of shared memory itself is in here, so that a remembered layout stays true.
+    """
 
     id: str
-    inputs: tuple[tuple[str, DataType, tuple[int, ...], bytes | None, int], ...]
+    inputs: tuple[tuple[str, DataType, tuple[int, ...], bytes | Place | None, int], ...]
     outputs: tuple[RequestedOutput, ...]
     parameters: Parameters
+    places_outputs: bool  # whether some output is wanted in shared memory
 
 
 def _read_layout(text: bytes | memoryview, model: str) -> _Layout:
     parsed = parse_request(text, model)
-    inputs = []
+    inputs: list[tuple[str, DataType, tuple[int, ...], bytes | Place | None, int]] = []
+    read_bytes = 0  # from shared memory
     for given in parsed.inputs:
         datatype = DATATYPE_BY_NAME.get(given.datatype)
         if datatype is None:
@@ -86,10 +114,18 @@ def _read_layout(text: bytes | memoryview, model: str) -> _Layout:
                 model, given.name, f"has datatype '{given.datatype}', expected one of {', '.join(DATATYPE_BY_NAME)}"
             )
         _check_shape(given, model)
-        blob_bytes = _blob_bytes(given, model)
-        data = _json_data(given, datatype, model) if blob_bytes is None else None
-        inputs.append((given.name, datatype, given.shape, data, blob_bytes or 0))
-    return _Layout(parsed.id or "", tuple(inputs), _outputs(parsed, model), _parameters(parsed, model))
+        source = _source(given, model)
+        if source is None:
+            inputs.append((given.name, datatype, given.shape, _json_data(given, datatype, model), 0))
+        elif isinstance(source, Place):
+            inputs.append((given.name, datatype, given.shape, source, 0))
+            read_bytes += source.byte_size
+        else:
+            inputs.append((given.name, datatype, given.shape, None, source))
+    if read_bytes:
+        check_read_bytes(read_bytes, model)
+    outputs, places_outputs = _outputs(parsed, model)
+    return _Layout(parsed.id or "", tuple(inputs), outputs, _parameters(parsed, model), places_outputs)
 
 
 _remembered_layout = lru_cache(maxsize=512)(_read_layout)
@@ -131,35 +167,47 @@ def decode_raw_request(body: bytes | memoryview, signature: Signature, model: st
     return InferRequest(model, version, "", (tensor,), parameters={"binary_data_output": True})
 
 
-def encode_response(response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
+def encode_response(
+    response: InferResponse, request: InferRequest, regions: Regions | None = None
+) -> tuple[list[bytes | memoryview], int | None]:
     """The response's body in pieces, and the length of its JSON, or None when there is nothing but JSON.
 
-    An output is binary when the request asks so for that output, or for all and says nothing about this one.
-    Pieces are the outputs' own buffers, which must stay unchanged until they are sent.
+    An output that is wanted in shared memory is written there. Any other is binary when the request asks so for
+    that output, or for all and says nothing about this one. Pieces are the outputs' own buffers, which must stay
+    unchanged until they are sent.
 
     Raises:
-        InvalidRequest: an output that JSON cannot carry was asked for as JSON.
+        InvalidRequest: an output that JSON cannot carry was asked for as JSON, or one does not fit its place in
+            shared memory.
+        NotFound: the shared memory region for an output is not registered any more.
     """
     default = request.parameters.get("binary_data_output", False)
     asked = {output.name: output.parameters.get("binary_data", default) for output in request.outputs}
+    places = output_places(request.outputs, response.model) if regions is not None else None
     outputs: list[OutputJson] = []
     sizes: list[tuple[str, DataType, tuple[int, ...], int]] = []
     chunks: list[bytes | memoryview] = [b""]  # the JSON's place
     for tensor in response.outputs:
         data = tensor.data
-        if asked.get(tensor.name, default):
+        place = places.get(tensor.name) if places else None
+        if place is not None:
+            placed: dict[str, Any] = write_output(regions, place, response.model, tensor)
+            output = OutputJson(tensor.name, tensor.datatype, tensor.shape, placed)
+        elif asked.get(tensor.name, default):
             size_bytes = len(data)
             sizes.append((tensor.name, tensor.datatype, tensor.shape, size_bytes))
             if size_bytes:
                 chunks.append(memoryview(data) if isinstance(data, bytearray) else data)
             continue
-        try:
-            text = msgspec.Raw(to_json(data, tensor.datatype, tensor.shape))
-        except InvalidRequest as error:
-            raise InvalidRequest(f"model '{response.model}': output '{tensor.name}' {error}") from None
+        else:
+            try:
+                text = msgspec.Raw(to_json(data, tensor.datatype, tensor.shape))
+            except InvalidRequest as error:
+                raise InvalidRequest(f"model '{response.model}': output '{tensor.name}' {error}") from None
+            output = OutputJson(tensor.name, tensor.datatype, tensor.shape, data=text)
         outputs += map(_binary_output, sizes)  # so that they keep their order
         sizes.clear()
-        outputs.append(OutputJson(tensor.name, tensor.datatype, tensor.shape, data=text))
+        outputs.append(output)
     if outputs or response.id or response.parameters:
         outputs += map(_binary_output, sizes)
         header = encode_json(ResponseJson(response.model, response.version, outputs, response.id, response.parameters))
@@ -196,18 +244,18 @@ def _check_shape(given: InputJson, model: str) -> None:
         raise _invalid(model, given.name, f"has shape {list(shape)}, expected at most {MAX_ELEMENTS} elements")
 
 
-def _blob_bytes(given: InputJson, model: str) -> int | None:
-    """How many bytes of binary data the input has, or None when its data is in the JSON."""
+def _source(given: InputJson, model: str) -> int | Place | None:
+    """How many bytes of binary data the input has, or its place in shared memory, or None for data in the JSON."""
     parameters = given.parameters
     if not parameters:
         if given.data is msgspec.UNSET:
             raise _without_one_source(given, model)
         return None
     size = parameters.get("binary_data_size")
-    if "shared_memory_region" in parameters:
+    if REGION in parameters:
         if size is not None or given.data is not msgspec.UNSET:
             raise _without_one_source(given, model)
-        raise Unsupported(f"model '{model}': input '{given.name}': shared memory is not enabled on this server")
+        return place_of(parameters, f"model '{model}': input '{given.name}'")
     if (size is None) is (given.data is msgspec.UNSET):
         raise _without_one_source(given, model)
     if size is not None and (type(size) is not int or size < 0):
@@ -218,7 +266,7 @@ def _blob_bytes(given: InputJson, model: str) -> int | None:
 def _without_one_source(given: InputJson, model: str) -> InvalidRequest:
     parameters = given.parameters or {}
     sources = [] if given.data is msgspec.UNSET else ["data"]
-    sources += [name for name in ("binary_data_size", "shared_memory_region") if name in parameters]
+    sources += [name for name in ("binary_data_size", REGION) if name in parameters]
     return _invalid(
         model,
         given.name,
@@ -236,25 +284,25 @@ def _json_data(given: InputJson, datatype: DataType, model: str) -> bytes:
         raise _invalid(model, given.name, str(error)) from None
 
 
-def _outputs(parsed: RequestJson, model: str) -> tuple[RequestedOutput, ...]:
+def _outputs(parsed: RequestJson, model: str) -> tuple[tuple[RequestedOutput, ...], bool]:
+    """The outputs that are named, their parameters checked, and whether one of them is wanted in shared memory."""
     outputs = parsed.outputs
     if not outputs:
-        return ()
+        return (), False
+    places_outputs = False
     for output in outputs:
         parameters = output.parameters
         if parameters:
-            if "shared_memory_region" in parameters:
-                raise Unsupported(
-                    f"model '{model}': output '{output.name}': shared memory is not enabled on this server"
-                )
-            if "classification" in parameters:
-                raise Unsupported(f"model '{model}': output '{output.name}': classification is not offered yet")
+            if REGION in parameters:
+                places_outputs = True
+            if CLASSIFICATION in parameters:
+                classification_count(output, model)
             binary = parameters.get("binary_data", False)
             if type(binary) is not bool:
                 raise InvalidRequest(
                     f"model '{model}': output '{output.name}' has binary_data {binary!r}, expected true or false"
                 )
-    return outputs
+    return outputs, places_outputs
 
 
 def _parameters(parsed: RequestJson, model: str) -> Parameters:

@@ -6,8 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.core.classification import CLASSIFICATION, classification_count
+from headrace.core.errors import InvalidRequest
 from headrace.core.model import ModelInfo, TensorSpec
+from headrace.core.regions import (
+    REGION,
+    Regions,
+    check_output,
+    check_read_bytes,
+    offered,
+    output_places,
+    place_of,
+    read_input,
+    write_output,
+)
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, MAX_DIMENSIONS, NUMPY_DTYPES, DataType, Tensor, pack_bytes
 from headrace.wire import pb
@@ -28,67 +40,130 @@ _CONTENTS_FIELD = {
     DataType.BYTES: "bytes_contents",
 }
 _ALL_CONTENTS = sorted(set(_CONTENTS_FIELD.values()))
-_SHARED_MEMORY = "shared_memory_region"
 
 
-def decode_request(message: Any, deadline_ns: int = 0) -> InferRequest:
+def decode_request(message: Any, deadline_ns: int = 0, regions: Regions | None = None) -> InferRequest:
     """A ModelInferRequest as the engine takes it. Raw contents are used where they lie, without a copy.
 
     Raises:
         InvalidRequest: naming the model and the tensor.
-        Unsupported: for tensors in shared memory.
+        TooLarge: the request names too much shared memory.
+        NotFound: it names a shared memory region that is not registered.
+        Unsupported: it asks for shared memory, and ``regions`` is None.
     """
     model = message.model_name
     raw = message.raw_input_contents
     given = message.inputs
-    in_memory = sum(1 for tensor in given if tensor.parameters and _SHARED_MEMORY in tensor.parameters)
+    in_memory = sum(1 for tensor in given if tensor.parameters and REGION in tensor.parameters)
     if raw and len(raw) != len(given) - in_memory:
+        for tensor in given:
+            _check_no_contents(model, tensor)  # the likelier mistake, so it is told first
         raise InvalidRequest(
-            f"model '{model}': the request has {len(raw)} raw_input_contents for {len(given)} inputs, expected one each"
+            f"model '{model}': the request has {len(raw)} raw_input_contents for {len(given)} inputs, expected one "
+            "each, and none for those in shared memory"
         )
     if in_memory:
-        raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
-    tensors = tuple(_tensor(model, tensor, raw[index] if raw else None) for index, tensor in enumerate(given))
+        tensors = _tensors_with_shared_memory(model, given, raw, regions)
+    else:
+        tensors = tuple(_tensor(model, tensor, raw[index] if raw else None) for index, tensor in enumerate(given))
     return InferRequest(
         model,
         message.model_version,
         message.id,
         tensors,
-        tuple(_requested(model, output) for output in message.outputs),
+        tuple(_requested(model, output, regions) for output in message.outputs),
         decode_parameters(message.parameters) if message.parameters else {},
         deadline_ns,
     )
 
 
+def _tensors_with_shared_memory(model: str, given: Any, raw: Any, regions: Regions | None) -> tuple[Tensor, ...]:
+    """The inputs, some of which are in shared memory: these take no entry of ``raw``."""
+    tensors: list[Tensor] = []
+    entries = iter(raw)
+    read_bytes = 0
+    for tensor in given:
+        if REGION not in tensor.parameters:
+            tensors.append(_tensor(model, tensor, next(entries) if raw else None))
+            continue
+        where = f"model '{model}': input '{tensor.name}'"
+        offered(regions, where)
+        place = place_of(decode_parameters(tensor.parameters), where)
+        if tensor.HasField("contents"):
+            raise InvalidRequest(f"{where} has contents although it is in shared memory; send one or the other")
+        read_bytes += place.byte_size
+        check_read_bytes(read_bytes, model)
+        datatype = _datatype(model, tensor)
+        data = read_input(regions, place, model, tensor.name)
+        tensors.append(Tensor(tensor.name, datatype, tuple(tensor.shape), data))
+    return tuple(tensors)
+
+
 def _tensor(model: str, tensor: Any, raw: bytes | None) -> Tensor:
-    where = f"model '{model}': input '{tensor.name}'"
-    datatype = DATATYPE_BY_NAME.get(tensor.datatype)
-    if datatype is None:
-        raise InvalidRequest(f"{where} has datatype '{tensor.datatype}', expected one of {', '.join(DATATYPE_BY_NAME)}")
-    if len(tensor.shape) > MAX_DIMENSIONS:
-        raise InvalidRequest(f"{where} has {len(tensor.shape)} dimensions, expected at most {MAX_DIMENSIONS}")
+    datatype = _datatype(model, tensor)
     if raw is None:
         raw = _typed(model, tensor, datatype)
-    elif tensor.HasField("contents"):
-        raise InvalidRequest(f"{where} has contents although the request has raw_input_contents; send one or the other")
+    else:
+        _check_no_contents(model, tensor)
     return Tensor(tensor.name, datatype, tuple(tensor.shape), raw)
 
 
-def _requested(model: str, output: Any) -> RequestedOutput:
+def _check_no_contents(model: str, tensor: Any) -> None:
+    if tensor.HasField("contents"):
+        raise InvalidRequest(
+            f"contents field must not be specified when using raw_input_contents for '{tensor.name}' for model "
+            f"'{model}'; send one or the other"
+        )
+
+
+def _datatype(model: str, tensor: Any) -> DataType:
+    """The input's datatype, once that and its number of dimensions are seen to be possible."""
+    datatype = DATATYPE_BY_NAME.get(tensor.datatype)
+    if datatype is None:
+        raise InvalidRequest(
+            f"model '{model}': input '{tensor.name}' has datatype '{tensor.datatype}', "
+            f"expected one of {', '.join(DATATYPE_BY_NAME)}"
+        )
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(
+            f"model '{model}': input '{tensor.name}' has {len(tensor.shape)} dimensions, "
+            f"expected at most {MAX_DIMENSIONS}"
+        )
+    return datatype
+
+
+def _requested(model: str, output: Any, regions: Regions | None) -> RequestedOutput:
     parameters = decode_parameters(output.parameters)
-    if _SHARED_MEMORY in parameters:
-        raise Unsupported(f"model '{model}': shared memory is not enabled on this server")
-    if "classification" in parameters:
-        raise Unsupported(f"model '{model}': output '{output.name}': classification is not offered yet")
-    return RequestedOutput(output.name, parameters)
+    requested = RequestedOutput(output.name, parameters)
+    if REGION in parameters:
+        check_output(regions, requested, model)
+    if CLASSIFICATION in parameters:
+        classification_count(requested, model)
+    return requested
 
 
-def encode_response(response: InferResponse) -> Any:
-    """A ModelInferResponse; every output's data is raw, as Triton answers."""
+def encode_response(
+    response: InferResponse, request: InferRequest | None = None, regions: Regions | None = None
+) -> Any:
+    """A ModelInferResponse; every output's data is raw, as Triton answers.
+
+    With ``regions`` the ``request`` is needed too: it says which outputs are to be written there instead. Their
+    entries of raw_output_contents are empty.
+
+    Raises:
+        InvalidRequest: an output does not fit its place in shared memory.
+        NotFound: the shared memory region for an output is not registered any more.
+    """
+    places = {} if request is None or regions is None else output_places(request.outputs, response.model)
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
     for tensor in response.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        message.raw_output_contents.append(bytes(tensor.data))
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        place = places.get(tensor.name) if places else None
+        if place is None:
+            message.raw_output_contents.append(bytes(tensor.data))
+        else:
+            encode_parameters(write_output(regions, place, response.model, tensor), output.parameters)
+            message.raw_output_contents.append(b"")
     encode_parameters(response.parameters, message.parameters)
     return message
 

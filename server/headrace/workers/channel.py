@@ -40,13 +40,13 @@ def _send(sock: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
         sock.send(data)
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """One frame and its descriptors, which are the caller's to close; an empty frame is the end.
 
     Raises:
-        BlockingIOError: the socket does not block, and nothing is there.
+        BlockingIOError: the socket does not block, or ``flags`` say so, and nothing is there.
     """
-    data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | flags)
     if not ancillary:
         return data, []
     descriptors = array.array("i")

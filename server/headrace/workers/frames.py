@@ -1,11 +1,13 @@
 """The control messages between the front process and a worker: what travels over their socket."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from headrace.core.model import Signature
+from headrace.core.model import ReshapeSpec, Signature
 from headrace.core.request import Parameters
+from headrace.core.sequence import SequenceSpec
+from headrace.log import LogLevels
 
 
 class TensorFrame(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -23,6 +25,41 @@ class RequestFrame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rows: int
     id: str
     parameters: Parameters
+    outputs: tuple[str, ...] = ()
+    slot: int = -1
+
+
+class AnswerFrame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to one request of a batch: each output of the signature that it has, or an error.
+
+    ``kind`` is a core.errors.Kind value, empty where there is no error.
+    """
+
+    outputs: tuple[TensorFrame | None, ...]
+    parameters: Parameters
+    kind: str = ""
+    message: str = ""
+
+
+class NamedTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A tensor that travels with its frame, in wire form."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class CustomSample(msgspec.Struct, frozen=True, array_like=True):
+    """One value of a metric that a model's code keeps; of a histogram, its buckets by upper bound."""
+
+    name: str
+    help: str
+    kind: str  # counter | gauge | histogram
+    labels: tuple[tuple[str, str], ...]
+    value: float
+    buckets: tuple[tuple[float, int], ...] = ()
+    count: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -39,6 +76,11 @@ class Load(msgspec.Struct, frozen=True, tag=1, array_like=True):
     max_batch_size: int | None
     parameters: dict[str, Any]
     warmup: bool
+    decoupled: bool = False
+    sequence: SequenceSpec | None = None
+    reshapes: tuple[ReshapeSpec, ...] = ()
+    config_json: str = ""
+    repository: str = ""  # the model's folder
 
 
 class Unload(msgspec.Struct, frozen=True, tag=2, array_like=True):
@@ -58,6 +100,40 @@ class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
     requests: tuple[RequestFrame, ...]
 
 
+class Credit(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    """To the worker: the client of this decoupled request has room for so many more responses. Not answered."""
+
+    sequence: int
+    responses: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=10, array_like=True):
+    """To the worker: nobody waits for this decoupled request any more. Not answered, but for its Ended."""
+
+    sequence: int
+
+
+class CallAnswer(msgspec.Struct, frozen=True, tag=11, array_like=True):
+    """To the worker: a response to its Call, or its error. ``last``: nothing more will come for it.
+
+    The outputs lie in the memory descriptor that comes along when there are any.
+    """
+
+    call: int
+    last: bool
+    outputs: tuple[tuple[str, TensorFrame], ...] = ()
+    parameters: Parameters = {}
+    segment_bytes: int = 0
+    kind: str = ""
+    message: str = ""
+
+
+class Logging(msgspec.Struct, frozen=True, tag=12, array_like=True):
+    """To the worker: what to log from now on. Not answered."""
+
+    levels: LogLevels
+
+
 class Stop(msgspec.Struct, frozen=True, tag=4, array_like=True):
     """To the worker: close every model and end."""
 
@@ -71,6 +147,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=5, array_like=True):
     cpu_threads: int  # that a batch keeps busy; 0 where it takes no turns
     notes: tuple[str, ...]
     seconds: float
+    remembers: bool = False  # whether its own code may keep what it was given
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=6, array_like=True):
@@ -92,6 +169,7 @@ class Done(msgspec.Struct, frozen=True, tag=7, array_like=True):
     input_ns: int
     infer_ns: int
     output_ns: int
+    answers: tuple[AnswerFrame, ...] = ()  # in place of ``outputs``, where the backend answers each request by itself
 
 
 class Failed(msgspec.Struct, frozen=True, tag=8, array_like=True):
@@ -102,8 +180,85 @@ class Failed(msgspec.Struct, frozen=True, tag=8, array_like=True):
     message: str
 
 
-ToWorker = Load | Unload | Run | Stop
-FromWorker = Loaded | LoadFailed | Done | Failed
+class Begun(msgspec.Struct, frozen=True, tag=13, array_like=True):
+    """From the worker: it has taken a decoupled request, and its slot is free. Parts and Ended follow."""
+
+    sequence: int
+    input_ns: int
+
+
+class Part(msgspec.Struct, frozen=True, tag=14, array_like=True):
+    """From the worker: one response to a decoupled request; with a ``kind`` it is an error."""
+
+    sequence: int
+    outputs: tuple[NamedTensor, ...]
+    parameters: Parameters
+    infer_ns: int = 0
+    kind: str = ""
+    message: str = ""
+
+
+class Ended(msgspec.Struct, frozen=True, tag=15, array_like=True):
+    """From the worker: there is no further response to a decoupled request, because of an error if there is one."""
+
+    sequence: int
+    kind: str = ""
+    message: str = ""
+
+
+class Call(msgspec.Struct, frozen=True, tag=16, array_like=True):
+    """From the worker: a model wants another model run. Inputs lie in the memory descriptor that comes along."""
+
+    call: int
+    instance: int  # whose model calls
+    sequence: int  # of the batch or stream on whose behalf; 0 where it is nobody's
+    model: str
+    version: str
+    inputs: tuple[tuple[str, TensorFrame], ...]
+    outputs: tuple[str, ...]
+    id: str
+    parameters: Parameters
+    timeout_us: int
+    streams: bool  # whether any number of responses is expected
+    segment_bytes: int
+
+
+class CallEnd(msgspec.Struct, frozen=True, tag=17, array_like=True):
+    """From the worker: it wants no more responses to a Call."""
+
+    call: int
+
+
+class CallCredit(msgspec.Struct, frozen=True, tag=20, array_like=True):
+    """From the worker: the model that streams a Call has room for so many more responses."""
+
+    call: int
+    responses: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag=18, array_like=True):
+    """From the worker: a model asks the repository for something. Answered by a CallAnswer."""
+
+    call: int
+    verb: Literal["is_ready", "load", "unload"]
+    model: str
+    version: str = ""
+    config: str = ""
+    files: dict[str, bytes] = {}
+    dependents: bool = False
+
+
+class CustomMetrics(msgspec.Struct, frozen=True, tag=19, array_like=True):
+    """From the worker: the present values of the metrics that a model's code keeps."""
+
+    instance: int
+    samples: tuple[CustomSample, ...]
+
+
+ToWorker = Load | Unload | Run | Credit | Cancel | CallAnswer | Logging | Stop
+FromWorker = (
+    Loaded | LoadFailed | Done | Failed | Begun | Part | Ended | Call | CallEnd | CallCredit | Ask | CustomMetrics
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

@@ -10,17 +10,32 @@ from typing import Protocol
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
+from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
 from headrace.workers import packing
 from headrace.workers.arena import Segment, SegmentSize, begun
-from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, Run
+from headrace.workers.frames import (
+    Begun,
+    Cancel,
+    CustomSample,
+    Done,
+    Ended,
+    Failed,
+    Load,
+    Loaded,
+    Part,
+    RequestFrame,
+    Run,
+    ToWorker,
+)
+from headrace.workers.open_streams import MAX_OPEN, OpenStreams
+from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
 
 log = logging.getLogger(__name__)
 
-SLOTS = 2  # one batch running and one staged behind it, so that the worker never waits for the front
 KILLED = "signal SIGKILL"
 SAME_STROKE_NS = 250_000_000
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
@@ -32,23 +47,14 @@ class Host(Protocol):
     def run(self, batch: "Batch", frame: Run, descriptors: list[int]) -> None:
         """Have the worker run this batch; the instance is told of the end."""
 
+    def tell(self, frame: ToWorker) -> None:
+        """Send the worker what is not answered."""
+
     def next_sequence(self) -> int:
         """A number for the next batch."""
 
     def kill(self, cause: str) -> None:
         """End the process; it comes back with everything that it hosted."""
-
-
-class Slot:
-    """A batch's place in shared memory: the front owns the inputs' segment, the worker the outputs'."""
-
-    __slots__ = ("index", "inputs", "outputs", "size")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.size = SegmentSize()
-        self.inputs: Segment | None = None
-        self.outputs: Segment | None = None
 
 
 class Batch:
@@ -84,6 +90,8 @@ class Instance:
         self.in_flight = 0  # requests that the worker has
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
+        self.streams = OpenStreams(load.name)
+        self.custom_metrics: tuple[CustomSample, ...] = ()  # that the model's own code keeps
         self._queue = queue
         self._statistics = statistics
         self._turns = turns
@@ -91,7 +99,7 @@ class Instance:
         self._regroup = Regroup()
         self._up_at_ns = 0
         self._host: Host | None = None
-        self._slots: list[Slot] = []
+        self._slots = Slots(self._wake_pump)  # of the present worker
         self._slot_freed: asyncio.Future[None] | None = None
         self._pump_task: asyncio.Task[None] | None = None
 
@@ -120,7 +128,7 @@ class Instance:
         self._up_at_ns = monotonic_ns()
         self.broken = ""
         self._host = host
-        self._slots = [Slot(index) for index in range(SLOTS)]
+        self._slots = Slots(self._wake_pump)
 
     def start(self) -> None:
         """Begin to take batches."""
@@ -145,7 +153,7 @@ class Instance:
         """Stop for good, and let go of the shared memory."""
         self.stop()
         self._end_turn()
-        self._slots = []
+        self._slots = Slots(self._wake_pump)
         self._host = None
         self.on_change = lambda: None
 
@@ -153,7 +161,7 @@ class Instance:
         """The batch has been answered, and the answer could not be taken; its process is about to be killed."""
         for one in batch.pending:
             one.fail(InternalError(f"model '{self.load.name}': the answer could not be taken: {error}"))
-        self._queue.finished()
+        self._queue.finished(batch.pending)
 
     def break_down(self, reason: str) -> None:
         """It cannot serve, and trying again will not help soon."""
@@ -167,25 +175,78 @@ class Instance:
         slot = batch.slot
         if segment is not None:
             slot.outputs = segment
-        view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
         pending = batch.pending
         rows = [one.rows for one in pending]
         most = max(1, self.signature.max_batch_size)
         self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, monotonic_ns())
-        self._statistics.executed(len(pending), sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
+        for one in pending:
+            if one.traced:
+                one.timings = (frame.input_ns, frame.infer_ns, frame.output_ns)
+        lent = self._slots.lend(slot) if all(one.request.borrows for one in pending) else None
+        extract: packing.Extract = packing.copy if lent is None else packing.view
+        view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
+        if lent is not None:
+            view = lent
+        if frame.answers:
+            answered = self._answer_each(pending, frame, view, extract)
+        else:
+            answered = self._answer_jointly(pending, rows, frame, view, extract)
+        self._statistics.executed(answered, sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
+        if lent is None:
+            self._slots.give(slot)
+        self._batch_ended(pending)
+
+    def _answer_jointly(
+        self, pending: list[Pending], rows: list[int], frame: Done, view: memoryview, extract: packing.Extract
+    ) -> int:
+        """The batch has one set of outputs, of which each request has its rows. Returns how many are answered."""
         try:
             if len(pending) == 1:
-                answers = [packing.whole_outputs(self.signature, frame.outputs, view, rows[0])]
+                answers = [packing.whole_outputs(self.signature, frame.outputs, view, rows[0], extract)]
             else:
-                answers = packing.split_outputs(self.signature, frame.outputs, view, rows)
+                answers = packing.split_outputs(self.signature, frame.outputs, view, rows, extract)
         except InternalError as error:
             self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
-        else:
-            now_ns = monotonic_ns()
-            self._statistics.last_inference_ms = int(time() * 1000)
-            for one, outputs in zip(pending, answers, strict=True):
-                one.resolve(outputs, now_ns)
-        self._release(slot)
+            return 0
+        now_ns = monotonic_ns()
+        self._statistics.last_inference_ms = int(time() * 1000)
+        return sum(one.resolve(outputs, now_ns) for one, outputs in zip(pending, answers, strict=True))
+
+    def _answer_each(self, pending: list[Pending], frame: Done, view: memoryview, extract: packing.Extract) -> int:
+        """Every request has an answer of its own, or an error that is nobody else's affair. Returns how many have."""
+        answered = 0
+        now_ns = monotonic_ns()
+        self._statistics.last_inference_ms = int(time() * 1000)
+        for one, answer in zip(pending, frame.answers, strict=True):
+            if answer.kind:
+                one.fail(of_kind(Kind(answer.kind), f"model '{self.load.name}': {answer.message}"))
+            else:
+                outputs = packing.answer_outputs(self.signature, answer.outputs, view, extract)
+                answered += one.resolve(outputs, now_ns, answer.parameters)
+        return answered
+
+    def begun(self, batch: Batch, frame: Begun) -> None:
+        """The worker has taken a decoupled request out of its slot and will answer it part by part."""
+        (pending,) = batch.pending
+        assert isinstance(pending, StreamedRequest), "a decoupled model is given no other"
+        host = self._host
+        assert host is not None, "frames come from a host"
+        self.streams.begin(frame, pending, host.tell)
+        if pending.dead:
+            host.tell(Cancel(frame.sequence))
+        self._slots.give(batch.slot)
+        self._end_turn_if_idle()
+
+    def part(self, frame: Part) -> None:
+        """One response to a decoupled request."""
+        self._statistics.last_inference_ms = int(time() * 1000)
+        self.streams.part(frame)
+
+    def ended(self, frame: Ended) -> None:
+        """The last response to a decoupled request."""
+        pending = self.streams.end(frame)
+        if pending is not None:
+            self._answered([pending])
 
     def failed(self, batch: Batch, frame: Failed) -> None:
         """The model refused the batch. Its members run again, each alone, so that only the bad one fails."""
@@ -196,7 +257,8 @@ class Instance:
             self._run_alone(batch.pending, error)
         else:
             batch.pending[0].fail(error)
-        self._release(batch.slot)
+        self._slots.give(batch.slot)
+        self._batch_ended(batch.pending)
 
     def down(self, executing: Batch | None, staged: list[Batch], cause: str) -> None:
         """The process has died. What it was executing is suspect, what was staged is not."""
@@ -205,14 +267,17 @@ class Instance:
         self.in_flight = 0
         self._end_turn()
         self._statistics.worker_deaths += 1
+        self._queue.lose(cause)
         if executing is not None:
-            again = [one for one in executing.pending if self._survives(one, cause)]
+            again = [one for one in _living(executing.pending) if self._survives(one, cause)]
             self._statistics.retries += len(again)
             self._queue.put_back(again)
-            self._queue.finished()
+            self._queue.finished(executing.pending)
         for batch in reversed(staged):
-            self._queue.put_back(batch.pending)
-            self._queue.finished()
+            self._queue.put_back(_living(batch.pending))
+            self._queue.finished(batch.pending)
+        for pending in self.streams.lose(cause):
+            self._queue.finished([pending])
 
     def _survives(self, one: Pending, cause: str) -> bool:
         # Somebody who kills several workers at once may hit a request twice: at first, and when another worker, that
@@ -233,9 +298,14 @@ class Instance:
         return False
 
     def _run_alone(self, pending: list[Pending], error: HeadraceError) -> None:
-        """Put the members of a failed batch back, each to be run alone; one that was alone has its answer."""
-        if len(pending) == 1:
-            pending[0].fail(error)
+        """Put the members of a failed batch back, each to be run alone; one that was alone has its answer.
+
+        What may remember the first time is not given a request of a sequence twice.
+        """
+        once = self.load.sequence is not None and self.loaded is not None and self.loaded.remembers
+        if len(pending) == 1 or once:
+            for one in pending:
+                one.fail(error)
             return
         log.info("batch of %d requests failed, running them one by one: %s", len(pending), error)
         self._statistics.retries += len(pending)
@@ -243,13 +313,23 @@ class Instance:
             one.alone = True
         self._queue.put_back(pending)
 
-    def _release(self, slot: Slot) -> None:
-        self._slots.append(slot)
-        if len(self._slots) == SLOTS:
+    def _batch_ended(self, pending: list[Pending]) -> None:
+        self._end_turn_if_idle()
+        self._queue.finished(pending)
+
+    def _end_turn_if_idle(self) -> None:
+        if self._has_turn and self._slots.idle:
             self._end_turn()
+
+    def _answered(self, pending: list[Pending]) -> None:
+        """Requests that were streamed are done with."""
+        self.in_flight -= len(pending)
+        self._wake_pump()
+        self._queue.finished(pending)
+
+    def _wake_pump(self) -> None:
         if self._slot_freed is not None and not self._slot_freed.done():
             self._slot_freed.set_result(None)
-        self._queue.finished()
 
     def _end_turn(self) -> None:
         if self._has_turn:
@@ -260,27 +340,28 @@ class Instance:
         assert self.loaded is not None, "only an instance that is up pumps"
         threads = min(self.loaded.cpu_threads, self._turns.cpus)
         while True:
-            if not self._slots:
+            if not self._slots.available or len(self.streams) >= MAX_OPEN:
                 await self._free_slot()
                 continue
             pending = await (self._take_in_turn(threads) if threads else self._queue.take())
             if not pending:
                 continue
-            slot = self._slots.pop()
+            slot = self._slots.take()
             try:
                 self._send(slot, pending)
             except Exception as error:
                 log.exception("could not hand a batch of model %s to its worker", self.load.name)
                 for one in pending:
                     one.fail(InternalError(f"model '{self.load.name}': could not hand the request over: {error}"))
-                self._release(slot)
+                self._slots.give(slot)
+                self._batch_ended(pending)
 
     async def _take_in_turn(self, threads: int) -> list[Pending]:
         """The next batch of a heavy model, once the CPUs are its own. None may be left when its turn comes.
 
         Nothing is staged: the handing over takes little beside the batch, and what waits longer grows together.
         """
-        if len(self._slots) < SLOTS:
+        if not self._slots.idle:
             await self._free_slot()
             return []
         await self._queue.ready()
@@ -294,7 +375,7 @@ class Instance:
         return pending
 
     async def _free_slot(self) -> None:
-        """Return when a batch in flight has ended."""
+        """Return when a batch in flight has ended, or a stream."""
         self._slot_freed = asyncio.get_running_loop().create_future()
         await self._slot_freed
 
@@ -303,8 +384,8 @@ class Instance:
         assert host is not None, "only an instance that is up pumps"
         assert loaded is not None, "only an instance that is up pumps"
         requests: tuple[RequestFrame, ...] = ()
-        if loaded.wants_requests:
-            requests = tuple(RequestFrame(one.rows, one.request.id, one.request.parameters) for one in pending)
+        if loaded.wants_requests or loaded.signature.decoupled:
+            requests = tuple(map(_request_frame, pending))
         batch = [one.inputs for one in pending]
         frames, needed = packing.input_frames(batch, loaded.signature.max_batch_size > 0)
         descriptors: list[int] = []
@@ -325,3 +406,20 @@ class Instance:
             if segment_bytes:
                 slot.size, slot.inputs = SegmentSize(), None
             raise
+
+
+def _living(pending: list[Pending]) -> list[Pending]:
+    """Those that somebody waits for; the others are forgotten."""
+    living = []
+    for one in pending:
+        if one.dead:
+            one.bury()
+        else:
+            living.append(one)
+    return living
+
+
+def _request_frame(one: Pending) -> RequestFrame:
+    request = one.request
+    names = tuple(output.name for output in request.outputs)
+    return RequestFrame(one.rows, request.id, request.parameters, names, one.slot)

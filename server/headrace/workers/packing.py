@@ -1,14 +1,26 @@
 """Requests into one batch, and a batch's outputs back to its requests. Pure functions over buffers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 from headrace.core.errors import InternalError
 from headrace.core.model import Signature
-from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, DataType, Tensor, bytes_offsets
+from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, Buffer, DataType, Tensor, bytes_offsets
 from headrace.core.validation import ModelInputs
 from headrace.workers.arena import HEADER_BYTES, aligned
 from headrace.workers.frames import TensorFrame
+
+Extract = Callable[[memoryview], Buffer]
+
+
+def copy(view: memoryview) -> Buffer:
+    """Outputs of their own, out of memory that the worker writes again."""
+    return bytes(view)
+
+
+def view(lent: memoryview) -> Buffer:
+    """Outputs where they are, in memory that is theirs for as long as they are referred to."""
+    return lent
 
 
 def input_frames(batch: Sequence[ModelInputs], batches: bool) -> tuple[tuple[TensorFrame | None, ...], int]:
@@ -55,30 +67,42 @@ def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Seque
 
 
 def whole_outputs(
-    signature: Signature, frames: Sequence[TensorFrame], segment: memoryview, rows: int
+    signature: Signature, frames: Sequence[TensorFrame], segment: memoryview, rows: int, extract: Extract = copy
 ) -> tuple[Tensor, ...]:
-    """The outputs of a batch of one request, copied out of the segment.
+    """The outputs of a batch of one request.
 
     Raises:
         InternalError: the model batches, and an output's leading dimension is not the number of rows that went in.
     """
     if signature.max_batch_size:
         _check_rows(signature, frames, rows)
+    return answer_outputs(signature, frames, segment, extract)
+
+
+def answer_outputs(
+    signature: Signature, frames: Sequence[TensorFrame | None], segment: memoryview, extract: Extract = copy
+) -> tuple[Tensor, ...]:
+    """One request's own outputs, those that it has."""
     return tuple(
         Tensor(
             spec.name,
             DATATYPE_BY_NAME[frame.datatype],
             frame.shape,
-            bytes(segment[frame.offset : frame.offset + frame.nbytes]),
+            extract(segment[frame.offset : frame.offset + frame.nbytes]),
         )
         for spec, frame in zip(signature.outputs, frames, strict=True)
+        if frame is not None
     )
 
 
 def split_outputs(
-    signature: Signature, frames: Sequence[TensorFrame], segment: memoryview, rows: Sequence[int]
+    signature: Signature,
+    frames: Sequence[TensorFrame],
+    segment: memoryview,
+    rows: Sequence[int],
+    extract: Extract = copy,
 ) -> list[tuple[Tensor, ...]]:
-    """The outputs of a joint batch, for each request its own rows, copied out of the segment.
+    """The outputs of a joint batch, for each request its own rows.
 
     Raises:
         InternalError: an output's leading dimension is not the number of rows that went in.
@@ -86,7 +110,7 @@ def split_outputs(
     total = sum(rows)
     _check_rows(signature, frames, total)
     columns = [
-        _split(spec.name, frame, segment, rows, total) for spec, frame in zip(signature.outputs, frames, strict=True)
+        _split(spec.name, frame, segment, rows, extract) for spec, frame in zip(signature.outputs, frames, strict=True)
     ]
     return list(zip(*columns, strict=True))
 
@@ -100,7 +124,8 @@ def _check_rows(signature: Signature, frames: Sequence[TensorFrame], rows: int) 
             )
 
 
-def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[int], total: int) -> list[Tensor]:
+def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[int], extract: Extract) -> list[Tensor]:
+    total = sum(rows)
     datatype = DATATYPE_BY_NAME[frame.datatype]
     tail = frame.shape[1:]
     if ITEM_BYTES[datatype]:
@@ -109,7 +134,7 @@ def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[in
         parts = []
         for count in rows:
             end = start + count * row_bytes
-            parts.append(Tensor(name, datatype, (count, *tail), bytes(segment[start:end])))
+            parts.append(Tensor(name, datatype, (count, *tail), extract(segment[start:end])))
             start = end
         return parts
     data = segment[frame.offset : frame.offset + frame.nbytes]
@@ -119,6 +144,6 @@ def _split(name: str, frame: TensorFrame, segment: memoryview, rows: Sequence[in
     row = 0
     for count in rows:
         start, end = offsets[row * per_row], offsets[(row + count) * per_row]
-        parts.append(Tensor(name, DataType.BYTES, (count, *tail), bytes(data[start:end])))
+        parts.append(Tensor(name, DataType.BYTES, (count, *tail), extract(data[start:end])))
         row += count
     return parts

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from time import monotonic
+from typing import Protocol
 
+from headrace.log import LogLevels
 from headrace.workers import channel, frames
 from headrace.workers.arena import Segment
 from headrace.workers.instance import Batch, Instance
@@ -21,7 +23,18 @@ LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebo
 GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, before waiting requests are told
 _GIVE_UP_FAILURES = 3
 RELOAD_AFTER_S = 5.0
+Asked = frames.Call | frames.CallEnd | frames.CallCredit | frames.Ask
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class CallDesk(Protocol):
+    """Where the calls go that a worker's models make of other models, and of the repository."""
+
+    def take(self, process: "WorkerProcess", frame: Asked, descriptors: list[int]) -> None:
+        """One more call, or word about one. The descriptors are closed after the call."""
+
+    def worker_died(self, process: "WorkerProcess") -> None:
+        """Nobody waits for the answers to that process's calls any more."""
 
 
 class LoadRefused(Exception):
@@ -46,7 +59,7 @@ class WorkerProcess:
     So the oldest unanswered batch is the one that it was executing when it died.
     """
 
-    def __init__(self, name: str, *, shared: bool, threads: int, log_format: str) -> None:
+    def __init__(self, name: str, *, shared: bool, threads: int, log_format: str, desk: CallDesk | None = None) -> None:
         self.name = name
         self.shared = shared
         self.hosted: dict[int, Instance] = {}
@@ -57,7 +70,11 @@ class WorkerProcess:
         self._channel: channel.Channel | None = None
         self._loading: dict[int, _Loading] = {}  # by instance; sent or still to be sent
         self._asked: dict[int, Batch | _Loading] = {}  # sent and not answered, oldest first
+        self._begun: dict[int, Batch] = {}  # decoupled requests that are being answered part by part
+        self._levels: LogLevels | None = None
+        self._desk = desk  # where its models' calls of other models go
         self._head_since = 0.0
+        self._heard_at = 0.0
         self._sequence = 0
         self._failures = 0  # starts in a row that never got ready
         self._failing_since = 0.0
@@ -115,6 +132,11 @@ class WorkerProcess:
             self.kill("did not stop when asked to")
             await asyncio.wait([self._task])
 
+    def set_logging(self, levels: LogLevels) -> None:
+        """Have the worker log so, in this life and the next ones."""
+        self._levels = levels
+        self.tell(frames.Logging(levels))
+
     def kill(self, cause: str) -> None:
         """End the process at once; what it hosted comes back with the next one."""
         if self._process is not None:
@@ -126,6 +148,7 @@ class WorkerProcess:
         """Kill the process when a batch or a load has taken longer than it may."""
         head = self._head()
         if head is None:
+            self._check_streams(now)
             return
         is_batch = isinstance(head, Batch)
         limit_s = head.instance.execution_timeout_s if is_batch else load_timeout_s
@@ -133,6 +156,13 @@ class WorkerProcess:
             what = "a batch of" if is_batch else "loading"
             self._timed_out = True
             self.kill(f"{what} model '{head.instance.load.name}' took longer than {limit_s:g} s")
+
+    def _check_streams(self, now: float) -> None:
+        for instance in self.hosted.values():
+            limit_s = instance.execution_timeout_s
+            if limit_s and instance.streams.awaited and now - self._heard_at > limit_s:
+                self.kill(f"model '{instance.load.name}' gave no response for {limit_s:g} s")
+                return
 
     # -- what the instances ask ---------------------------------------------------------------------------
 
@@ -144,6 +174,14 @@ class WorkerProcess:
     def run(self, batch: Batch, frame: frames.Run, descriptors: list[int]) -> None:
         """Have the worker run this batch."""
         self._ask(frame.sequence, batch, frame, descriptors)
+
+    def tell(self, frame: frames.ToWorker, descriptors: Sequence[int] = ()) -> None:
+        """Send the worker what is not answered; the descriptors are taken over. Nothing is sent while it is down."""
+        if self._channel is not None:
+            self._channel.send(frames.encode(frame), descriptors)
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     # -- the process's lives ------------------------------------------------------------------------------
 
@@ -169,6 +207,8 @@ class WorkerProcess:
             except OSError as error:
                 self._note_no_process(error)
                 continue
+            if self._levels is not None:
+                self.tell(frames.Logging(self._levels))
             for loading in list(self._loading.values()):
                 self._send_load(loading)
             await exited
@@ -219,6 +259,9 @@ class WorkerProcess:
         self._process = None
         unanswered = list(self._asked.values())
         self._asked.clear()
+        self._begun.clear()
+        if self._desk is not None:
+            self._desk.worker_died(self)
         if unanswered or not self._stopping:
             log.warning("worker %s died: %s", self.name, cause)
         at_fault = unanswered[0] if unanswered else None
@@ -230,7 +273,7 @@ class WorkerProcess:
         for key, instance in self.hosted.items():
             batches = [one for one in unanswered if isinstance(one, Batch) and one.instance is instance]
             executing = batches.pop(0) if batches and batches[0] is at_fault else None
-            if instance.is_up or batches or executing is not None:
+            if instance.is_up or batches or executing is not None or len(instance.streams):
                 instance.down(executing, batches, cause)
             if key not in self._loading:
                 self._loading[key] = _Loading(instance, None)
@@ -289,10 +332,17 @@ class WorkerProcess:
     def _on_frame(self, data: bytes, descriptors: list[int]) -> None:
         try:
             frame = frames.decode_from_worker(data)
+            self._heard_at = monotonic()
             if isinstance(frame, frames.Done | frames.Failed):
                 self._on_batch_answer(frame, descriptors)
-            else:
+            elif isinstance(frame, frames.Begun | frames.Part | frames.Ended):
+                self._on_stream(frame)
+            elif isinstance(frame, frames.Loaded | frames.LoadFailed):
                 self._on_load_answer(frame)
+            elif isinstance(frame, frames.CustomMetrics):
+                self._on_metrics(frame)
+            elif self._desk is not None:
+                self._desk.take(self, frame, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -314,6 +364,31 @@ class WorkerProcess:
             log.exception("could not take an answer of worker %s", self.name)
             batch.instance.abandon(batch, error)
             self.kill("its answer could not be taken")
+
+    def _on_stream(self, frame: frames.Begun | frames.Part | frames.Ended) -> None:
+        """A decoupled request is begun, responded to or ended."""
+        if isinstance(frame, frames.Begun):
+            batch = self._answered(frame.sequence)
+            assert isinstance(batch, Batch)
+            self._begun[frame.sequence] = batch
+            batch.instance.begun(batch, frame)
+            return
+        batch = self._begun[frame.sequence]
+        if isinstance(frame, frames.Part):
+            batch.instance.part(frame)
+        else:
+            del self._begun[frame.sequence]
+            batch.instance.ended(frame)
+
+    def _on_metrics(self, frame: frames.CustomMetrics) -> None:
+        instance = self.hosted.get(frame.instance)
+        if instance is not None:
+            instance.custom_metrics = frame.samples
+
+    def batch_numbered(self, sequence: int) -> Batch | None:
+        """The batch or stream of that number that the worker is at."""
+        batch = self._asked.get(sequence) or self._begun.get(sequence)
+        return batch if isinstance(batch, Batch) else None
 
     def _on_load_answer(self, frame: frames.Loaded | frames.LoadFailed) -> None:
         self._failures = 0

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
+from headrace.log import LogLevels
 from headrace.workers.instance import Instance
 from headrace.workers.placement import Hosting, NewProcess, PlacementLimits, place
-from headrace.workers.process import WorkerProcess
+from headrace.workers.process import CallDesk, WorkerProcess
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
@@ -30,6 +31,8 @@ class Supervisor:
         self._limits = limits
         self._load_timeout_s = load_timeout_s
         self._log_format = log_format
+        self.desk: CallDesk | None = None  # set before the first process is started
+        self._levels: LogLevels | None = None
         self._processes: dict[str, WorkerProcess] = {}
         self._homes: dict[int, WorkerProcess] = {}
         self._names = itertools.count(1)
@@ -46,6 +49,12 @@ class Supervisor:
     def start(self) -> None:
         """Begin to watch over the processes."""
         self._watch = asyncio.get_running_loop().create_task(self._keep_watch())
+
+    def set_logging(self, levels: LogLevels) -> None:
+        """Have every worker log so from now on, those that are started later too."""
+        self._levels = levels
+        for process in self._processes.values():
+            process.set_logging(levels)
 
     def number(self) -> int:
         """A number for a new instance, unique in this server."""
@@ -92,8 +101,14 @@ class Supervisor:
             return self._processes[where]
         name = f"{'shared' if where.shared else 'worker'}-{next(self._names)}"
         process = WorkerProcess(
-            name, shared=where.shared, threads=1 if where.shared else threads, log_format=self._log_format
+            name,
+            shared=where.shared,
+            threads=1 if where.shared else threads,
+            log_format=self._log_format,
+            desk=self.desk,
         )
+        if self._levels is not None:
+            process.set_logging(self._levels)
         self._processes[name] = process
         return process
 

@@ -1,0 +1,160 @@
+"""The HTTP paths of the shared memory extensions."""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field
+
+from headrace.core.errors import InvalidRequest
+from headrace.frontends import schemas
+from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.wire.json_v2 import encode_json
+
+
+class SystemRegionBody(BaseModel):
+    """A registered region of system shared memory."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
+
+
+class CudaRegionBody(BaseModel):
+    """A registered region of CUDA shared memory."""
+
+    name: str
+    device_id: int
+    byte_size: int
+
+
+class RegisterSystemBody(BaseModel):
+    """A part of a shared memory object, which the client made with shm_open."""
+
+    key: str = Field(description="The object's name, with or without the leading slash.")
+    offset: int = Field(0, ge=0)
+    byte_size: int = Field(gt=0)
+
+
+class CudaHandleBody(BaseModel):
+    """A serialized CUDA IPC handle, in base64."""
+
+    b64: str
+
+
+class RegisterCudaBody(BaseModel):
+    """Memory of a CUDA device."""
+
+    raw_handle: CudaHandleBody
+    device_id: int
+    byte_size: int
+
+
+class _RegisterSystem(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+class _CudaHandle(msgspec.Struct):
+    b64: str
+
+
+class _RegisterCuda(msgspec.Struct):
+    raw_handle: _CudaHandle
+    device_id: int
+    byte_size: int
+
+
+def add_shared_memory(app: FastAPI, system: SharedMemoryRegions, cuda: CudaSharedMemoryRegions) -> None:
+    """Add the paths that say, make and forget which memory clients share with this server."""
+
+    def register_system(name: str, body: bytes) -> None:
+        wanted = _parse(body, _RegisterSystem, name)
+        system.register(name, wanted.key, wanted.offset, wanted.byte_size)
+
+    def register_cuda(name: str, body: bytes) -> None:
+        _parse(body, _RegisterCuda, name)
+        cuda.register(name)
+
+    system_body = schemas.json_body(
+        RegisterSystemBody, {"an object's beginning": {"key": "/headrace_example", "offset": 0, "byte_size": 256}}
+    )
+    cuda_body = schemas.json_body(
+        RegisterCudaBody,
+        {"a device's memory": {"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 256}},
+    )
+    _add_kind(app, "/v2/systemsharedmemory", system, register_system, SystemRegionBody, system_body, (501, 503))
+    _add_kind(app, "/v2/cudasharedmemory", cuda, register_cuda, CudaRegionBody, cuda_body, (501,))
+
+
+def _add_kind(
+    app: FastAPI,
+    prefix: str,
+    regions: SharedMemoryRegions | CudaSharedMemoryRegions,
+    register_region: Callable[[str, bytes], None],
+    region_body: type[BaseModel],
+    register_body: dict[str, Any],
+    register_errors: tuple[int, ...],
+) -> None:
+    """Add the paths of one kind of memory, which differ between the kinds in the bodies only."""
+    # CUDA's are refused where one is registered, system's altogether where --allow-client-shm is not given.
+    refusals = (501,) if isinstance(regions, SharedMemoryRegions) else ()
+    tags: list[str | Enum] = ["shared memory"]
+    regions_body = list[region_body]  # type: ignore[valid-type]  # a class that is given at run time
+
+    path = f"{prefix}/status"
+
+    @app.get(path, tags=tags, response_model=regions_body, **schemas.operation(path, *refusals))
+    async def status() -> Response:
+        """The regions that are registered."""
+        return _json(regions.status())
+
+    path = f"{prefix}/region/{{name}}/status"
+
+    @app.get(path, tags=tags, response_model=regions_body, **schemas.operation(path, *refusals))
+    async def status_of_one(request: Request) -> Response:
+        """A region, alone in an array."""
+        return _json(regions.status(request.path_params["name"]))
+
+    path = f"{prefix}/region/{{name}}/register"
+    described = schemas.operation(path, 400, 413, *register_errors, body=register_body)
+
+    @app.post(path, tags=tags, response_class=Response, **described)
+    async def register(request: Request) -> Response:
+        """Register a region, so that requests can have tensors in it."""
+        register_region(request.path_params["name"], await request.body())
+        return Response()
+
+    path = f"{prefix}/region/{{name}}/unregister"
+
+    @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
+    async def unregister(request: Request) -> Response:
+        """Forget a region; one that is not there is forgotten already."""
+        regions.unregister(request.path_params["name"])
+        return Response()
+
+    path = f"{prefix}/unregister"
+
+    @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
+    async def unregister_all() -> Response:
+        """Forget every region."""
+        regions.unregister_all()
+        return Response()
+
+
+def _json(value: object) -> Response:
+    return Response(encode_json(value), media_type="application/json")
+
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+def _parse(body: bytes, kind: type[_Body], name: str) -> _Body:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"cannot register shared memory region '{name}': {error}") from None

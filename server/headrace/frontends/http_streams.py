@@ -1,0 +1,131 @@
+"""The HTTP routes on which a request may have any number of responses: generate, generate_stream and infer_stream."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from headrace.batching.response_stream import ResponseStream, StreamItem
+from headrace.core.errors import HeadraceError, InternalError, InvalidRequest
+from headrace.core.request import InferRequest, InferResponse
+from headrace.engine import Engine
+from headrace.frontends import schemas
+from headrace.frontends.infer import HttpInfer, InferHeaders
+from headrace.frontends.status import http_status
+from headrace.wire.binary_v2 import encode_response
+from headrace.wire.generate_v2 import decode_generate, encode_generate
+from headrace.wire.json_v2 import encode_error
+
+log = logging.getLogger(__name__)
+
+EVENT_STREAM = f"{schemas.EVENT_STREAM}; charset=utf-8"
+
+Encode = Callable[[InferResponse], bytes]
+
+
+def add_streams(app: FastAPI, reader: HttpInfer) -> None:
+    """The routes over one engine."""
+    engine: Engine = reader.engine
+
+    async def read_generate(request: Request) -> InferRequest:
+        name, version = schemas.model_in(request)
+        served = engine.repository.lookup(name, version)
+        headers: InferHeaders = reader.headers(request.headers.raw)
+        body = reader.body(headers, await request.body())
+        return reader.accepted(decode_generate(body, name, version, served.info.signature), headers)
+
+    async def generate(request: Request) -> Response:
+        """Run a model that answers with exactly one response, on a flat JSON object keyed by input."""
+        asked = await read_generate(request)
+        stream = engine.stream(asked)
+        try:
+            first = await anext(stream, None)
+            second = await anext(stream, None)
+        finally:
+            stream.cancel()
+        if isinstance(first, HeadraceError):
+            raise first
+        if first is None or second is not None:
+            raise InvalidRequest(
+                f"model '{asked.model}': generate expects model to produce exactly 1 response, and it gave "
+                f"{'none' if first is None else 'more'}; use generate_stream"
+            )
+        return Response(encode_generate(first), media_type="application/json")
+
+    async def generate_stream(request: Request) -> Response:
+        """Run a model on a flat JSON object keyed by input; each response is an event as it is made."""
+        asked = await read_generate(request)
+        return await _event_stream(engine.stream(asked), encode_generate)
+
+    async def infer_stream(request: Request) -> Response:
+        """Run a model; each response is an event as it is made, in the form of an inference response."""
+        headers = reader.headers(request.headers.raw)
+        asked = reader.decode(*schemas.model_in(request), headers, await request.body())
+        plain = msgspec.structs.replace(asked, outputs=(), parameters={})
+        return await _event_stream(engine.stream(asked), lambda response: b"".join(encode_response(response, plain)[0]))
+
+    for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        path = f"{prefix}/generate"
+        app.add_api_route(
+            path,
+            generate,
+            methods=["POST"],
+            tags=["inference"],
+            response_model=schemas.GenerateResponseBody,
+            **schemas.generation(path),
+        )
+        for route, call, describe in (
+            ("generate_stream", generate_stream, schemas.generation),
+            ("infer_stream", infer_stream, schemas.inference),
+        ):
+            path = f"{prefix}/{route}"
+            app.add_api_route(
+                path,
+                call,
+                methods=["POST"],
+                tags=["inference"],
+                response_class=Response,
+                **schemas.streaming(describe(path)),
+            )
+
+
+async def _event_stream(stream: ResponseStream, encode: Encode) -> Response:
+    """The responses as server-sent events. The first one decides on the status: an error then is an ordinary one."""
+    try:
+        first = await anext(stream, None)
+    except BaseException:
+        stream.cancel()
+        raise
+    if isinstance(first, HeadraceError):
+        stream.cancel()
+        status, headers = http_status(first)
+        return Response(
+            b"data: %b\n\n" % encode_error(str(first)),
+            status_code=status,
+            headers={**headers, "content-type": EVENT_STREAM},
+        )
+    return StreamingResponse(_events(first, stream, encode), media_type=EVENT_STREAM)
+
+
+async def _events(first: StreamItem | None, stream: ResponseStream, encode: Encode) -> AsyncIterator[bytes]:
+    try:
+        item = first
+        while item is not None:
+            yield b"data: %b\n\n" % _event(item, encode)
+            item = await anext(stream, None)
+    finally:
+        stream.cancel()  # the client may have left; nothing happens at the end
+
+
+def _event(item: StreamItem, encode: Encode) -> bytes:
+    if isinstance(item, InferResponse):
+        try:
+            return encode(item)
+        except HeadraceError as error:
+            item = error
+        except Exception:
+            log.exception("could not write a response of model %s", item.model)
+            item = InternalError("the response could not be written; the server's log says why")
+    return encode_error(str(item))

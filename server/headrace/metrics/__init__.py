@@ -1,0 +1,18 @@
+"""The metrics of a server for Prometheus, under Triton's names and our own."""
+
+from headrace.metrics.machine import CpuUtilization, Memory, read_memory
+from headrace.metrics.model_families import FAILURE_REASONS
+from headrace.metrics.samples import ModelSample, ServerSample, WorkerSample
+from headrace.metrics.scrape import Metrics, prefers_openmetrics
+
+__all__ = [
+    "FAILURE_REASONS",
+    "CpuUtilization",
+    "Memory",
+    "Metrics",
+    "ModelSample",
+    "ServerSample",
+    "WorkerSample",
+    "prefers_openmetrics",
+    "read_memory",
+]

@@ -1,0 +1,54 @@
+"""What the metrics are made of: readings of one moment, as plain data."""
+
+from dataclasses import dataclass
+
+from headrace.core.statistics import CacheUsage, Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSample:
+    """One model version now: ``waiting`` counts requests in its queue, ``executing`` batches on its instances.
+
+    ``active_streams`` are requests that are being answered with several responses, ``active_sequences`` those that
+    have begun and not ended.
+    """
+
+    name: str
+    version: str
+    statistics: Statistics
+    waiting: int
+    executing: int
+    ready: bool
+    instances: int
+    instances_up: int
+    active_streams: int = 0
+    active_sequences: int = 0
+    cached: bool = False  # whether the response cache is asked first
+    decoupled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSample:
+    """One worker process now. ``name`` outlives restarts, ``pid`` does not, so only ``name`` is a label."""
+
+    name: str
+    pid: int
+    resident_bytes: int
+    cpu_seconds: float
+    models: int
+    restarts: int
+    instances: frozenset[int] = frozenset()  # the numbers of those that it holds
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSample:
+    """The front process now: requests accepted and not yet answered, and the bytes that they hold.
+
+    ``cache`` is None where this process holds no response cache.
+    """
+
+    inflight_requests: int
+    inflight_bytes: int
+    uptime_seconds: float
+    ready: bool
+    cache: CacheUsage | None = None

@@ -1,0 +1,57 @@
+"""What a model's folder says of its tensors before any worker has seen it."""
+
+import json
+
+from headrace.core.model import ModelInfo, Signature, TensorSpec
+from headrace.core.sequence import SequenceSpec
+from headrace.repository.layout import ModelFolder
+from headrace.repository.message_json import to_json
+from headrace.repository.to_triton import to_message
+from headrace_backends.registry import PLATFORMS
+
+
+def declared_signature(folder: ModelFolder) -> Signature:
+    """The configured tensors, for the worker to agree them with the model.
+
+    Where any inputs or outputs are declared, those are added that only the server and the model know: controls, of
+    which nobody says how many dimensions they have, and states. Empty is told by the model.
+    """
+    config = folder.config
+    inputs = tuple(tensor.spec() for tensor in config.inputs)
+    outputs = tuple(tensor.spec() for tensor in config.outputs)
+    if folder.sequence is not None:
+        batches = None if config.max_batch_size is None else config.max_batch_size > 0
+        hidden_inputs, hidden_outputs = _hidden(folder.sequence, batches)
+        inputs = _with(inputs, hidden_inputs)
+        outputs = _with(outputs, hidden_outputs)
+    return Signature(inputs, outputs, config.max_batch_size or 0, config.decoupled)
+
+
+def config_json(folder: ModelFolder, version: int) -> str:
+    """The configuration as Triton's Python models are given it; of the tensors only what is declared."""
+    config = folder.config
+    backend = folder.versions[version].backend
+    signature = Signature(
+        tuple(tensor.spec() for tensor in config.inputs),
+        tuple(tensor.spec() for tensor in config.outputs),
+        config.max_batch_size or 0,
+        config.decoupled,
+    )
+    info = ModelInfo(folder.name, str(version), PLATFORMS.get(backend, backend), backend, signature)
+    return json.dumps(to_json(to_message(config, info)))
+
+
+def _with(declared: tuple[TensorSpec, ...], hidden: list[TensorSpec]) -> tuple[TensorSpec, ...]:
+    names = {spec.name for spec in declared}
+    return (*declared, *(spec for spec in hidden if spec.name not in names)) if declared else ()
+
+
+def _hidden(sequence: SequenceSpec, batches: bool | None) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and outputs that clients do not see; ``batches`` is None where only the model can tell."""
+    inputs = [TensorSpec(control.input, control.datatype, None) for control in sequence.controls]
+    outputs = []
+    for state in sequence.states:
+        shape = None if batches is None else (-1,) * batches + state.shape
+        inputs.append(TensorSpec(state.input, state.datatype, shape))
+        outputs.append(TensorSpec(state.output, state.datatype, shape))
+    return inputs, outputs

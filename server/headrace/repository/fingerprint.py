@@ -1,0 +1,78 @@
+"""Prints of files: what changes when they do, without reading them."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from headrace.repository.small_files import list_names
+
+
+class Stamp(NamedTuple):
+    """What is known of a file without reading it; ``place`` is its path below where one looked."""
+
+    place: str
+    size_bytes: int
+    changed: str
+
+
+def fingerprint(path: Path) -> str:
+    """A print of every file below ``path``: its place, size, time of change and inode, but not its contents.
+
+    Hidden and temporary files and Python's caches do not count: what writes them does not mean to change a model.
+    """
+    return digest(stamps(path))
+
+
+def print_files(folder: Path, places: Iterable[str]) -> str:
+    """A print of these files in ``folder``, whether they are there or not."""
+    return digest(_stamp(folder / place, place) for place in places)
+
+
+def digest(found: Iterable[Stamp]) -> str:
+    """One print of many stamps."""
+    running = blake2b(digest_size=16)
+    for stamp in found:
+        running.update(os.fsencode(f"{stamp.place}\0{stamp.size_bytes}\0{stamp.changed}\0"))
+    return running.hexdigest()
+
+
+def stamps(root: Path) -> Iterator[Stamp]:
+    """A stamp for each file below ``root``. A folder is walked once, so links may lead in circles."""
+    walked: set[tuple[int, int]] = set()
+    waiting = [(root, "")]
+    while waiting:
+        path, place = waiting.pop()
+        try:
+            status = path.stat()
+            if not stat.S_ISDIR(status.st_mode):
+                yield _file_stamp(place, status)
+                continue
+            if (status.st_dev, status.st_ino) in walked:
+                yield Stamp(place, 0, f"folder {status.st_ino}")
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            names = list_names(path)
+        except OSError as error:
+            yield Stamp(place, 0, f"error {error.errno}")
+            continue
+        waiting += [(path / name, f"{place}/{name}") for name in reversed(names) if not is_passed_over(name)]
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, temporary or a cache, and so says nothing of a model."""
+    return name.startswith(".") or name.endswith((".tmp", ".part", "~")) or name == "__pycache__"
+
+
+def _stamp(path: Path, place: str) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Stamp(place, 0, f"error {error.errno}")
+    return _file_stamp(place, status)
+
+
+def _file_stamp(place: str, status: os.stat_result) -> Stamp:
+    return Stamp(place, status.st_size, f"{status.st_mtime_ns} {status.st_ino}")

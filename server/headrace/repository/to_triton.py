@@ -1,0 +1,99 @@
+"""Our configuration of a model in Triton's form: what clients and models are told of it."""
+
+from headrace.core.model import ModelInfo, TensorSpec
+from headrace.repository.model_config import InstanceConfig, ModelConfig, middle_level
+from headrace.repository.triton_ensemble import ensemble_message
+from headrace.repository.triton_sequence import sequence_message
+from headrace.repository.triton_types import data_type
+from headrace.wire import pb
+from headrace_backends.registry import model_files
+
+
+def to_message(config: ModelConfig, info: ModelInfo) -> pb.ModelConfig:
+    """What a configuration request is answered: as configured, with what the model file told filled in."""
+    signature = info.signature
+    batches = signature.max_batch_size > 0
+    labels = {output.name: output.labels or "" for output in config.outputs}
+    message = pb.ModelConfig(
+        name=info.name,
+        platform=info.platform,
+        backend="" if config.ensemble else info.backend,
+        max_batch_size=signature.max_batch_size,
+        version_policy=_version_policy(config),
+        default_model_filename=config.model_file or next(iter(model_files(info.backend)), ""),
+        input=[
+            pb.ModelInput(
+                name=spec.name, data_type=data_type(spec.datatype), dims=_dims(spec, batches), optional=spec.optional
+            )
+            for spec in signature.inputs
+        ],
+        output=[
+            pb.ModelOutput(
+                name=spec.name,
+                data_type=data_type(spec.datatype),
+                dims=_dims(spec, batches),
+                label_filename=labels.get(spec.name, ""),
+            )
+            for spec in signature.outputs
+        ],
+        parameters={key: pb.ModelParameter(string_value=_text(value)) for key, value in config.parameters.items()},
+    )
+    if config.response_cache:
+        message.response_cache.enable = True
+    if signature.decoupled or config.decoupled:
+        message.model_transaction_policy.decoupled = True
+    if config.ensemble:
+        message.ensemble_scheduling.CopyFrom(ensemble_message(config.ensemble))
+        return message
+    message.instance_group.extend(
+        _instance_group(f"{info.name}_{index}", instance) for index, instance in enumerate(config.instances)
+    )
+    if config.sequence is not None:
+        message.sequence_batching.CopyFrom(sequence_message(config, config.sequence))
+    elif batches:
+        message.dynamic_batching.CopyFrom(_dynamic_batching(config))
+    return message
+
+
+def _version_policy(config: ModelConfig) -> pb.ModelVersionPolicy:
+    policy = config.versions
+    if policy.only is not None:
+        return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=policy.only))
+    if policy.latest is not None:
+        return pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=policy.latest))
+    return pb.ModelVersionPolicy(all=pb.ModelVersionPolicy.All())
+
+
+def _dynamic_batching(config: ModelConfig) -> pb.ModelDynamicBatching:
+    batching = config.batching
+    return pb.ModelDynamicBatching(
+        preferred_batch_size=batching.preferred_sizes,
+        max_queue_delay_microseconds=batching.max_queue_delay_us,
+        preserve_ordering=batching.preserve_order,
+        priority_levels=batching.priority_levels,
+        default_priority_level=middle_level(batching.priority_levels),
+        default_queue_policy=pb.ModelQueuePolicy(
+            default_timeout_microseconds=batching.default_timeout_us,
+            allow_timeout_override=True,
+            max_queue_size=batching.max_queue_size,
+        ),
+    )
+
+
+def _instance_group(name: str, instance: InstanceConfig) -> pb.ModelInstanceGroup:
+    kind, _, number = instance.device.partition(":")
+    if kind == "gpu":
+        return pb.ModelInstanceGroup(
+            name=name, kind=pb.ModelInstanceGroup.KIND_GPU, count=instance.count, gpus=[int(number)]
+        )
+    return pb.ModelInstanceGroup(name=name, kind=pb.ModelInstanceGroup.KIND_CPU, count=instance.count)
+
+
+def _dims(spec: TensorSpec, batches: bool) -> tuple[int, ...]:
+    if spec.shape is None:  # the message cannot say that the rank is free too
+        return (-1,)
+    return spec.shape[1:] if batches else spec.shape
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

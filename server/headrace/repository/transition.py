@@ -1,0 +1,184 @@
+"""The way from what serves of a model to what its folder asks for."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping
+
+from headrace.core.ensemble import EnsembleProblem
+from headrace.repository.layout import ModelFolder, VersionFiles, selected_versions
+from headrace.repository.lifecycle import (
+    Loaded,
+    LoadFailed,
+    LoadStarted,
+    State,
+    VersionStatus,
+    plan_change,
+    settle,
+)
+from headrace.repository.model_record import ModelRecord, Served, failures
+from headrace.repository.planning import plan_folder, still_holds
+from headrace.repository.served import ServedVersion
+from headrace.repository.served_ensemble import ServedEnsemble
+from headrace.repository.shelf import Shelf
+from headrace.workers.process import LoadRefused
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[[ModelFolder, VersionFiles], ServedVersion]
+
+
+class Transition:
+    """Loads what is wanted and retires what is not; the caller holds the record's ``change``."""
+
+    def __init__(
+        self,
+        records: Mapping[str, ModelRecord],
+        shelf: Shelf,
+        serve: Serve,
+        is_ready: Callable[[str, str], bool],
+    ) -> None:
+        self._records = records
+        self._shelf = shelf
+        self._serve = serve
+        self._is_ready = is_ready
+
+    async def follow(self, record: ModelRecord, folder: ModelFolder) -> None:
+        """Serve what ``folder`` asks for, each version as soon as it is loaded. Never raises for what it holds."""
+        await self._follow(record, folder, whole=False)
+
+    async def follow_whole(self, record: ModelRecord, folder: ModelFolder) -> list[str]:
+        """As ``follow``, but all or nothing: when something fails, everything is as it was. Returns what failed."""
+        wanted, problems, earlier, statuses = record.wanted, record.problems, record.folder, dict(record.statuses)
+        await self._follow(record, folder, whole=True)
+        failed = failures(record)
+        if failed:
+            record.wanted, record.problems, record.folder = wanted, problems, earlier
+            record.statuses = _restored(record, statuses)
+        return failed
+
+    async def _follow(self, record: ModelRecord, folder: ModelFolder, *, whole: bool) -> None:
+        record.problems = folder.model_problems
+        if folder.model_problems:
+            return  # what serves goes on until the folder makes sense again
+        record.folder = folder
+        selected = selected_versions(folder)
+        unusable = {**folder.broken_versions, **folder.missing_versions}
+        record.wanted = frozenset({*selected, *unusable})
+        _forget(record, selected)
+        for version, reason in unusable.items():
+            if whole or version not in record.serving:
+                record.note(version, LoadFailed(reason))
+        if whole and unusable:
+            return
+        try:
+            made = self._make(folder, selected)
+        except EnsembleProblem as problem:
+            self._refuse(record, folder.name, selected, str(problem))
+            return
+        wanted = {version: served.print for version, served in made.items()}
+        # One that cannot come back by itself is loaded anew even though its files are the same.
+        serving = {number: "" if served.broken else served.print for number, served in record.serving.items()}
+        change = plan_change(serving, wanted)
+        for version in change.keep:
+            record.statuses[version] = VersionStatus(State.READY)
+        load = self._load_whole if whole else self._load_each
+        failed = await load(folder.name, record, {version: made[version] for version in change.load})
+        if whole and failed:
+            return
+        retired = settle(change, failed, folder.on_disk) - set(change.load)
+        self._shelf.retire(folder.name, record, retired)
+
+    def _make(self, folder: ModelFolder, versions: Iterable[int]) -> dict[int, Served]:
+        """What would serve these versions, not started yet.
+
+        Raises:
+            EnsembleProblem: the folder has an ensemble that cannot be planned.
+        """
+        if not folder.config.ensemble:
+            return {number: self._serve(folder, folder.versions[number]) for number in versions}
+        plan = plan_folder(folder, self._records, self._shelf.find)
+        return {number: ServedEnsemble(folder, number, plan, self._is_ready) for number in versions}
+
+    def _refuse(self, record: ModelRecord, name: str, versions: Iterable[int], reason: str) -> None:
+        """An ensemble cannot be planned. One that was planned before goes on only while its models allow it."""
+        for version in versions:
+            if record.statuses.get(version) != VersionStatus(State.UNAVAILABLE, reason):
+                log.error("model %s version %d is not served: %s", name, version, reason)
+            record.note(version, LoadFailed(reason))
+        serving = record.serving.items()
+        gone = [version for version, served in serving if not still_holds(served, self._records, self._shelf.find)]
+        if gone:
+            self._shelf.retire(name, record, gone, reason)
+
+    async def _load_each(self, name: str, record: ModelRecord, made: Mapping[int, Served]) -> set[int]:
+        """Load versions, each by itself; those that failed are returned."""
+        loaded = await asyncio.gather(*(self._load(name, record, *one) for one in made.items()))
+        return {version for version, done in zip(made, loaded, strict=True) if not done}
+
+    async def _load(self, name: str, record: ModelRecord, version: int, served: Served) -> bool:
+        if not await self._start(name, record, version, served):
+            return False
+        self._put(name, record, version, served)
+        return True
+
+    async def _load_whole(self, name: str, record: ModelRecord, made: Mapping[int, Served]) -> set[int]:
+        """Load versions and let requests see them only when all are there; else every one has failed."""
+        started = await asyncio.gather(*(self._start(name, record, *one) for one in made.items()))
+        if all(started):
+            for version, served in made.items():
+                self._put(name, record, version, served)
+            return set()
+        good = [version for version, done in zip(made, started, strict=True) if done]
+        for version in good:
+            record.note(version, LoadFailed("another version of the same load failed"))
+        await asyncio.gather(*(made[version].drain() for version in good))
+        return set(made)
+
+    @staticmethod
+    async def _start(name: str, record: ModelRecord, version: int, served: Served) -> bool:
+        record.note(version, LoadStarted())
+        try:
+            await served.start()
+        except LoadRefused as error:
+            record.note(version, LoadFailed(str(error)))
+            log.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
+            return False
+        except Exception as error:
+            record.note(version, LoadFailed(f"{type(error).__name__}: {error}"))
+            log.exception("model %s version %d is not served", name, version)
+            return False
+        return True
+
+    def _put(self, name: str, record: ModelRecord, version: int, served: Served) -> None:
+        record.note(version, Loaded())
+        self._shelf.put(name, record, version, served)
+        signature = served.info.signature
+        log.info(
+            "model %s version %d is ready: %s, max_batch_size %d, %d instance(s), loaded in %.2f s",
+            name,
+            version,
+            served.info.backend,
+            signature.max_batch_size,
+            len(served.instances),
+            served.statistics.load_seconds,
+        )
+        for note in served.notes:
+            log.debug("model %s version %d: %s", name, version, note)
+
+
+def _forget(record: ModelRecord, wanted: Container[int]) -> None:
+    for version in [old for old in record.statuses if old not in wanted and old not in record.serving]:
+        del record.statuses[version]
+
+
+def _restored(record: ModelRecord, before: Mapping[int, VersionStatus]) -> dict[int, VersionStatus]:
+    """The statuses as they were before a change that has failed, but for versions that have begun or ended to go."""
+    restored = {}
+    for version in {*before, *record.statuses}:
+        was, now = before.get(version), record.statuses.get(version)
+        going = State.UNLOADING in (was and was.state, now and now.state)
+        gone = was is not None and was.state is State.READY and version not in record.serving
+        status = now if going or gone else was
+        if status is not None:
+            restored[version] = status
+    return restored

@@ -1,0 +1,98 @@
+"""One version's files, and which of them is the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.repository.fingerprint import digest, is_passed_over, stamps
+from headrace.repository.model_config import ModelConfig
+from headrace.repository.small_files import Unusable, list_names, why_unread
+from headrace_backends.registry import ENDINGS, canonical, model_files
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """One version's files. ``model_path`` is the folder itself where the backend has no file of its own kind."""
+
+    version: int
+    backend: str
+    model_path: Path
+    print: str  # changes when a file below the version's folder does
+    model_bytes: int  # of all files below the version's folder
+
+
+ENSEMBLE = "ensemble"  # in place of a backend
+
+
+def read_version(folder: Path, version: int, config: ModelConfig) -> VersionFiles:
+    """One version's files.
+
+    Raises:
+        Unusable: it has no model file, or more than one.
+        OSError: the folder is out of reach.
+    """
+    found = list(stamps(folder))
+    backend, model_path = (ENSEMBLE, folder) if config.ensemble else _find_model(folder, config)
+    return VersionFiles(version, backend, model_path, digest(found), sum(stamp.size_bytes for stamp in found))
+
+
+def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
+    """The backend and the model file of a version.
+
+    Raises:
+        Unusable: there is none, or more than one.
+        OSError: the folder or the file is out of reach.
+    """
+    backend = canonical(config.backend) if config.backend else None
+    if config.model_file is not None:
+        return backend or _backend_of(config.model_file), _existing(folder / config.model_file)
+    if backend is not None and backend not in ENDINGS.values():
+        return backend, folder  # a plugin, or the fake: it knows what it looks for
+    candidates = [
+        name
+        for name in list_names(folder)
+        if not is_passed_over(name) and _ending_backend(name) in ({backend} if backend else ENDINGS.values())
+    ]
+    name = _preferred(candidates, backend)
+    return backend or _backend_of(name), _existing(folder / name)
+
+
+def _preferred(candidates: list[str], backend: str | None) -> str:
+    """The model file among those of known endings: one named model.*, else the only one.
+
+    Raises:
+        Unusable: there is none, or more than one.
+    """
+    named = [name for name in candidates if name.startswith("model.")]
+    backends = {_ending_backend(name) for name in named}
+    if len(backends) == 1:
+        ranked = [name for name in model_files(backends.pop() or "") if name in named]
+        if ranked:
+            return ranked[0]
+    remaining = named or candidates
+    if len(remaining) == 1:
+        return remaining[0]
+    if remaining:
+        raise Unusable(f"has several model files ({', '.join(remaining)}); set backend or model_file to choose")
+    if backend is not None:
+        expected = model_files(backend)
+        raise Unusable(f"has no model file for backend '{backend}', expected {' or '.join(expected)}")
+    raise Unusable(f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}")
+
+
+def _ending_backend(name: str) -> str | None:
+    return ENDINGS.get(Path(name).suffix.lower())
+
+
+def _backend_of(name: str) -> str:
+    backend = _ending_backend(name)
+    if backend is None:
+        raise Unusable(f"has the model file '{name}', whose ending tells no backend; set backend")
+    return backend
+
+
+def _existing(path: Path) -> Path:
+    try:
+        path.stat()
+    except OSError as error:
+        raise Unusable(f"its model file '{path.name}' {why_unread(error)}") from error
+    return path

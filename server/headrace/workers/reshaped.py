@@ -1,0 +1,109 @@
+"""A model whose tensors clients see in other shapes than it has: Triton's ``reshape``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+import msgspec
+
+from headrace.core.model import ReshapeSpec, Signature, TensorSpec
+from headrace.core.tensor import Array
+from headrace_backends.base import Answer, Backend, CustomMetric, LoadError, ModelSource, RequestInfo, ResponseStream
+
+
+class Reshaped(Backend):
+    """Another backend, its inputs and outputs in the shapes of ``reshapes``. No element moves in memory."""
+
+    def __init__(self, backend: Backend, reshapes: Sequence[ReshapeSpec]) -> None:
+        self._backend = backend
+        self._reshapes = {one.name: one for one in reshapes}
+        signature = backend.signature
+        names = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+        problems = [f"there is no tensor '{one.name}' to reshape" for one in reshapes if one.name not in names]
+        problems += [problem for one in reshapes if (problem := misfit(one))]
+        if problems:
+            raise LoadError("; ".join(problems))
+        self.cpu_threads = backend.cpu_threads
+        self.warms_up = backend.warms_up
+        self.wants_requests = backend.wants_requests
+        self.remembers = backend.remembers
+        self._signature = msgspec.structs.replace(
+            signature,
+            inputs=tuple(map(self._seen, signature.inputs)),
+            outputs=tuple(map(self._seen, signature.outputs)),
+        )
+
+    @classmethod
+    def load(cls, source: ModelSource) -> "Reshaped":
+        """Another backend does that."""
+        raise NotImplementedError(f"model {source.name}: a reshaped model is made of one that is loaded")
+
+    @property
+    def signature(self) -> Signature:
+        """What clients give and get."""
+        return self._signature
+
+    def execute(
+        self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]
+    ) -> Mapping[str, Array] | Sequence[Answer]:
+        """Run one batch in the model's own shapes."""
+        result = self._backend.execute(self._given(inputs), requests)
+        if isinstance(result, Mapping):
+            return self._shown(result)
+        return [replace(answer, outputs=self._shown(answer.outputs)) for answer in result]
+
+    def begin(self, inputs: Mapping[str, Array], stream: ResponseStream) -> Iterator[Answer] | None:
+        """Begin to answer one request of a decoupled model."""
+        raise NotImplementedError("a decoupled model's tensors are not reshaped")
+
+    def metrics(self) -> Sequence[CustomMetric]:
+        """The other backend's."""
+        return self._backend.metrics()
+
+    def notes(self) -> list[str]:
+        """The other backend's."""
+        return self._backend.notes()
+
+    def close(self) -> None:
+        """Close the other backend."""
+        self._backend.close()
+
+    def _seen(self, spec: TensorSpec) -> TensorSpec:
+        reshape = self._reshapes.get(spec.name)
+        return spec if reshape is None else msgspec.structs.replace(spec, shape=reshape.seen)
+
+    def _given(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: array if (one := self._reshapes.get(name)) is None else array.reshape(sizes(array, one.seen, one.own))
+            for name, array in inputs.items()
+        }
+
+    def _shown(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: array if (one := self._reshapes.get(name)) is None else array.reshape(sizes(array, one.own, one.seen))
+            for name, array in outputs.items()
+        }
+
+
+def misfit(reshape: ReshapeSpec) -> str:
+    """Why one shape cannot stand for the other; empty where it can."""
+    seen, own = reshape.seen, reshape.own
+    fixed = [prod(size for size in shape if size != -1) for shape in (seen, own)]
+    if seen.count(-1) == own.count(-1) and fixed[0] == fixed[1]:
+        return ""
+    return (
+        f"'{reshape.name}' cannot be reshaped from {list(seen)} to {list(own)}: "
+        "both must have as many elements, and as many dimensions of any size"
+    )
+
+
+def sizes(array: Array, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of ``after``, those of any size taken in their order from the array's, which are ``before``'s.
+
+    Raises:
+        RuntimeError: the array does not have the dimensions of ``before``.
+    """
+    if len(array.shape) != len(before):
+        raise RuntimeError(f"a tensor has shape {list(array.shape)}, expected {list(before)}")
+    free = iter([size for size, wanted in zip(array.shape, before, strict=True) if wanted == -1])
+    return tuple(next(free) if size == -1 else size for size in after)

@@ -1,0 +1,209 @@
+"""The decoupled requests that a worker is answering: each is given responses, in turn, while its client has room."""
+
+import logging
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import monotonic_ns
+
+from headrace.core.errors import HeadraceError, Kind
+from headrace.core.model import Signature
+from headrace.core.tensor import Array
+from headrace.workers import frames
+from headrace.workers.calls import Calls
+from headrace.workers.conversation import Conversation
+from headrace.workers.slot_memory import checked_parameters, described, wire_form
+from headrace_backends.base import Answer, Backend, RequestInfo
+
+log = logging.getLogger("headrace.worker")
+
+WINDOW = 32  # responses to one request that may be under way to a client that has not read them
+
+
+class Stream:
+    """One decoupled request in the worker: the model's ``ResponseStream``."""
+
+    def __init__(
+        self,
+        sequence: int,
+        request: RequestInfo,
+        signature: Signature,
+        conversation: Conversation,
+        on_end: Callable[[int], None],
+    ) -> None:
+        self.request = request
+        self.cancelled = False
+        self.ended = False
+        self.credit = WINDOW
+        self._sequence = sequence
+        self._specs = {spec.name: spec for spec in signature.outputs}
+        self._conversation = conversation
+        self._on_end = on_end
+        self._since_ns = monotonic_ns()
+        self._ending = threading.Lock()  # held to say something, so that the end is the last that is said
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client is far behind."""
+        return self.credit <= 0 and not (self.cancelled or self.ended)
+
+    def send(self, answer: Answer) -> None:
+        """Give one response; waits while the client is far behind.
+
+        Raises:
+            TypeError: an output is not as declared, or a parameter is of no kind that the protocol has.
+            RuntimeError: the stream has ended, or an output has an unknown name.
+        """
+        part = frames.encode(self._part(answer))
+        self._conversation.wait_until(self._take_room)
+        if self.cancelled and not self.ended:
+            return
+        with self._ending:
+            if self.ended:
+                raise RuntimeError("a response was sent after the last one")
+            self._conversation.send_encoded(part)
+        self._since_ns = monotonic_ns()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """There will be no more responses, because of ``error`` if there is one. Only the first call counts."""
+        kind, message = described(error) if error is not None else ("", "")
+        with self._ending:
+            if self.ended:
+                return
+            self.ended = True
+            self._conversation.send(frames.Ended(self._sequence, kind, message))
+        self._on_end(self._sequence)
+
+    def _take_room(self) -> bool:
+        """Whether a response may be sent now. Asked with the conversation held, as credit is given."""
+        if self.waits:
+            return False
+        self.credit -= 1
+        return True
+
+    def _part(self, answer: Answer) -> frames.Part:
+        infer_ns = monotonic_ns() - self._since_ns
+        parameters = checked_parameters(answer.parameters)
+        if answer.error is not None:
+            kind, message = described(answer.error)
+            return frames.Part(self._sequence, (), parameters, infer_ns, kind, message)
+        tensors = []
+        for name, array in answer.outputs.items():
+            spec = self._specs.get(name)
+            if spec is None:
+                raise RuntimeError(f"it gave the output '{name}', expected some of {list(self._specs)}")
+            data, datatype = wire_form(spec, array)
+            tensors.append(frames.NamedTensor(name, str(datatype), tuple(array.shape), data))  # type: ignore[arg-type] # any buffer is encoded as bytes
+        return frames.Part(self._sequence, tuple(tensors), parameters, infer_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A request that is answered by an iterator."""
+
+    name: str
+    sequence: int
+    stream: Stream
+    iterator: Iterator[Answer]
+    calls: Calls
+
+
+class Streams:
+    """All decoupled requests under way in a worker. Iterators take turns, one response at a time.
+
+    Those whose clients are far behind stand aside, so that a response costs the same however many there are.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._open: dict[int, Stream] = {}
+        self._ready: deque[_Turn] = deque()
+        self._aside: dict[int, _Turn] = {}
+
+    def begin(
+        self, name: str, backend: Backend, calls: Calls, sequence: int, request: RequestInfo, inputs: dict[str, Array]
+    ) -> None:
+        """Have the model begin to answer a request. ``inputs`` stay as they are."""
+        stream = Stream(sequence, request, backend.signature, self._conversation, self._forget)
+        self._open[sequence] = stream
+        try:
+            iterator = backend.begin(inputs, stream)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            _fail(name, stream, error)
+            return
+        if iterator is not None:
+            self._ready.append(_Turn(name, sequence, stream, iterator, calls))
+
+    def credit(self, sequence: int, responses: int) -> None:
+        """The client has read. Called with the conversation held."""
+        stream = self._open.get(sequence)
+        if stream is not None:
+            stream.credit += responses
+            self._call_back(sequence)
+
+    def cancel(self, sequence: int) -> None:
+        """The client has left. Called with the conversation held."""
+        stream = self._open.get(sequence)
+        if stream is not None:
+            stream.cancelled = True
+            self._call_back(sequence)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether an iterator could be advanced now."""
+        return bool(self._ready)
+
+    def step(self) -> None:
+        """Advance the next iterator whose client has room by one response, if there is one."""
+        if not self._ready:
+            return
+        turn = self._ready.popleft()
+        if turn.stream.waits or _advance(turn):  # it may wait already, when its model sends things by itself too
+            self._put_aside(turn)
+
+    def _put_aside(self, turn: _Turn) -> None:
+        """Have it stand aside for as long as its client is behind, if it is."""
+        self._aside[turn.sequence] = turn
+        if not turn.stream.waits:  # asked afterwards, because another thread may have read of room in between
+            self._call_back(turn.sequence)
+
+    def _call_back(self, sequence: int) -> None:
+        turn = self._aside.pop(sequence, None)
+        if turn is not None:
+            self._ready.append(turn)
+
+    def _forget(self, sequence: int) -> None:
+        self._open.pop(sequence, None)
+        self._call_back(sequence)
+
+
+def _advance(turn: _Turn) -> bool:
+    """Whether more may come."""
+    stream = turn.stream
+    turn.calls.on_behalf_of = turn.sequence
+    try:
+        if stream.cancelled or stream.ended:
+            close = getattr(turn.iterator, "close", None)
+            if close is not None:
+                close()
+            stream.end()
+            return False
+        answer = next(turn.iterator, None)
+        if answer is None:
+            stream.end()
+            return False
+        stream.send(answer)
+    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        _fail(turn.name, stream, error)
+        return False
+    finally:
+        turn.calls.on_behalf_of = 0
+    return True
+
+
+def _fail(name: str, stream: Stream, error: Exception) -> None:
+    if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
+        log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
+    stream.end(error)

@@ -1,0 +1,230 @@
+"""What a worker process does: loads models, runs batches, advances streams, one thing at a time."""
+
+import logging
+import traceback
+from pathlib import Path
+from time import monotonic_ns
+
+from headrace.core.errors import HeadraceError
+from headrace.log import apply
+from headrace.workers import frames
+from headrace.workers.arena import Segment, mark_begun
+from headrace.workers.calls import CallDesk, Calls
+from headrace.workers.conversation import Conversation, ConversationEnded, close_all
+from headrace.workers.reshaped import Reshaped
+from headrace.workers.slot_memory import SlotMemory, answer_frames, described, joint_frames, plain_text, read_inputs
+from headrace.workers.stateful import Stateful
+from headrace.workers.streams import Streams
+from headrace.workers.warmup import warm_up
+from headrace_backends.base import Backend, BackendUnavailable, CustomMetric, LoadError, ModelSource, RequestInfo
+from headrace_backends.registry import resolve
+
+log = logging.getLogger("headrace.worker")
+
+
+class _Model:
+    """One loaded instance."""
+
+    __slots__ = ("backend", "calls", "metrics", "name", "signature", "slots")
+
+    def __init__(self, name: str, backend: Backend, calls: Calls) -> None:
+        self.name = name
+        self.backend = backend
+        self.calls = calls
+        self.signature = backend.signature
+        self.slots: dict[int, SlotMemory] = {}
+        self.metrics: tuple[CustomMetric, ...] = ()  # as they were told last
+
+
+class Worker:
+    """Serves one conversation until the front process says stop or goes away.
+
+    Frames are dealt with in the order in which they were sent. After each of them, and while there are none, the
+    iterators of decoupled requests are advanced, one response at a time.
+    """
+
+    def __init__(self, conversation: Conversation, streams: Streams, desk: CallDesk) -> None:
+        self._conversation = conversation
+        self._streams = streams
+        self._desk = desk
+        self._models: dict[int, _Model] = {}
+
+    def serve(self) -> None:
+        """Work until told to stop."""
+        while True:
+            try:
+                received = self._conversation.take(otherwise=lambda: self._streams.runnable)
+            except ConversationEnded:
+                return
+            if received is not None:
+                frame, descriptors = received
+                try:
+                    if isinstance(frame, frames.Stop):
+                        return
+                    self._deal_with(frame, descriptors)
+                finally:
+                    close_all(descriptors)
+            self._streams.step()  # also after a frame: under load there is always another one
+
+    def close(self) -> None:
+        """Close every model."""
+        for instance in list(self._models):
+            self._unload(instance)
+
+    def _deal_with(self, frame: frames.ToWorker, descriptors: list[int]) -> None:
+        if isinstance(frame, frames.Run):
+            self._run(frame, descriptors)
+        elif isinstance(frame, frames.Load):
+            self._load(frame)
+        elif isinstance(frame, frames.Unload):
+            self._unload(frame.instance)
+        elif isinstance(frame, frames.Logging):
+            apply(frame.levels)
+
+    def _load(self, frame: frames.Load) -> None:
+        started_ns = monotonic_ns()
+        calls = Calls(self._conversation, self._desk, frame.instance)
+        try:
+            backend = resolve(frame.backend).load(_source(frame, calls))
+            notes = backend.notes()
+            if frame.reshapes:
+                backend = Reshaped(backend, frame.reshapes)
+            if frame.sequence is not None:
+                backend = Stateful(backend, frame.sequence)
+            if frame.warmup and backend.warms_up and not backend.signature.decoupled:
+                notes = [*notes, *warm_up(backend)]
+        except (LoadError, BackendUnavailable, HeadraceError) as error:
+            self._conversation.send(frames.LoadFailed(frame.instance, plain_text(error)))
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            log.error("model %s version %s: %s", frame.name, frame.version, traceback.format_exc())  # noqa: TRY400
+            self._conversation.send(frames.LoadFailed(frame.instance, described(error)[1]))
+        else:
+            model = self._models[frame.instance] = _Model(frame.name, backend, calls)
+            seconds = (monotonic_ns() - started_ns) * 1e-9
+            self._conversation.send(
+                frames.Loaded(
+                    frame.instance,
+                    model.signature,
+                    backend.wants_requests,
+                    backend.cpu_threads,
+                    tuple(notes),
+                    seconds,
+                    backend.remembers,
+                )
+            )
+            self._tell_metrics(frame.instance, model)
+
+    def _unload(self, instance: int) -> None:
+        model = self._models.pop(instance, None)
+        if model is None:
+            return
+        try:
+            model.backend.close()
+        except Exception:
+            log.exception("model %s: its unload failed", model.name)
+
+    def _run(self, frame: frames.Run, descriptors: list[int]) -> None:
+        model = self._models[frame.instance]
+        slot = model.slots.setdefault(frame.slot, SlotMemory())
+        if frame.segment_bytes:
+            slot.inputs = Segment(descriptors[0], frame.segment_bytes).view
+        mark_begun(slot.inputs, frame.sequence)
+        model.calls.on_behalf_of = frame.sequence
+        try:
+            if model.signature.decoupled:
+                self._begin(model, slot, frame)
+            else:
+                self._execute(model, slot, frame)
+        except HeadraceError as error:
+            self._conversation.send(frames.Failed(frame.sequence, *described(error)))
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            log.error("model %s: %s", model.name, traceback.format_exc())  # noqa: TRY400
+            self._conversation.send(frames.Failed(frame.sequence, *described(error)))
+        finally:
+            model.calls.on_behalf_of = 0
+        self._tell_metrics(frame.instance, model)
+
+    def _execute(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
+        started_ns = monotonic_ns()
+        inputs = read_inputs(model.signature, frame.inputs, slot.inputs)
+        requests = [_info(request) for request in frame.requests]
+        ready_ns = monotonic_ns()
+        result = model.backend.execute(inputs, requests)
+        executed_ns = monotonic_ns()
+        answers: list[frames.AnswerFrame] = []
+        outputs: list[frames.TensorFrame] = []
+        if isinstance(result, list | tuple):
+            answers, buffers = answer_frames(model.signature, result, len(requests))
+        else:
+            outputs, buffers = joint_frames(model.signature, result)  # type: ignore[arg-type] # the other of the two
+        passed = slot.write(buffers)
+        try:
+            self._conversation.send(
+                frames.Done(
+                    frame.sequence,
+                    tuple(outputs),
+                    slot.size.nbytes if passed else 0,
+                    ready_ns - started_ns,
+                    executed_ns - ready_ns,
+                    monotonic_ns() - executed_ns,
+                    tuple(answers),
+                ),
+                passed,
+            )
+        except BaseException:
+            if passed:
+                slot.forget_outputs()
+            raise
+        finally:
+            close_all(passed)
+
+    def _begin(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
+        """Take a decoupled request out of its slot, which is free then, and have the model begin to answer it."""
+        started_ns = monotonic_ns()
+        arrays = read_inputs(model.signature, frame.inputs, slot.inputs)
+        kept = {name: array.copy() for name, array in arrays.items()}
+        self._conversation.send(frames.Begun(frame.sequence, monotonic_ns() - started_ns))
+        request = _info(frame.requests[0])
+        self._streams.begin(model.name, model.backend, model.calls, frame.sequence, request, kept)
+
+    def _tell_metrics(self, instance: int, model: _Model) -> None:
+        """Tell the front of the metrics that the model's code keeps, when they have changed."""
+        try:
+            metrics = tuple(model.backend.metrics())
+            if metrics == model.metrics:
+                return
+            model.metrics = metrics
+            told = frames.encode(frames.CustomMetrics(instance, tuple(map(_sample, metrics))))
+            frames.decode_from_worker(told)  # what the front could not read must not reach it
+        except Exception:
+            log.exception("model %s: its metrics cannot be told", model.name)
+            return
+        self._conversation.send_encoded(told)
+
+
+def _source(frame: frames.Load, calls: Calls) -> ModelSource:
+    return ModelSource(
+        name=frame.name,
+        version=frame.version,
+        path=Path(frame.path),
+        device=frame.device,
+        threads=frame.threads,
+        inputs=frame.signature.inputs,
+        outputs=frame.signature.outputs,
+        max_batch_size=frame.max_batch_size,
+        parameters=frame.parameters,
+        decoupled=frame.decoupled,
+        config_json=frame.config_json,
+        repository=frame.repository,
+        instance=f"{frame.name}_{frame.instance}",
+        calls=calls,
+    )
+
+
+def _sample(one: CustomMetric) -> frames.CustomSample:
+    # A model may have counted with numpy's numbers.
+    return frames.CustomSample(one.name, one.help, one.kind, one.labels, float(one.value), one.buckets, one.count)
+
+
+def _info(frame: frames.RequestFrame) -> RequestInfo:
+    return RequestInfo(frame.rows, frame.id, frame.parameters, frame.outputs, frame.slot)
