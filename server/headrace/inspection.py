@@ -54,7 +54,8 @@ async def explain_model(path: Path, name: str, say: Say) -> int:
         folder = read_folder(path / name)
         say(f"model {name} in {folder.path}")
         _explain_folder(folder, say)
-        for served in sorted(repository.served(), key=lambda one: one.files.version):
+        mine = (one for one in repository.served() if one.folder.name == name)
+        for served in sorted(mine, key=lambda one: one.files.version):
             _explain_version(served, supervisor, say)
         problems = _problems(repository, folder)
         for problem in problems:

@@ -197,7 +197,7 @@ def test_a_models_configuration_has_what_was_inferred(server: RunningServer, cha
         (("nobody", ""), 404),
         (("nobody", "1"), 404),
         (("onnx_fp32", "9"), 404),
-        (("onnx_fp32", "x"), 404),
+        (("onnx_fp32", "x"), 400),
         (("broken", ""), 404),
         (("broken", "1"), 503),
     ],
@@ -215,7 +215,8 @@ def test_what_is_not_served_has_no_metadata(
     )
     with pytest.raises(grpc.RpcError) as caught:
         rpc(channel, kind)(message(name=name, version=version), timeout=TIMEOUT_S)
-    assert caught.value.code() is {404: grpc.StatusCode.NOT_FOUND, 503: grpc.StatusCode.UNAVAILABLE}[status]
+    codes = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 503: "UNAVAILABLE"}
+    assert caught.value.code().name == codes[status]
     assert caught.value.details() == body["error"]
     assert name in body["error"]
     if name == "nobody":

@@ -18,6 +18,7 @@ from system.test_streams import (
     SENDER,
     SENDER_CONFIG,
     TELLER,
+    WINDOW,
     Conversation,
     generate_stream,
     infer_body,
@@ -225,7 +226,8 @@ def test_a_sender_that_never_sends_is_killed(tmp_path):
         (item,) = generate_stream(running, "sender", 3)
         assert item.error
         running.wait_for(lambda: running.model_ready("sender"))
-    strict_model(tmp_path, "silent", 1, SENDER.replace("for index in range(count):", "while time.sleep(1) is None:"), SENDER_YAML)
+    code = SENDER.replace("for index in range(count):", "for index in iter(threading.Event().wait, True):")
+    strict_model(tmp_path, "silent", 1, code, SENDER_YAML)
     with RunningServer(tmp_path) as running:
         began = time.monotonic()
         (item,) = generate_stream(running, "silent", 3)
@@ -259,13 +261,13 @@ def test_the_time_that_a_client_took_is_not_the_model_s(tmp_path, way):
     """As above, with a model that takes most of its execution timeout for each response."""
     strict_model(tmp_path, "teller", 1.5)
     journal = tmp_path.with_name(f"{tmp_path.name}.journal")
-    said = {"delay_ms": 1000, "nbytes": 4 * MIB, "journal": str(journal)}
+    said = {"delay_ms": 1000, "quick": WINDOW, "nbytes": 4 * MIB, "journal": str(journal)}
     with RunningServer(tmp_path) as running, slow_reader(running, way, "teller", 60, said) as read:
         assert read().index == 0
         steady(lambda: len(lines(journal)), for_s=3)
         ahead = len(lines(journal))
         assert ahead < 60
-        for index in range(1, ahead + 2):
+        for index in range(1, ahead + 1):
             item = read()
             assert (item.index, item.error) == (index, "")
         assert running.metric("headrace_worker_deaths_total", model="teller") == 0
@@ -383,27 +385,39 @@ def test_a_request_that_waits_behind_a_busy_generator_meets_its_deadline(server)
 # -- clients that leave in numbers -------------------------------------------------------------------------------------
 
 
-def test_what_a_client_left_in_the_queue_is_dropped(server, tmp_path):
+UNNOTICED = pytest.mark.xfail(reason="a client's leaving is not noticed before the first response", strict=True)
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param("generate", marks=UNNOTICED), pytest.param("generate_stream", marks=UNNOTICED), "grpc"]
+)
+def test_what_a_client_left_in_the_queue_is_dropped(server, way, tmp_path):
     journal = tmp_path / "journal"
     before = server.metric("nv_inference_request_failure", model="teller", reason="CANCELED")
     busy = generate_stream(server, "teller", 1, {"delay_ms": 1500})
     time.sleep(0.3)
-    connections = []
-    for _ in range(10):
-        connection = http.client.HTTPConnection(server.http, timeout=30)
-        connection.request(
-            "POST", "/v2/models/teller/generate_stream", json.dumps({"count": 1, "journal": str(journal)})
-        )
-        connections.append(connection)
-    with Conversation(server) as conversation:
-        for _ in range(10):
-            conversation.send("teller", 1, {"journal": str(journal)})
-        server.wait_for(lambda: server.metric("headrace_queue_requests", model="teller") >= 15, 5)
-        for connection in connections:
-            connection.close()
+    leave = _ten_grpc_requests(server, journal) if way == "grpc" else _ten_http_clients(server, way, journal)
+    server.wait_for(lambda: server.metric("headrace_queue_requests", model="teller") >= 8, 5)
+    leave()
     assert [item.index for item in busy] == [0]
-    wait_for(lambda: server.metric("nv_inference_request_failure", model="teller", reason="CANCELED") == before + 20, 5)
+    assert [item.index for item in generate_stream(server, "teller", 1)] == [0]  # it is behind them all
     assert len([line for line in lines(journal) if line == "0"]) <= 2, "at most those that the worker had already"
+    wait_for(lambda: server.metric("nv_inference_request_failure", model="teller", reason="CANCELED") == before + 10, 5)
+
+
+def _ten_http_clients(server, route, journal):
+    body = json.dumps({"count": 1, "journal": str(journal)})
+    connections = [http.client.HTTPConnection(server.http, timeout=30) for _ in range(10)]
+    for connection in connections:
+        connection.request("POST", f"/v2/models/teller/{route}", body)
+    return lambda: [connection.close() for connection in connections]
+
+
+def _ten_grpc_requests(server, journal):
+    conversation = Conversation(server)
+    for _ in range(10):
+        conversation.send("teller", 1, {"journal": str(journal)})
+    return conversation.__exit__
 
 
 def test_two_hundred_clients_that_leave_at_once(server, model):

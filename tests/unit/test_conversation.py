@@ -43,8 +43,8 @@ class Ends:
         self.changed = threading.Event()
 
     def _on_message(self, frame, descriptors):
-        if isinstance(frame, self.fails_on or ()):
-            raise MemoryError("no room for it")
+        if self.fails_on is type(frame):
+            raise RuntimeError("no room for it")
         if isinstance(frame, Credit | Cancel | CallAnswer):
             self.taken.append(frame)
             return True

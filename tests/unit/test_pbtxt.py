@@ -83,7 +83,7 @@ def test_a_whole_file():
 backend: onnxruntime
 max_batch_size: 16
 inputs:
-- {name: data, datatype: FP32, shape: [-1, 3, 224, 224]}
+- {name: data, datatype: FP32, format: NCHW, shape: [-1, 3, 224, 224]}
 - {name: mask, datatype: BOOL, shape: [-1, -1], optional: true}
 outputs: [{name: prob, datatype: BYTES, shape: [-1, 1000], labels: labels.txt}]
 instances: [{device: "gpu:0", count: 2}, {device: "gpu:3", count: 2}, {device: cpu}]
@@ -441,10 +441,10 @@ def test_version_policies(text, latest, only):
             "dynamic_batching.default_queue_policy.default_timeout_microseconds: should be less than",
         ),
         (
-            f"input {tensor(reshape='{ shape: [2, 2] }')}",
-            "input[0].reshape: to [2, 2] from [4] is not offered yet",
+            f"input {tensor(reshape='{ shape: [3, 2] }')}",
+            "input[0]: cannot be reshaped from [4] to [3, 2]",
         ),
-        (f"output {tensor(reshape='{ }')}", "output[0].reshape: to [] from [4] is not offered yet"),
+        (f"output {tensor(reshape='{ }')}", "output[0]: cannot be reshaped from [4] to []"),
         (f"input {tensor(data_type='TYPE_INVALID')}", "input[0].data_type: is required"),
         (f"input {tensor(dims='[1, -5]')}", "input[0].dims[1]: should be greater than or equal to -1, got -5"),
         (
@@ -734,3 +734,19 @@ def test_whatever_is_set_gives_a_configuration_or_problems(random, whole):
     signature = Signature(tuple(inputs), tuple(outputs), config.max_batch_size or 0)
     told_again = to_message(config, ModelInfo("m", "1", "fake", "fake", signature))
     assert to_json(told_again)["name"] == "m"
+
+
+def test_a_reshape_and_a_format_are_read_and_given_back():
+    config = parse_pbtxt(
+        'max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [3, 4] format: FORMAT_NHWC reshape { shape: [12] } }'
+        ' output { name: "y" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } }',
+        "m",
+    )
+    (x,), (y,) = config.inputs, config.outputs
+    assert (x.shape, x.reshape, x.format) == ((-1, 3, 4), (-1, 12), "NHWC")
+    assert (y.shape, y.reshape) == ((-1, 1), (-1,))
+    signature = Signature((x.spec(),), (y.spec(),), 4)
+    told = to_json(to_message(config, ModelInfo("m", "1", "p", "b", signature)))
+    assert told["input"][0]["format"] == "FORMAT_NHWC"
+    assert told["input"][0]["reshape"] == {"shape": [12]}
+    assert told["output"][0]["reshape"] == {"shape": []}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from headrace.batching.policy import BatchLimits, Wait
 from headrace.batching.sequence_backlog import SequenceBacklog
-from headrace.batching.sequences import MAX_REMEMBERED, Sequences, read_marks
+from headrace.batching.sequence_marks import read_marks
+from headrace.batching.sequences import MAX_REMEMBERED, Sequences
 from headrace.core.errors import InternalError, InvalidRequest, Kind, NotReady
 from headrace.core.sequence import SequenceSpec
 

@@ -8,7 +8,8 @@ import pytest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.sequence import ControlSpec, SequenceSpec, StateSpec
 from headrace.core.tensor import DataType
-from headrace.workers.stateful import Stateful, misfits, with_hidden_tensors
+from headrace.workers.stateful import Stateful
+from headrace.workers.stateful_checks import misfits
 from headrace.workers.warmup import warm_up
 from headrace_backends.base import Answer, Backend, InputError, LoadError, ModelSource, RequestInfo
 
@@ -657,14 +658,3 @@ def test_an_initial_state_of_bytes_has_to_be_whole_elements():
 def test_what_fits_has_no_problems():
     assert misfits(signature_of(), spec_of()) == []
     assert misfits(signature_of(batches=False), spec_of()) == []
-
-
-def test_the_hidden_tensors_are_declared_too_where_the_owner_declares_tensors():
-    x, y = TensorSpec("x", FP32, (-1, 2)), TensorSpec("y", FP32, (-1, 2))
-    source = ModelSource("m", "1", Path("m"), inputs=(x, TensorSpec("ID", UINT64, (-1, 1))), outputs=(y,))
-    declared = with_hidden_tensors(source, spec_of())
-    assert [one.name for one in declared.inputs] == ["x", "ID", "sum_in", "START", "END", "READY"]
-    assert declared.inputs[1].shape == (-1, 1)
-    assert declared.outputs == (y, TensorSpec("sum_out", FP32, None))
-    silent = ModelSource("m", "1", Path("m"))
-    assert with_hidden_tensors(silent, spec_of()) == silent

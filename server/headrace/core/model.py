@@ -1,6 +1,7 @@
 """What a served model takes and gives: its signature."""
 
 from dataclasses import dataclass, field
+from math import prod
 
 import msgspec
 
@@ -35,6 +36,17 @@ class ReshapeSpec(msgspec.Struct, frozen=True):
     name: str
     seen: tuple[int, ...]
     own: tuple[int, ...]
+
+    @property
+    def misfit(self) -> str:
+        """Why one shape cannot stand for the other; empty where it can."""
+        fixed = [prod(size for size in shape if size != -1) for shape in (self.seen, self.own)]
+        if self.seen.count(-1) == self.own.count(-1) and fixed[0] == fixed[1]:
+            return ""
+        return (
+            f"cannot be reshaped from {list(self.seen)} to {list(self.own)}: "
+            "both must have as many elements, and as many dimensions of any size"
+        )
 
 
 class Signature(msgspec.Struct, frozen=True, omit_defaults=True):

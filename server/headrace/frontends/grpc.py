@@ -18,7 +18,7 @@ from headrace.frontends.load_override import load_override, unload_dependents
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import EXTENSIONS, ServerState
 from headrace.frontends.status import GRPC_STATUS
-from headrace.repository.pbtxt import to_message
+from headrace.repository.to_triton import to_message
 from headrace.wire import pb
 from headrace.wire.grpc_v2 import decode_parameters, encode_metadata
 

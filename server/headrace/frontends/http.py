@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import headrace
@@ -22,8 +23,9 @@ from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import EXTENSIONS, ServerState
 from headrace.frontends.status import HTTP_STATUS, http_status
 from headrace.metrics import Metrics
-from headrace.repository.pbtxt import to_json, to_message
+from headrace.repository.message_json import to_json
 from headrace.repository.repository import Repository
+from headrace.repository.to_triton import to_message
 from headrace.wire.json_v2 import encode_error, encode_json
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,8 @@ def _handle_errors(app: FastAPI) -> None:
             case 404:
                 message = f"Not Found: there is no {where} on this server"
             case 405:
-                message = f"Method Not Allowed: {where}"
+                methods = _methods_of(app, request)
+                return _error(f"Method Not Allowed: {where}, expected {methods}", 405, {"Allow": methods})
             case _:
                 message = str(error.detail)
         return _error(message, error.status_code, dict(error.headers or {}))
@@ -140,6 +143,12 @@ def _handle_errors(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return _error("the request failed; the server's log says why", 500)
+
+
+def _methods_of(app: FastAPI, request: Request) -> str:
+    """The methods of a request's path, all of them: the framework names those of the first route that it finds."""
+    routes = [one for one in app.routes if isinstance(one, Route) and one.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for one in routes for method in one.methods or ()}))
 
 
 def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> None:
@@ -295,7 +304,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     @app.post(
         path,
         tags=["repository"],
-        response_model=schemas.LoadedBody,
+        response_class=Response,
         **schemas.operation(path, 400, 413, 503, body=body),
     )
     async def load(request: Request) -> Response:
@@ -317,7 +326,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     @app.post(
         path,
         tags=["repository"],
-        response_model=schemas.UnloadedBody,
+        response_class=Response,
         **schemas.operation(path, 400, 413, 503, body=body),
     )
     async def unload(request: Request) -> Response:

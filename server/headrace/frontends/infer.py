@@ -104,7 +104,8 @@ class HttpInfer:
         reserved = next((name for name in request.parameters if name.startswith(RESERVED_PREFIX)), None)
         if reserved is not None:
             raise InvalidRequest(
-                f"model '{request.model}': parameter '{reserved}': names that start with '{RESERVED_PREFIX}' are reserved"
+                f"model '{request.model}': parameter '{reserved}': names that start with '{RESERVED_PREFIX}' are "
+                "reserved"
             )
         return with_forwarded(request, headers.forwarded)
 

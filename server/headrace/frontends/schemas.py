@@ -185,13 +185,6 @@ class LoadRequestBody(BaseModel):
     parameters: dict[str, str] | None = None
 
 
-class LoadedBody(BaseModel):
-    """The model is loaded."""
-
-    name: str
-    load: bool
-
-
 class UnloadParameters(BaseModel):
     """Whether models go too that were only loaded as parts of this one."""
 
@@ -204,13 +197,6 @@ class UnloadRequestBody(BaseModel):
     """How a model is unloaded."""
 
     parameters: UnloadParameters | None = None
-
-
-class UnloadedBody(BaseModel):
-    """The model takes no new requests."""
-
-    name: str
-    unload: bool
 
 
 EVENT_STREAM = "text/event-stream"
@@ -259,14 +245,14 @@ _INFER_HEADERS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "endpoint-load-metrics-format",
-        {"type": "string", "enum": ["text", "json"]},
-        "Has the response tell the server's load in its header endpoint-load-metrics, in this form.",
+        {"type": "string"},
+        "text or json: has the response tell the server's load in this form, in its header endpoint-load-metrics.",
     ),
 ]
 _ENCODING_HEADER: tuple[str, dict[str, Any], str] = (
     "Content-Encoding",
-    {"type": "string", "enum": ["gzip", "deflate", "identity"]},
-    "How the body is compressed.",
+    {"type": "string"},
+    "How the body is compressed: gzip or deflate.",
 )
 _INFER_ANSWER_HEADERS = {
     "Inference-Header-Content-Length": {
@@ -303,10 +289,11 @@ def operation(
 ) -> dict[str, Any]:
     """The arguments of a route that describe it: parameters, body, and beside the success these errors.
 
-    Any path of the protocol may be restricted, and one with a parameter may be none: a name can hold a slash.
+    Any path of the protocol may be restricted, one with a parameter may be none (a name can hold a slash), and what
+    stands for a version may be no number.
     """
     names = re.findall(r"\{(\w+)\}", path)
-    statuses = sorted({*errors, 403, *([404] if names else [])})
+    statuses = sorted({*errors, 403, *([404] if names else []), *([400] if "version" in names else [])})
     extra: dict[str, Any] = {}
     parameters = [_path_parameter(path, name) for name in names] + (headers or [])
     if parameters:
@@ -358,10 +345,7 @@ def generation(path: str) -> dict[str, Any]:
 
 def streaming(described: dict[str, Any]) -> dict[str, Any]:
     """The same for a path that answers with events, also where the first of them is an error and decides the status."""
-    responses = {
-        status: {**response, "content": _FAILED_EVENT}
-        for status, response in described["responses"].items()
-    }
+    responses = {status: {**response, "content": _FAILED_EVENT} for status, response in described["responses"].items()}
     success = {"description": "Each response as it is made, an event each.", "content": _EVENTS}
     return described | {"responses": {**responses, 200: success}}
 

@@ -33,6 +33,7 @@ def pair_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
     for section in ("inputs", "outputs"):
         yield from _repeated(raw.get(section), (section,), "name")
     yield from _kind_problems(raw)
+    yield from _reshape_problems(raw)
     yield from _sequence_problems(raw.get("sequence"))
     yield from _batching_problems(raw)
 
@@ -53,6 +54,14 @@ def _kind_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
                 yield (key,), "is not for an ensemble, whose models have their own"
     elif backend == "ensemble":
         yield ("ensemble",), "is required where backend is ensemble: its steps"
+
+
+def _reshape_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
+    for key in ("decoupled", "ensemble"):
+        for section in ("inputs", "outputs") if raw.get(key) else ():
+            for index, tensor in enumerate(_items(raw.get(section))):
+                if _get(tensor, "reshape") is not None:
+                    yield (section, index, "reshape"), f"is not for a model with {key}"
 
 
 def _sequence_problems(sequence: object) -> Iterator[Problem]:
@@ -94,10 +103,11 @@ def _batching_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
 def _batch_dimension_problems(raw: Mapping[str, object], max_batch_size: int) -> Iterator[Problem]:
     for section in ("inputs", "outputs"):
         for index, tensor in enumerate(_items(raw.get(section))):
-            shape = _get(tensor, "shape")
-            if isinstance(shape, list | tuple) and (not shape or (isinstance(shape[0], int) and shape[0] != -1)):
-                got = f"is {reprlib.repr(list(shape))}, and max_batch_size is {max_batch_size}"
-                yield (section, index, "shape"), f"{got}: expected -1, the batch, as the first dimension"
+            for key in ("shape", "reshape"):
+                shape = _get(tensor, key)
+                if isinstance(shape, list | tuple) and (not shape or (isinstance(shape[0], int) and shape[0] != -1)):
+                    got = f"is {reprlib.repr(list(shape))}, and max_batch_size is {max_batch_size}"
+                    yield (section, index, key), f"{got}: expected -1, the batch, as the first dimension"
 
 
 def _items(value: object) -> Sequence[object]:

@@ -2,10 +2,13 @@
 
 import json
 
-from headrace.core.model import ModelInfo, Signature, TensorSpec
+import msgspec
+
+from headrace.core.model import ModelInfo, ReshapeSpec, Signature, TensorSpec
 from headrace.core.sequence import SequenceSpec
 from headrace.repository.layout import ModelFolder
 from headrace.repository.message_json import to_json
+from headrace.repository.model_config import TensorConfig
 from headrace.repository.to_triton import to_message
 from headrace_backends.registry import PLATFORMS
 
@@ -17,14 +20,29 @@ def declared_signature(folder: ModelFolder) -> Signature:
     which nobody says how many dimensions they have, and states. Empty is told by the model.
     """
     config = folder.config
-    inputs = tuple(tensor.spec() for tensor in config.inputs)
-    outputs = tuple(tensor.spec() for tensor in config.outputs)
+    inputs = tuple(map(_own_spec, config.inputs))
+    outputs = tuple(map(_own_spec, config.outputs))
     if folder.sequence is not None:
         batches = None if config.max_batch_size is None else config.max_batch_size > 0
         hidden_inputs, hidden_outputs = _hidden(folder.sequence, batches)
         inputs = _with(inputs, hidden_inputs)
         outputs = _with(outputs, hidden_outputs)
     return Signature(inputs, outputs, config.max_batch_size or 0, config.decoupled)
+
+
+def reshapes(folder: ModelFolder) -> tuple[ReshapeSpec, ...]:
+    """The tensors that clients see in another shape than the model has them."""
+    config = folder.config
+    return tuple(
+        ReshapeSpec(tensor.name, tensor.shape, tensor.reshape)
+        for tensor in (*config.inputs, *config.outputs)
+        if tensor.reshape is not None and tensor.reshape != tensor.shape
+    )
+
+
+def _own_spec(tensor: TensorConfig) -> TensorSpec:
+    spec = tensor.spec()
+    return spec if tensor.reshape is None else msgspec.structs.replace(spec, shape=tensor.reshape)
 
 
 def config_json(folder: ModelFolder, version: int) -> str:

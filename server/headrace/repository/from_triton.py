@@ -1,6 +1,6 @@
 """A configuration in Triton's form, as a message, into ours."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
@@ -101,7 +101,7 @@ _PARAMETER_NAMES = {
 def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     """The configuration that Triton's message holds.
 
-    Passed over: what ``IGNORED`` names, formats (NHWC, NCHW), rate limiters, host policies and names of instance
+    Passed over: what ``IGNORED`` names, rate limiters, host policies and names of instance
     groups, ``allow_timeout_override``, whether a state has one buffer or two, and an ensemble's
     ``max_inflight_requests``. A queue without a bound gets our default one.
 
@@ -142,14 +142,6 @@ def _refusals(message: Message, path: tuple[str, ...], shown: tuple[str, ...]) -
 
 def _value_problems(message: pb.ModelConfig) -> Iterator[str]:
     """Values that have no place in our form, so that it cannot judge them."""
-    sections: dict[str, Iterable[pb.ModelInput | pb.ModelOutput]] = {"input": message.input, "output": message.output}
-    for section, tensors in sections.items():
-        for index, tensor in enumerate(tensors):
-            if tensor.HasField("reshape") and list(tensor.reshape.shape) != list(tensor.dims):
-                yield (
-                    f"{section}[{index}].reshape: to {list(tensor.reshape.shape)} from {list(tensor.dims)} "
-                    "is not offered yet; dims should be what the model itself has"
-                )
     for index, group in enumerate(message.instance_group):
         if group.kind == pb.ModelInstanceGroup.KIND_MODEL:
             yield f"instance_group[{index}].kind: KIND_MODEL is not offered yet; expected KIND_CPU or KIND_GPU"
@@ -184,7 +176,9 @@ def _plain(message: pb.ModelConfig) -> dict[str, object]:
     plain: dict[str, object] = {
         "backend": canonical(message.backend or message.platform) or None,
         "max_batch_size": message.max_batch_size if message.max_batch_size or declares else None,
-        "inputs": [{**_tensor(one, batches), "optional": one.optional} for one in message.input],
+        "inputs": [
+            {**_tensor(one, batches), "optional": one.optional, "format": _format(one)} for one in message.input
+        ],
         "outputs": [{**_tensor(one, batches), "labels": one.label_filename or None} for one in message.output],
         "parameters": _parameters(message),
         "decoupled": message.model_transaction_policy.decoupled,
@@ -215,9 +209,16 @@ def _plain(message: pb.ModelConfig) -> dict[str, object]:
 
 def _tensor(tensor: pb.ModelInput | pb.ModelOutput, batches: bool) -> dict[str, object]:
     plain: dict[str, object] = {"name": tensor.name, "shape": [-1] * batches + list(tensor.dims)}
+    if tensor.HasField("reshape") and list(tensor.reshape.shape) != list(tensor.dims):
+        plain["reshape"] = [-1] * batches + list(tensor.reshape.shape)
     if tensor.data_type:
         plain["datatype"] = datatype_name(tensor.data_type)
     return plain
+
+
+def _format(tensor: pb.ModelInput) -> str:
+    known = tensor.format in pb.ModelInput.Format.values()
+    return pb.ModelInput.Format.Name(tensor.format).removeprefix("FORMAT_") if known else str(tensor.format)
 
 
 def _batching(batching: pb.ModelDynamicBatching) -> dict[str, object]:
@@ -260,6 +261,11 @@ def _spell(path: KeyPath, message: pb.ModelConfig) -> KeyPath:
         else:
             spelled += _SPELLING_IN.get((section, part)) or _SPELLING.get(part, (part,))
         section = part
-    if message.max_batch_size > 0 and len(path) == 4 and path[2] == "shape" and isinstance(spelled[-1], int):
+    if (
+        message.max_batch_size > 0
+        and len(path) == 4
+        and path[2] in ("shape", "reshape")
+        and isinstance(spelled[-1], int)
+    ):
         spelled[-1] -= 1
     return tuple(spelled)

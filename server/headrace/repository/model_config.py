@@ -3,12 +3,12 @@
 import difflib
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationError, model_validator
 
 from headrace.core.ensemble import Step
-from headrace.core.model import TensorSpec
+from headrace.core.model import ReshapeSpec, TensorSpec
 from headrace.core.tensor import DataType
 from headrace.repository.config_fields import (
     Count,
@@ -39,6 +39,14 @@ class TensorConfig(Section):
     name: Text
     datatype: DataType
     shape: tuple[Dimension, ...]  # with the batch dimension, as -1, where the model batches
+    reshape: tuple[Dimension, ...] | None = None  # the model's own shape, where clients see ``shape`` instead
+
+    @model_validator(mode="after")
+    def _reshape_fits(self) -> "TensorConfig":
+        misfit = "" if self.reshape is None else ReshapeSpec(self.name, self.shape, self.reshape).misfit
+        if misfit:
+            raise ValueError(misfit)
+        return self
 
     def spec(self) -> TensorSpec:
         """The tensor in the core's terms."""
@@ -49,6 +57,7 @@ class InputConfig(TensorConfig):
     """One input. A request may leave out an optional one."""
 
     optional: StrictBool = False
+    format: Literal["NONE", "NHWC", "NCHW"] = "NONE"  # for image clients, which read it; nothing else does
 
     def spec(self) -> TensorSpec:
         """The tensor in the core's terms."""

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.core.errors import NotFound, NotReady
-from headrace.repository.layout import ModelFolder
+from headrace.core.errors import InvalidRequest, NotFound, NotReady
+from headrace.repository.layout import ModelFolder, version_number
 from headrace.repository.lifecycle import Event, State, Unloaded, VersionStatus, step
 from headrace.repository.served import ServedVersion
 from headrace.repository.served_ensemble import ServedEnsemble
@@ -96,7 +96,9 @@ def _why_unready(served: Served) -> str:
     return next((one.broken for one in served.instances if one.broken), "its worker is restarting")
 
 
-def why_not(name: str, version: str, record: ModelRecord | None) -> NotFound | NotReady:
+def why_not(  # noqa: PLR0911 - one return for each reason
+    name: str, version: str, record: ModelRecord | None
+) -> NotFound | NotReady | InvalidRequest:
     """Why a request for this is not run; an empty ``version`` asks for the newest."""
     if record is None or not (record.statuses or record.problems):
         return NotFound(f"Request for unknown model: '{name}' is not found")
@@ -105,6 +107,11 @@ def why_not(name: str, version: str, record: ModelRecord | None) -> NotFound | N
             return NotReady(f"Request for model '{name}' that is not at ready state: it is being loaded")
         reasons = [*record.problems, *(status.reason or status.state for status in record.statuses.values())]
         return NotFound(f"Request for unknown model: '{name}' has no available versions: {'; '.join(reasons)}")
+    if version_number(version) is None:
+        return InvalidRequest(
+            f"failed to get model version from specified version string '{version[:100]}' of model '{name}': "
+            "expected a whole number from 1"
+        )
     known = {str(number): status for number, status in record.statuses.items()}
     status = known.get(version)
     if status is None and record.serving:

@@ -83,7 +83,7 @@ def _place_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     for place in files:
         problem = _place_problem(place)
         if problem:
-            yield f"file {place[:80]!r}: {problem}, expected a version and a path in it, as 1/model.onnx"
+            yield f"Invalid file path {place[:80]!r}: {problem}, expected a version and a path in it, as 1/model.onnx"
         for above in PurePosixPath(place).parents:
             if str(above) in files:
                 yield f"file {place[:80]!r}: {str(above)!r} is a file too, and cannot be its folder"

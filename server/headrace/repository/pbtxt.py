@@ -6,12 +6,8 @@ from google.protobuf import json_format, text_format
 
 from headrace.repository.config_problems import ConfigError
 from headrace.repository.from_triton import from_message
-from headrace.repository.message_json import to_json
 from headrace.repository.model_config import ModelConfig
-from headrace.repository.to_triton import to_message
 from headrace.wire import pb
-
-__all__ = ["parse_json", "parse_pbtxt", "to_json", "to_message"]
 
 
 def parse_pbtxt(text: str, folder_name: str) -> ModelConfig:

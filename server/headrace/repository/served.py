@@ -12,7 +12,7 @@ from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
-from headrace.repository.declared import config_json, declared_signature
+from headrace.repository.declared import config_json, declared_signature, reshapes
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load
@@ -163,6 +163,7 @@ class ServedVersion:
                 warmup=config.warmup,
                 decoupled=config.decoupled,
                 sequence=self.folder.sequence,
+                reshapes=reshapes(self.folder),
                 config_json=config_json(self.folder, self.files.version),
                 repository=str(self.folder.path),
             )

@@ -14,6 +14,8 @@ def to_message(config: ModelConfig, info: ModelInfo) -> pb.ModelConfig:
     signature = info.signature
     batches = signature.max_batch_size > 0
     labels = {output.name: output.labels or "" for output in config.outputs}
+    formats = {tensor.name: tensor.format for tensor in config.inputs}
+    reshapes = {tensor.name: tensor.reshape for tensor in (*config.inputs, *config.outputs)}
     message = pb.ModelConfig(
         name=info.name,
         platform=info.platform,
@@ -23,7 +25,12 @@ def to_message(config: ModelConfig, info: ModelInfo) -> pb.ModelConfig:
         default_model_filename=config.model_file or next(iter(model_files(info.backend)), ""),
         input=[
             pb.ModelInput(
-                name=spec.name, data_type=data_type(spec.datatype), dims=_dims(spec, batches), optional=spec.optional
+                name=spec.name,
+                data_type=data_type(spec.datatype),
+                format=pb.ModelInput.Format.Value(f"FORMAT_{formats.get(spec.name, 'NONE')}"),
+                dims=_dims(spec, batches),
+                reshape=_reshape(reshapes.get(spec.name), batches),
+                optional=spec.optional,
             )
             for spec in signature.inputs
         ],
@@ -32,6 +39,7 @@ def to_message(config: ModelConfig, info: ModelInfo) -> pb.ModelConfig:
                 name=spec.name,
                 data_type=data_type(spec.datatype),
                 dims=_dims(spec, batches),
+                reshape=_reshape(reshapes.get(spec.name), batches),
                 label_filename=labels.get(spec.name, ""),
             )
             for spec in signature.outputs
@@ -93,6 +101,10 @@ def _dims(spec: TensorSpec, batches: bool) -> tuple[int, ...]:
     if spec.shape is None:  # the message cannot say that the rank is free too
         return (-1,)
     return spec.shape[1:] if batches else spec.shape
+
+
+def _reshape(own: tuple[int, ...] | None, batches: bool) -> pb.ModelTensorReshape | None:
+    return None if own is None else pb.ModelTensorReshape(shape=own[1:] if batches else own)
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 
 import msgspec
 
@@ -20,7 +19,7 @@ class Reshaped(Backend):
         signature = backend.signature
         names = {spec.name for spec in (*signature.inputs, *signature.outputs)}
         problems = [f"there is no tensor '{one.name}' to reshape" for one in reshapes if one.name not in names]
-        problems += [problem for one in reshapes if (problem := misfit(one))]
+        problems += [f"'{one.name}' {one.misfit}" for one in reshapes if one.misfit]
         if problems:
             raise LoadError("; ".join(problems))
         self.cpu_threads = backend.cpu_threads
@@ -83,18 +82,6 @@ class Reshaped(Backend):
             name: array if (one := self._reshapes.get(name)) is None else array.reshape(sizes(array, one.own, one.seen))
             for name, array in outputs.items()
         }
-
-
-def misfit(reshape: ReshapeSpec) -> str:
-    """Why one shape cannot stand for the other; empty where it can."""
-    seen, own = reshape.seen, reshape.own
-    fixed = [prod(size for size in shape if size != -1) for shape in (seen, own)]
-    if seen.count(-1) == own.count(-1) and fixed[0] == fixed[1]:
-        return ""
-    return (
-        f"'{reshape.name}' cannot be reshaped from {list(seen)} to {list(own)}: "
-        "both must have as many elements, and as many dimensions of any size"
-    )
 
 
 def sizes(array: Array, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,367 @@
+"""Many streams and sequences at once: ``python -m loadtests.streams`` checks every answer and what memory is left."""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import numpy as np
+import typer
+import uvloop
+from onnx import TensorProto, helper
+from rich.console import Console
+from rich.table import Table
+
+from headrace.wire import pb
+from loadtests import cpu
+from loadtests.graph import IR_VERSION, OPSET
+from loadtests.http_message import BadResponse, header_value
+from loadtests.machine import describe_machine, describe_versions
+from loadtests.run import RESULTS
+from loadtests.server import HOST, Server, ServerFailure
+
+CLIENT_TIMEOUT_S = 300.0  # for one stream or sequence from its first byte to its last
+SETTLE_S = 5.0  # the longest wait for connections to be given up after the last answer
+SLACK_MIB = 16.0  # what the memory after one round may be above that after the round before it
+CHANNELS = 8
+MIB = 2**20
+
+_METHOD = f"/{pb.SERVICE}/ModelStreamInfer"
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)  # without it every channel would share one connection
+
+_COUNTER = """
+import numpy as np
+
+
+class Model:
+    inputs = [{"name": "count", "datatype": "INT32", "shape": [1]}]
+    outputs = [{"name": "index", "datatype": "INT32", "shape": [1]}]
+    max_batch_size = 0
+
+    def infer(self, inputs):
+        for index in range(int(inputs["count"][0])):
+            yield {"index": np.array([index], np.int32)}
+"""
+
+_ADDER = """
+max_batch_size: 64
+batching: {max_queue_size: %d}
+sequence:
+  strategy: oldest
+  max_candidates: %d
+  max_idle_us: 600000000
+  states: [{input: before, output: after, datatype: INT32, shape: [1]}]
+"""
+
+
+def place_models(repository: Path, most: int) -> None:
+    """``counter`` yields 0, 1, 2 and so on; ``adder`` gives the sum of a sequence's numbers so far."""
+    version = repository / "counter" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(_COUNTER)
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "before"], ["after"]), helper.make_node("Identity", ["after"], ["sum"])],
+        "adder",
+        [tensor(name, TensorProto.INT32, ["batch", 1]) for name in ("x", "before")],
+        [tensor(name, TensorProto.INT32, ["batch", 1]) for name in ("sum", "after")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    version = repository / "adder" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(model.SerializeToString())
+    (version.parent / "config.yaml").write_text(_ADDER % (2 * most, most))
+
+
+# ---- what a phase needs ----
+
+
+class Gate:
+    """Opens when everybody is there or has given up, so that all are under way at the same time."""
+
+    def __init__(self, parties: int) -> None:
+        self._missing = parties
+        self._opened = asyncio.Event()
+        self.arrived = 0
+
+    async def arrive(self) -> None:
+        """Be there, and wait for the others."""
+        self.arrived += 1
+        self._one_less()
+        await self._opened.wait()
+
+    def give_up(self) -> None:
+        """Nobody need wait for this one, who has not arrived."""
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self._opened.set()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of one phase."""
+
+    responses: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def expect(self, got: int, expected: int, what: str) -> None:
+        """One response, which has to be this.
+
+        Raises:
+            BadResponse: it is not.
+        """
+        if got != expected:
+            raise BadResponse(f"{what} is wrong")
+        self.responses += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the server's processes hold. Memory that several of them have mapped is counted in each."""
+
+    rss_mib: float
+    descriptors: int
+
+
+def footprint(root: int) -> Footprint:
+    """The tree below ``root`` now; a process that ends while we look is left out.
+
+    Raises:
+        ProcessLookupError: ``root`` is gone.
+    """
+    rss_bytes = descriptors = 0
+    for pid, _ in cpu.tree_times(root, cpu.read_processes()).members:
+        try:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        rss_bytes += pages * os.sysconf("SC_PAGE_SIZE")
+    return Footprint(rss_bytes / MIB, descriptors)
+
+
+# ---- clients over HTTP, on plain sockets ----
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes:
+    head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
+    if head[9:12] != b"200":
+        raise BadResponse(f"status {head[9:12].decode()}: {(await reader.read(200)).decode(errors='replace')}")
+    return head
+
+
+async def events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """The events of a chunked response, up to its end.
+
+    Raises:
+        BadResponse: an event is not a JSON object.
+        IncompleteReadError: the connection broke before the end.
+    """
+    waiting = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        waiting += (await reader.readexactly(size + 2))[:-2]
+        *whole, waiting = waiting.split(b"\n\n")
+        for event in whole:
+            if not event.startswith(b"data: "):
+                raise BadResponse(f"an event is {event[:60]!r}, expected it to start with 'data: '")
+            yield json.loads(event[len(b"data: ") :])
+    await reader.readexactly(2)
+    if waiting:
+        raise BadResponse(f"the stream ends in the middle of an event: {waiting[:60]!r}")
+
+
+def _post(path: str, body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+async def _http_stream(port: int, responses: int, gate: Gate, tally: Tally) -> None:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        writer.write(_post("/v2/models/counter/generate_stream", {"count": responses}))
+        await _read_head(reader)
+        expected = 0
+        async for event in events(reader):
+            if "error" in event:
+                raise BadResponse(str(event["error"]))
+            tally.expect(event["index"], expected, "the index of an event")
+            if not expected:
+                await gate.arrive()
+            expected += 1
+        if expected != responses:
+            raise BadResponse(f"{expected} events came, expected {responses}")
+    finally:
+        writer.close()
+
+
+def steps_of(sequence: int, steps: int) -> list[int]:
+    """The numbers that a sequence sends: different in each, below zero too."""
+    return [(sequence * 31 + step * 17) % 1999 - 999 for step in range(steps)]
+
+
+async def _http_sequence(port: int, sequence: int, steps: int, gate: Gate, tally: Tally) -> None:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        total = 0
+        for step, number in enumerate(steps_of(sequence, steps)):
+            tensor = {"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [number]}
+            flags = {"sequence_start": step == 0, "sequence_end": step == steps - 1}
+            body = {"inputs": [tensor], "parameters": {"sequence_id": sequence, **flags}}
+            writer.write(_post("/v2/models/adder/infer", body))
+            length = int(header_value(await _read_head(reader), "content-length") or 0)
+            answer = json.loads(await reader.readexactly(length))
+            total += number
+            tally.expect(answer["outputs"][0]["data"][0], total, "the sum of a sequence over HTTP")
+            if not step:
+                await gate.arrive()
+    finally:
+        writer.close()
+
+
+# ---- clients over gRPC ----
+
+
+def _message(model: str, name: str, shape: Sequence[int], value: int) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[np.int32(value).tobytes()])
+    message.inputs.add(name=name, datatype="INT32", shape=shape)
+    return message
+
+
+async def _read(call: Any) -> int | None:
+    """The number in the next response; None at the end."""
+    answer = await call.read()
+    if answer is grpc.aio.EOF:
+        return None
+    if answer.error_message:
+        raise BadResponse(answer.error_message)
+    return int(np.frombuffer(answer.infer_response.raw_output_contents[0], np.int32)[0])
+
+
+def _call(channel: grpc.aio.Channel) -> Any:
+    method = channel.stream_stream(
+        _METHOD, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
+    )
+    return method(timeout=CLIENT_TIMEOUT_S)
+
+
+async def _grpc_stream(channel: grpc.aio.Channel, responses: int, gate: Gate, tally: Tally) -> None:
+    call = _call(channel)
+    try:
+        await call.write(_message("counter", "count", [1], responses))
+        await call.done_writing()
+        for expected in range(responses):
+            index = await _read(call)
+            if index is None:
+                raise BadResponse(f"{expected} responses came, expected {responses}")
+            tally.expect(index, expected, "the index of a response")
+            if not expected:
+                await gate.arrive()
+        if await _read(call) is not None:
+            raise BadResponse(f"more responses came, expected {responses}")
+    finally:
+        call.cancel()
+
+
+async def _grpc_sequence(channel: grpc.aio.Channel, sequence: int, steps: int, gate: Gate, tally: Tally) -> None:
+    call = _call(channel)
+    try:
+        total = 0
+        for step, number in enumerate(steps_of(sequence, steps)):
+            message = _message("adder", "x", [1, 1], number)
+            message.parameters["sequence_id"].int64_param = sequence
+            message.parameters["sequence_start"].bool_param = step == 0
+            message.parameters["sequence_end"].bool_param = step == steps - 1
+            await call.write(message)
+            got = await _read(call)
+            if got is None:
+                raise BadResponse(f"the stream ended after {step} of {steps} steps")
+            total += number
+            tally.expect(got, total, "the sum of a sequence over gRPC")
+            if not step:
+                await gate.arrive()
+        await call.done_writing()
+    finally:
+        call.cancel()
+
+
+# ---- phases and rounds ----
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many at once, and how much of each."""
+
+    streams: int
+    responses: int
+    steps: int
+    rounds: int
+    server_options: tuple[str, ...] = ()
+
+
+FULL = Plan(streams=1000, responses=50, steps=20, rounds=3)
+QUICK = Plan(streams=200, responses=10, steps=5, rounds=3)
+PHASES = ("streams http", "streams grpc", "sequences")  # the last half over HTTP and half over gRPC, at once
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What one phase measured. ``at_once`` is how many were seen to be under way at the same time."""
+
+    name: str
+    round: int
+    at_once: int
+    responses: int
+    responses_per_s: float
+    errors: dict[str, int]
+    before: Footprint
+    most: Footprint
+    after: Footprint
+
+
+Client = Callable[[Gate, Tally], Coroutine[Any, Any, None]]
+
+
+def _clients(name: str, number: int, plan: Plan, server: Server, channels: Sequence[grpc.aio.Channel]) -> list[Client]:
+    def client(index: int) -> Client:
+        channel = channels[index % len(channels)]
+        sequence = 1 + number * plan.streams + index
+        if name == "streams http":
+            return lambda gate, tally: _http_stream(server.http_port, plan.responses, gate, tally)
+        if name == "streams grpc":
+            return lambda gate, tally: _grpc_stream(channel, plan.responses, gate, tally)
+        # Not by the index's lowest bit, which decides on the channel too.
+        if index < plan.streams // 2:
+            return lambda gate, tally: _http_sequence(server.http_port, sequence, plan.steps, gate, tally)
+        return lambda gate, tally: _grpc_sequence(channel, sequence, plan.steps, gate, tally)
+
+    return list(map(client, range(plan.streams)))
+
+
+async def _one(client: Client, gate: Gate, tally: Tally) -> None:
+    """One stream or sequence; whatever goes wrong is counted."""
+    arrived = gate.arrived
+    inner = _ArrivingOnce(gate)
+    del arrived
+    try:
+        async with asyncio.timeout(CLIENT_TIMEOUT_S):
+            await client(inner, tally)
+    except grpc.aio.AioRpcError as error:
+        tally.errors[f"{error.code().name}: {(error.details() or '')[:160]}"] += 1
+    except (BadResponse, OSError, EOFError, TimeoutError, KeyError, IndexError, ValueError) as error:
+        tally.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+    finally:
+        inner.give_up()

@@ -1,0 +1,111 @@
+"""Responses between whoever makes them and the one task that reads them."""
+
+import asyncio
+
+import pytest
+
+from headrace.batching.response_stream import WINDOW, ResponseStream
+from headrace.core.errors import InternalError
+from headrace.core.request import InferResponse
+
+
+def response(number):
+    return InferResponse("m", "1", str(number), ())
+
+
+@pytest.fixture
+def stream():
+    made = ResponseStream(decoupled=True)
+    made.room, made.cancels = [], 0
+    made.on_room = made.room.append
+
+    def on_cancel():
+        made.cancels += 1
+
+    made.on_cancel = on_cancel
+    return made
+
+
+async def settle():
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def read(stream):
+    return [item async for item in stream]
+
+
+async def test_what_was_put_is_read_in_its_order_errors_too(stream):
+    items = [response(1), InternalError("no"), response(2)]
+    for item in items:
+        stream.put(item)
+    stream.end()
+    assert await read(stream) == items
+    assert await anext(stream, None) is None
+    assert stream.cancels == 0
+
+
+@pytest.mark.parametrize("how", ["put", "end", "cancel"])
+async def test_a_reader_that_waits_is_woken(stream, how):
+    reading = asyncio.get_running_loop().create_task(anext(stream, None))
+    await settle()
+    assert not reading.done()
+    if how == "put":
+        stream.put(response(1))
+    else:
+        getattr(stream, how)()
+    assert await asyncio.wait_for(reading, 5) == (response(1) if how == "put" else None)
+
+
+async def test_a_reader_may_give_up_waiting_and_read_on_later(stream):
+    reading = asyncio.get_running_loop().create_task(anext(stream, None))
+    await settle()
+    reading.cancel()
+    await settle()
+    stream.put(response(1))
+    stream.end()
+    assert await read(stream) == [response(1)]
+
+
+async def test_room_is_told_of_for_every_half_of_the_window_that_was_read(stream):
+    for number in range(2 * WINDOW):
+        stream.put(response(number))
+    for number in range(2 * WINDOW):
+        await anext(stream)
+        assert sum(stream.room) == (number + 1) // (WINDOW // 2) * (WINDOW // 2)
+    for _ in range(WINDOW):
+        stream.put(InternalError("an error takes room too"))
+        await anext(stream)
+    assert sum(stream.room) == 3 * WINDOW
+
+
+async def test_after_the_end_nobody_needs_to_know_of_room(stream):
+    for number in range(WINDOW):
+        stream.put(response(number))
+    stream.end()
+    assert len(await read(stream)) == WINDOW
+    assert stream.room == []
+
+
+async def test_cancelling_tells_the_maker_once_and_forgets_what_is_there(stream):
+    stream.put(response(1))
+    stream.cancel()
+    stream.cancel()
+    assert stream.cancels == 1
+    assert await read(stream) == []
+
+
+async def test_cancelling_at_the_end_is_nothing(stream):
+    stream.put(response(1))
+    stream.end()
+    stream.cancel()
+    assert stream.cancels == 0
+    assert await read(stream) == [response(1)]
+
+
+@pytest.mark.parametrize("how", ["end", "cancel"])
+async def test_nothing_comes_after_the_end(stream, how):
+    getattr(stream, how)()
+    stream.put(response(1))
+    stream.end()
+    assert await read(stream) == []
