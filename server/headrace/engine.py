@@ -18,6 +18,7 @@ from headrace.pipeline import Pipeline
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.response_cache import Cache, Outputs, cache_key
+from headrace.streamed_pipeline import StreamedPipeline
 from headrace.tracing import Trace, Tracer
 
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
@@ -76,10 +77,12 @@ class Engine:
         served = self._served(request)
         if not served.decoupled:
             return _single(self.infer(request))
-        assert not isinstance(served, ServedEnsemble), "an ensemble answers once"
         inputs = self._checked(served, request)
         deadline_ns = _deadline_ns(request, served.default_timeout_us)
         size = self._room_for(served, request)
+        if isinstance(served, ServedEnsemble):
+            form = _form(self.repository, served, request)
+            return StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
         pending = StreamedRequest(
             request,
             inputs,

@@ -382,6 +382,13 @@ def events_of_responses(_: Any, response: Any, __: Any) -> None:
         assert "model_name" in found or list(found) == ["error"]
 
 
+def violations_are_refused(context: Any, response: Any, case: Any) -> bool | None:
+    """A body that is none is refused, unless a header says that it is not JSON at all but an input's bytes."""
+    if case.headers.get("Inference-Header-Content-Length") == "0":
+        return None
+    return checks.negative_data_rejection(context, response, case)
+
+
 CHECKS: list[Any] = [
     no_failure,
     one_form_of_errors,
@@ -390,7 +397,7 @@ CHECKS: list[Any] = [
     checks.content_type_conformance,
     checks.response_headers_conformance,
     checks.response_schema_conformance,
-    checks.negative_data_rejection,
+    violations_are_refused,
     checks.unsupported_method,
     checks.allow_header_conformance,
 ]

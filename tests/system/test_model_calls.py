@@ -371,7 +371,9 @@ def test_a_streaming_model_that_calls_itself_is_refused(server):
 @pytest.mark.xfail(reason="A waits for B and B for A, from different clients: until the execution timeout", strict=True)
 def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
     """Each client's chain is short and ends by itself; only the two models' workers wait for each other."""
-    code = CHAIN.replace("first, _, rest", "time.sleep(0.5); first, _, rest").replace("class Model", "import time\n\n\n    class Model", 1)
+    code = CHAIN.replace("first, _, rest", "time.sleep(0.5); first, _, rest").replace(
+        "class Model", "import time\n\n\n    class Model", 1
+    )
     for name in ("one", "two"):
         python_model(tmp_path, name, code, config="execution_timeout_s: 6\n")
     with RunningServer(tmp_path) as running, ThreadPoolExecutor(2) as pool:
@@ -382,7 +384,9 @@ def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
         assert {outcome.status for outcome in outcomes} <= {200, 400}
 
 
-@pytest.mark.xfail(reason="calls of a decoupled model's own threads are on nobody's behalf: no loop is seen", strict=True)
+@pytest.mark.xfail(
+    reason="calls of a decoupled model's own threads are on nobody's behalf: no loop is seen", strict=True
+)
 def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     """sum -> sender -> sum, the second call being made by a thread that outlives execute."""
     python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 6\n")
@@ -391,8 +395,8 @@ def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
         "sender",
         """
         import threading
+        import time
 
-        import numpy as np
         import triton_python_backend_utils as pb_utils
 
 
@@ -403,6 +407,7 @@ def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
                     threading.Thread(target=self.tell, args=(sender, request.inputs())).start()
 
             def tell(self, sender, inputs):
+                time.sleep(0.3)
                 answer = pb_utils.InferenceRequest(model_name="sum", requested_output_names=["sum"], inputs=inputs).exec()
                 sender.send(pb_utils.InferenceResponse(error=answer.error()), 1)
         """,
@@ -480,7 +485,9 @@ def test_a_streamed_call_that_is_left_in_the_middle_is_taken_back(server, tmp_pa
     wait_for(lambda: lines(journal)[-1] == "finally", 5)
 
 
-@pytest.mark.xfail(reason="a generator that never started has no 'finally': the called model waits for ever", strict=True)
+@pytest.mark.xfail(
+    reason="a generator that never started has no 'finally': the called model waits for ever", strict=True
+)
 def test_a_streamed_call_that_is_never_read_is_taken_back(server, tmp_path):
     journal = tmp_path / "journal"
     assert sum_of(server, 100_000, drop=True, delay_ms=2, journal=str(journal))[0] == 200

@@ -31,7 +31,9 @@ MIB = 1024 * 1024
 WINDOW = 32  # responses that a model may make ahead of its client
 ENABLE_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
-SCALE = int(os.environ.get("HEADRACE_TEST_STREAMS", "0"))  # streams at once in the scale test; a thousand is a good number
+SCALE = int(
+    os.environ.get("HEADRACE_TEST_STREAMS", "0")
+)  # streams at once in the scale test; a thousand is a good number
 
 TELLER = """
     import time
@@ -274,9 +276,7 @@ class Conversation:
             options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1), *options],
         )
         self._requests = queue.SimpleQueue()
-        self.call = stream_method(self._channel)(
-            iter(self._requests.get, None), timeout=timeout_s, metadata=metadata
-        )
+        self.call = stream_method(self._channel)(iter(self._requests.get, None), timeout=timeout_s, metadata=metadata)
 
     def __enter__(self):
         return self
@@ -772,7 +772,9 @@ async def _stream_of(server, model, count, said):
 
 async def _many(server, model, streams, count, said):
     """So many streams at once, half of them over HTTP and half over twenty gRPC channels; all indexes."""
-    channels = [grpc.aio.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(20)]
+    channels = [
+        grpc.aio.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(20)
+    ]
 
     async def over_grpc(number):
         call = stream_method(channels[number % len(channels)])(timeout=TIMEOUT_S * 2)
@@ -795,7 +797,9 @@ def _many_streams(server, model, streams):
     asyncio.run(_many(server, model, 50, 20, {"nbytes": 1000}))
     descriptors = front.num_fds()
     memory = resident_bytes(server)
-    answers = asyncio.run(_many(server, model, streams, 40, {"delay_ms": 1 if model == "sender" else 0, "nbytes": 2000}))
+    answers = asyncio.run(
+        _many(server, model, streams, 40, {"delay_ms": 1 if model == "sender" else 0, "nbytes": 2000})
+    )
     assert [one for one in answers if one != list(range(40))] == []
     wait_for(lambda: server.metric("headrace_executing_batches", model=model) == 0)
     wait_for(lambda: front.num_fds() <= descriptors + 5, what="descriptors to be closed")

@@ -234,11 +234,6 @@ def test_an_optional_input_need_not_be_mapped():
                 "first dimension"
             ),
         ),
-        (
-            [step("ab")],
-            {"ab": signature(["a FP32 3"], ["b FP32 3"], decoupled=True)},
-            "step 0 (model 'ab') is decoupled, and a step has to answer exactly once",
-        ),
         ([step("aa")], {}, "tensors go in a circle: a -> a"),
         ([step("ab"), step("ba")], {}, "tensors go in a circle: b -> a -> b"),
         ([step("xa"), step("abc"), step("cd"), step("db")], {}, "tensors go in a circle: c -> d -> b -> c"),
@@ -318,3 +313,8 @@ def test_a_plan_works_or_there_are_problems(drawn):
     assert not any(left.values())
     assert sorted(one.index for one in planned.steps) == list(range(len(steps)))
     assert {spec.name for spec in planned.signature.outputs} == {made for _, made in drawn} - planned.takers.keys()
+
+
+def test_with_a_decoupled_step_the_whole_is_decoupled():
+    made = plan(step("ab"), step("bc"), bc=signature(["b FP32 -1 2"], ["c FP32 -1 2"], 8, decoupled=True))
+    assert made.signature.decoupled

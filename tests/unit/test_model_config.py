@@ -286,7 +286,6 @@ def test_versions(text, latest, only):
         ("ensemble: [{modle: a, model: a, outputs: {y: y}}]", "ensemble[0].modle: unknown key; did you mean model?"),
         ("backend: fake\nensemble: [{model: a, outputs: {y: y}}]", "backend: is 'fake', and an ensemble has none"),
         ("instances: [{}]\nensemble: [{model: a, outputs: {y: y}}]", "instances: is not for an ensemble, whose "),
-        ("decoupled: true\nensemble: [{model: a, outputs: {y: y}}]", "decoupled: is not for an ensemble, whose "),
         (
             "outputs: [{name: y, datatype: FP32, shape: [1], labels: a/b.txt}]",
             "outputs[0].labels: should be a file name without a path, got 'a/b.txt'",

@@ -82,18 +82,18 @@ async def test_an_end_may_be_an_error(opened):
 
 async def test_the_worker_is_told_of_room_as_the_client_reads(opened):
     pending = opened.begin(1)
-    assert opened.streams.awaited
+    assert opened.streams.awaited is True
     for number in range(WINDOW):
         opened.part(1, number)
-    assert not opened.streams.awaited, "the client has to read first"
+    assert opened.streams.awaited is False, "the client has to read first"
     for _ in range(WINDOW // 2):
         await anext(pending.stream)
     assert opened.told == [Credit(1, WINDOW // 2)]
-    assert opened.streams.awaited
+    assert opened.streams.awaited is True
     opened.streams.end(Ended(1))
     await read(pending)
     assert opened.told == [Credit(1, WINDOW // 2)], "who has ended needs no room"
-    assert not opened.streams.awaited
+    assert opened.streams.awaited is False
 
 
 async def test_one_slow_client_does_not_hide_that_another_is_waited_for(opened):
@@ -101,9 +101,9 @@ async def test_one_slow_client_does_not_hide_that_another_is_waited_for(opened):
     opened.begin(2)
     for number in range(WINDOW):
         opened.part(1, number)
-    assert opened.streams.awaited
+    assert opened.streams.awaited is True
     opened.streams.end(Ended(2))
-    assert not opened.streams.awaited
+    assert opened.streams.awaited is False
 
 
 async def test_the_worker_is_told_of_a_client_that_has_left(opened):

@@ -1,7 +1,5 @@
 """A model whose sequences are kept by the worker: controls in, states in and out, rows in their places."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from headrace.core.tensor import DataType
 from headrace.workers.stateful import Stateful
 from headrace.workers.stateful_checks import misfits
 from headrace.workers.warmup import warm_up
-from headrace_backends.base import Answer, Backend, InputError, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Answer, Backend, InputError, LoadError, RequestInfo
 
 FP32, INT32, UINT64, BYTES, BOOL = (
     DataType.FP32,

@@ -110,6 +110,7 @@ def plan_ensemble(
         tuple(inputs) or _inferred([end for end in takes if end.tensor not in made]),
         tuple(outputs) or _inferred([end for end in makes if end.tensor not in taken]),
         rows,
+        any(one.decoupled for one in signatures.values()),
     )
     if problems or (problems := list(_row_problems(signature))):
         raise EnsembleProblem(list(dict.fromkeys(problems)))
@@ -162,8 +163,6 @@ def _ends(steps: Sequence[Step], signatures: Mapping[PartKey, Signature], proble
                         f"{_step_name(index, step)} maps {way} '{own}', which the model does not have; "
                         f"its {way}s are {list(known)}"
                     )
-        if signature.decoupled:
-            problems.append(f"{_step_name(index, step)} is decoupled, and a step has to answer exactly once")
         problems += [
             f"{_step_name(index, step)} gets nothing for input '{spec.name}', which is not optional"
             for spec in signature.inputs

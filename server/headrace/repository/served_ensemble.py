@@ -42,7 +42,7 @@ class ServedEnsemble:
         self.default_timeout_us = 0
         self.default_priority = 0
         self.max_batch_size = plan.signature.max_batch_size
-        self.decoupled = False
+        self.decoupled = plan.signature.decoupled
         self.cached = folder.config.response_cache
         self.checker = InputChecker(folder.name, plan.signature)
         self.info = ModelInfo(

@@ -72,7 +72,7 @@ class Slots:
         self._lent += 1
         nbytes = outputs.nbytes
         self._lent_bytes += nbytes
-        if not self._free:
+        if len(self._free) + self._at_worker < AT_WORKER:
             self._free.append(Slot(self._made))
             self._made += 1
         base = np.frombuffer(outputs.view, dtype=np.uint8)

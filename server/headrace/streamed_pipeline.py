@@ -1,0 +1,125 @@
+"""One request to an ensemble with a decoupled step: each of that step's responses runs through the steps behind it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from time import monotonic_ns
+
+from headrace.batching.pending import OutputForm, failure_reason
+from headrace.batching.response_stream import WINDOW, ResponseStream, StreamItem
+from headrace.core.errors import HeadraceError, InternalError
+from headrace.core.request import InferRequest, InferResponse
+from headrace.core.tensor import Tensor
+from headrace.core.validation import ModelInputs
+from headrace.pipeline import step_request
+from headrace.repository.served_ensemble import ServedEnsemble
+
+log = logging.getLogger(__name__)
+
+Stream = Callable[[InferRequest], ResponseStream]
+
+
+class StreamedPipeline:
+    """``stream`` has the whole's responses. Steps run one after the other, in the plan's order.
+
+    A step is not asked for its next response before the one before it has gone through all others, so a slow client
+    slows the model down. An error in any step is the last response.
+    """
+
+    def __init__(
+        self,
+        served: ServedEnsemble,
+        request: InferRequest,
+        inputs: ModelInputs,
+        deadline_ns: int,
+        form: OutputForm | None,
+        ask: Stream,
+    ) -> None:
+        self.stream = ResponseStream(decoupled=True)
+        self._served = served
+        self._request = request
+        self._rows = inputs.rows
+        self._deadline_ns = deadline_ns
+        self._form = form
+        self._ask = ask
+        self._started_ns = monotonic_ns()
+        self._wanted = [one.name for one in request.outputs] or [one.name for one in served.plan.signature.outputs]
+        self._room = asyncio.Semaphore(WINDOW)
+        self.stream.on_room = self._on_room
+        served.running += 1
+        tensors = {tensor.name: tensor for tensor in inputs.tensors if tensor is not None}
+        task = asyncio.get_running_loop().create_task(self._run(tensors))
+
+        def on_cancel() -> None:
+            task.cancel()
+
+        self.stream.on_cancel = on_cancel
+
+    def _on_room(self, responses: int) -> None:
+        for _ in range(responses):
+            self._room.release()
+
+    async def _run(self, tensors: dict[str, Tensor]) -> None:
+        statistics = self._served.statistics
+        try:
+            async with aclosing(self._responses(0, tensors)) as responses:
+                async for item in responses:
+                    await self._room.acquire()
+                    self.stream.put(item)
+                    if isinstance(item, HeadraceError):
+                        statistics.failed(failure_reason(item), monotonic_ns() - self._started_ns)
+                        return
+            duration_ns = monotonic_ns() - self._started_ns
+            statistics.executed(1, self._rows, 0, duration_ns, 0)
+            statistics.succeeded(duration_ns, 0)
+        except asyncio.CancelledError:
+            statistics.failed("CANCELED", monotonic_ns() - self._started_ns)
+            raise
+        except Exception as error:
+            log.exception("model %s failed", self._request.model)
+            statistics.failed("OTHER", monotonic_ns() - self._started_ns)
+            self.stream.put(InternalError(f"model '{self._request.model}': {error}"))
+        finally:
+            self.stream.end()
+            self._served.running -= 1
+            self._served.notice_idle()
+
+    async def _responses(self, index: int, tensors: dict[str, Tensor]) -> AsyncGenerator[StreamItem, None]:
+        """What comes of these tensors from step ``index`` on."""
+        if index == len(self._served.plan.steps):
+            yield self._response(tensors)
+            return
+        planned = self._served.plan.steps[index]
+        try:
+            stream = self._ask(step_request(planned, tensors, self._request, self._deadline_ns))
+        except HeadraceError as error:
+            yield error
+            return
+        try:
+            async for item in stream:
+                if isinstance(item, HeadraceError):
+                    yield item
+                    return
+                made = {
+                    name: Tensor(name, tensor.datatype, tensor.shape, tensor.data)
+                    for tensor in item.outputs
+                    for name in (planned.step.outputs[tensor.name],)
+                }
+                async with aclosing(self._responses(index + 1, {**tensors, **made})) as responses:
+                    async for further in responses:
+                        yield further
+                        if isinstance(further, HeadraceError):
+                            return
+        finally:
+            stream.cancel()
+
+    def _response(self, tensors: dict[str, Tensor]) -> StreamItem:
+        request = self._request
+        outputs = tuple(tensors[name] for name in self._wanted if name in tensors)
+        try:
+            if self._form is not None:
+                outputs = self._form(outputs)
+        except HeadraceError as error:
+            return error
+        return InferResponse(request.model, self._served.version, request.id, outputs)
