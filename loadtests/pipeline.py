@@ -102,7 +102,7 @@ class Plan:
 
 
 FULL = Plan(tuple(NETS), (1, 4, 8), repeats=3, seconds=5.0, warmup_s=1.0, steps_s=1.5, threads=1)
-QUICK = Plan(("mobilenet",), (1, 4), repeats=1, seconds=2.0, warmup_s=0.3, steps_s=0.5, threads=1)
+QUICK = Plan(("mobilenet",), (1, 4), repeats=1, seconds=2.0, warmup_s=1.0, steps_s=0.5, threads=1)
 
 
 # ---- one cell: a process of its own drives the server ----
@@ -515,9 +515,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             steps_ms = median(row.steps_cpu_us for row in ours if row.cell.concurrency == size) / 1e3
             label = "steps alone" if place == 0 else None
             upper.hlines(steps_ms, place - 0.45, place + 0.45, colors="black", linestyles="dashed", label=label)
-        lower = figure.add_subplot(2, len(nets), len(nets) + index + 1)
+        lower: Any = figure.add_subplot(2, len(nets), len(nets) + index + 1)
         _draw(lower, ours, lambda row: row.requests_per_s, f"{net}: requests/s")
-        upper.legend(fontsize="small", loc="lower right")
+        lower.legend(
+            *upper.get_legend_handles_labels(),
+            fontsize="small",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+            ncols=3,
+        )
     figure.savefig(path, dpi=120)
 
 

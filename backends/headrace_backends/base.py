@@ -172,6 +172,8 @@ class Backend(ABC):
     cpu_threads = 0
     #: Whether the model's own code may keep what it was given: then no request of a sequence is run twice.
     remembers = False
+    #: Whether ``execute`` never writes to its inputs: then they may be memory that others read too.
+    reads_only = False
     #: Whether it is harmless to run the model on made-up inputs before the first real ones.
     warms_up = False
 

@@ -71,6 +71,7 @@ class OnnxRuntimeBackend(Backend):
     """One inference session."""
 
     warms_up = True
+    reads_only = True
 
     def __init__(self, session: Any, signature: Signature) -> None:
         self._session = session

@@ -1,23 +1,40 @@
 """One instance of a model over a made-up worker process."""
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from time import monotonic_ns
 
+import msgspec
 import pytest
 
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
+from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import InternalError, InvalidRequest, Kind
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
+from headrace.workers import instance as instance_module
 from headrace.workers.arena import SMALLEST_BYTES, Segment
-from headrace.workers.frames import Done, Failed, Load, Loaded, RequestFrame, TensorFrame, encode
+from headrace.workers.frames import (
+    Begun,
+    Cancel,
+    Done,
+    Ended,
+    Failed,
+    Load,
+    Loaded,
+    NamedTensor,
+    Part,
+    RequestFrame,
+    TensorFrame,
+    encode,
+)
 from headrace.workers.instance import MAX_DEATHS, Instance
 from headrace.workers.slots import AT_WORKER
 from headrace.workers.turns import CpuTurns
@@ -36,6 +53,7 @@ class Host:
 
     def __init__(self):
         self.asked = []
+        self.told = []
         self.refuses = False
         self._sequence = 0
         self._inputs = {}
@@ -44,6 +62,10 @@ class Host:
     def next_sequence(self):
         self._sequence += 1
         return self._sequence
+
+    def tell(self, frame):
+        encode(frame)
+        self.told.append(frame)
 
     def run(self, batch, frame, descriptors):
         encode(frame)
@@ -583,3 +605,220 @@ async def test_two_workers_killed_in_one_stroke_count_once_but_a_request_that_ki
     busy[0].down(back.asked[0][0], [], "signal SIGKILL")
     with pytest.raises(InternalError, match="not tried again"):
         await request.future
+
+
+# ---- decoupled models ----
+
+STREAMING = Signature((TensorSpec("x", DataType.UINT8, (-1,)),), (TensorSpec("y", DataType.UINT8, None),), 0, True)
+
+
+class Streaming:
+    """A decoupled model with one instance; the test is its worker."""
+
+    def __init__(self, host):
+        self.model = Model()
+        self.queue = self.model.queue = BatchQueue("m", BatchLimits(1), 100)
+        self.host = host
+        self.instance = self.model.instance(host, signature=STREAMING)
+
+    def put(self, count=1):
+        made = []
+        for number in range(count):
+            x = Tensor("x", DataType.UINT8, (2,), bytes((number, number)))
+            request = InferRequest("m", "", f"r-{number}", (x,))
+            inputs = ModelInputs((x,), 1, None)
+            loop = asyncio.get_running_loop()
+            made.append(StreamedRequest(request, inputs, "1", self.model.statistics, loop))
+            self.queue.put(made[-1])
+        return made
+
+    async def begin(self):
+        """The worker begins the oldest request that it was asked; its number."""
+        await settle()
+        batch, frame = self.host.asked.pop(0)
+        assert frame.requests == (RequestFrame(1, batch.pending[0].request.id, {}),)
+        self.instance.begun(batch, Begun(frame.sequence, 5))
+        await settle()
+        return frame.sequence
+
+    def part(self, sequence, value):
+        y = NamedTensor("y", "UINT8", (1,), bytes([value]))
+        self.instance.part(Part(sequence, (y,), {}))
+
+    async def end(self, sequence):
+        self.instance.ended(Ended(sequence))
+        await settle()
+
+
+@pytest.fixture
+async def streaming(host):
+    made = Streaming(host)
+    yield made
+    made.instance.stop()
+    await settle()
+
+
+async def responses(pending):
+    return [item if isinstance(item, Exception) else item.outputs[0].data[0] async for item in pending.stream]
+
+
+async def test_a_decoupled_request_leaves_its_slot_when_it_is_begun_and_is_under_way_until_it_has_ended(streaming):
+    requests = streaming.put(5)
+    sequences = [await streaming.begin() for _ in requests]
+    assert streaming.host.asked == []
+    assert (len(streaming.instance.streams), streaming.instance.in_flight, streaming.queue.executing) == (5, 5, 5)
+    for value, sequence in enumerate(sequences):
+        streaming.part(sequence, value)
+    drained = asyncio.get_running_loop().create_task(streaming.queue.drained())
+    for sequence in sequences:
+        await settle()
+        assert not drained.done()
+        await streaming.end(sequence)
+    await asyncio.wait_for(drained, 5)
+    assert [await responses(one) for one in requests] == [[0], [1], [2], [3], [4]]
+    assert (len(streaming.instance.streams), streaming.instance.in_flight) == (0, 0)
+    assert streaming.model.statistics.success == 5
+
+
+async def test_so_many_are_open_and_no_more(streaming, monkeypatch):
+    monkeypatch.setattr(instance_module, "MAX_OPEN", 3)
+    requests = streaming.put(8)
+    sequences = [await streaming.begin() for _ in range(3)]
+    # Two had been handed over before the third was begun, as with any model.
+    waiting = len(streaming.queue)
+    assert waiting >= 3
+    await streaming.end(sequences[0])
+    for _ in range(20):
+        await settle()
+        if not streaming.host.asked:
+            break
+        await streaming.end(await streaming.begin())
+    for sequence in sequences[1:]:
+        await streaming.end(sequence)
+    while not all(one.dead for one in requests):
+        await streaming.end(await streaming.begin())
+    assert streaming.queue.executing == 0
+
+
+async def test_a_client_that_left_before_its_request_was_begun_is_told_of_then(streaming):
+    (request,) = streaming.put()
+    await settle()
+    request.stream.cancel()
+    await settle()
+    assert streaming.host.told == [], "the worker does not know of it"
+    sequence = await streaming.begin()
+    assert set(streaming.host.told) == {Cancel(sequence)}
+    await streaming.end(sequence)
+    assert (streaming.instance.in_flight, streaming.queue.executing) == (0, 0)
+    assert streaming.model.statistics.failures == {"CANCELED": 1}
+
+
+async def test_a_request_that_the_model_refuses_is_not_begun(streaming):
+    (request,) = streaming.put()
+    await settle()
+    streaming.host.refuse(Kind.INVALID, "x is odd")
+    assert [str(one) for one in await responses(request)] == ["model 'm': x is odd"]
+    assert (streaming.instance.in_flight, streaming.queue.executing) == (0, 0)
+
+
+async def test_when_its_process_dies_those_begun_fail_and_those_not_begun_run_again(streaming):
+    begun, other, executing, staged, waiting = requests = streaming.put(5)
+    sequences = [await streaming.begin() for _ in range(2)]
+    streaming.part(sequences[0], 7)
+    other.stream.cancel()
+    (suspect, _), (behind, _) = streaming.host.asked
+    streaming.instance.down(suspect, [behind], "signal SIGSEGV")
+    first, error = await responses(begun)
+    assert first == 7
+    assert "signal SIGSEGV" in str(error)
+    assert (streaming.instance.in_flight, len(streaming.instance.streams), streaming.queue.executing) == (0, 0, 0)
+    assert not any(one.dead for one in (executing, staged, waiting))
+    assert streaming.model.statistics.failures == {"BACKEND": 1, "CANCELED": 1}
+
+    again = streaming.host = Host()
+    streaming.instance.up(again, loaded(STREAMING))
+    streaming.instance.start()
+    for _ in range(3):
+        await streaming.end(await streaming.begin())
+    assert all(one.dead for one in requests)
+    assert streaming.queue.executing == 0
+
+
+async def test_the_turn_of_a_heavy_model_ends_when_its_request_is_begun():
+    streaming = Streaming(None)
+    host = streaming.host = Host()
+    streaming.instance.up(host, loaded(STREAMING, cpu_threads=2))
+    streaming.instance.start()
+    (request,) = streaming.put()
+    sequence = await streaming.begin()
+    await asyncio.wait_for(streaming.model.turns.take(2), 5)
+    streaming.model.turns.give(2)
+    await streaming.end(sequence)
+    assert request.dead
+    streaming.instance.stop()
+    await settle()
+
+
+# ---- memory that is lent ----
+
+
+async def test_an_answer_that_is_lent_stays_as_it_is_and_its_place_comes_back_when_it_is_let_go_of(model, host):
+    instance = model.instance(host)
+
+    def put(value):
+        (one,) = model.put(value)
+        one.request = msgspec.structs.replace(one.request, borrows=True)
+        return one
+
+    first = put(1)
+    await settle()
+    slot = host.asked[0][0].slot
+    host.answer()
+    (y,) = first.future.result().outputs
+    assert isinstance(y.data, memoryview)
+    later = []
+    for number in range(2, 8):
+        later.append(put(number))
+        await settle()
+        assert host.asked[0][0].slot is not slot
+        host.answer()
+    assert bytes(y.data) == b"\1\1"
+    assert [answer_of(one) for one in later] == [[number] for number in range(2, 8)]
+    assert instance._slots._lent == 7
+    del y, first, later
+    (last,) = model.put(8)  # the instance holds on to its last batch until the next one
+    await settle()
+    host.answer()
+    assert answer_of(last) == [8]
+    gc.collect()
+    await settle()
+    assert instance._slots._lent == 0
+
+
+async def test_nobody_is_lent_the_memory_of_a_batch_that_somebody_else_is_in(model, host):
+    model.instance(host)
+    requests = model.put(1, 2)
+    requests[0].request = msgspec.structs.replace(requests[0].request, borrows=True)
+    await settle()
+    host.answer()
+    assert all(isinstance(one.future.result().outputs[0].data, bytes) for one in requests)
+
+
+async def test_memory_that_is_lent_outlives_the_worker(model, host):
+    instance = model.instance(host)
+    (one,) = model.put(1)
+    one.request = msgspec.structs.replace(one.request, borrows=True)
+    await settle()
+    host.answer()
+    instance.down(None, [], "signal SIGKILL")
+    assert answer_of(one) == [1]
+    again = Host()
+    instance.up(again, loaded())
+    instance.start()
+    del one
+    gc.collect()
+    await settle()
+    (other,) = model.put(2)
+    await settle()
+    again.answer()
+    assert answer_of(other) == [2]

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from headrace.batching.policy import BatchLimits, Wait
 from headrace.batching.sequence_backlog import SequenceBacklog
-from headrace.batching.sequence_marks import read_marks
+from headrace.batching.sequence_marks import id_control, read_marks
 from headrace.batching.sequences import MAX_REMEMBERED, Sequences
 from headrace.core.errors import InternalError, InvalidRequest, Kind, NotReady
-from headrace.core.sequence import SequenceSpec
+from headrace.core.sequence import ControlSpec, SequenceSpec
+from headrace.core.tensor import DataType
 
 MS = 1_000_000
 IDLE_NS = 100 * MS
+FLAG = ControlSpec("START", "start", DataType.INT32, (0, 1))
 
 
 @dataclass(eq=False)
@@ -160,6 +162,42 @@ def test_what_a_mark_cannot_be_is_named(name, value):
 def test_every_other_id_is_taken(identity):
     marks = read_marks("m", {"sequence_id": identity, "sequence_end": True})
     assert (marks.id, marks.start, marks.end) == (identity, False, True)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "identity", "expected"),
+    [
+        (DataType.UINT64, "five", "'five', expected a number: the model is told ids in its input 'ID' of UINT64"),
+        (DataType.INT64, 2**63, f"{2**63}, expected 1 to {2**63 - 1}: "),
+        (DataType.UINT32, 2**32, f"{2**32}, expected 1 to {2**32 - 1}: "),
+        (DataType.INT32, 2**31, f"{2**31}, expected 1 to {2**31 - 1}: "),
+        (DataType.BYTES, 5, "5, expected a string: the model is told ids in its input 'ID' of BYTES"),
+    ],
+)
+def test_an_id_that_the_model_cannot_be_told_takes_no_place(datatype, identity, expected):
+    told = id_control(SequenceSpec(controls=(FLAG, ControlSpec("ID", "correlation_id", datatype))))
+    sequences = Sequences("m", IDLE_NS, 1, told)
+    with pytest.raises(InvalidRequest, match=f"^model 'm': parameter 'sequence_id' is {expected}"):
+        sequences.accept(request(identity, "s"), 0)
+    assert (sequences.active, len(sequences)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "identity"),
+    [
+        (DataType.UINT64, 2**64 - 1),
+        (DataType.INT64, 2**63 - 1),
+        (DataType.UINT32, 2**32 - 1),
+        (DataType.INT32, 2**31 - 1),
+        (DataType.BYTES, "five"),
+    ],
+)
+def test_the_largest_id_that_the_model_can_be_told_is_taken(datatype, identity):
+    assert read_marks("m", {"sequence_id": identity}, ControlSpec("ID", "correlation_id", datatype)).id == identity
+
+
+def test_a_model_that_is_told_no_ids_takes_any():
+    assert id_control(SequenceSpec(controls=(FLAG,))) is None
 
 
 def test_a_request_of_several_rows_is_refused():

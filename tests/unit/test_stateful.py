@@ -409,24 +409,6 @@ def test_ids_of_strings_are_bytes_to_the_model():
 
 
 @pytest.mark.parametrize(
-    ("datatype", "identity", "words"),
-    [
-        (UINT64, "five", "sequence_id 'five' is a string, and the model takes ids as UINT64, in its input 'ID'"),
-        (DataType.INT64, 2**63, "is larger than 9223372036854775807"),
-        (DataType.UINT32, 2**32, "is larger than 4294967295"),
-        (INT32, 2**31, "is larger than 2147483647"),
-        (BYTES, 5, "sequence_id 5 is a number, and the model takes ids as BYTES, in its input 'ID': give it as a str"),
-    ],
-)
-def test_an_id_that_the_model_cannot_take_is_the_clients_to_change(datatype, identity, words):
-    controls = (ControlSpec("ID", "correlation_id", datatype),)
-    backend = Adder(signature_of(controls=controls))
-    with pytest.raises(InputError, match=words):
-        Stateful(backend, spec_of(controls=controls)).execute(rows(1), [info(identity, "s")])
-    assert backend.seen == []
-
-
-@pytest.mark.parametrize(
     ("datatype", "largest"), [(DataType.INT64, 2**63 - 1), (DataType.UINT32, 2**32 - 1), (INT32, 2**31 - 1)]
 )
 def test_the_largest_ids_fit(datatype, largest):

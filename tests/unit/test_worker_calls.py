@@ -238,11 +238,10 @@ def test_an_answer_whose_memory_cannot_be_mapped_is_that_calls_error_and_no_othe
     second = front.pool.submit(front.calls.infer, ModelCall("other", {"x": X}))
     other, _ = front.hear()
 
-    class Full(Segment):
-        def __init__(self, descriptor, nbytes):
-            raise OSError(12, "Cannot allocate memory")
+    def refuse(descriptor, nbytes):
+        raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(worker_calls, "Segment", Full)
+    monkeypatch.setattr(worker_calls, "Segment", refuse)
     front.answer(other.call, outputs={"y": b"\1"})
     with pytest.raises(InternalError, match="could not be received"):
         second.result(WAIT_S)

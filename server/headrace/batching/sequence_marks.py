@@ -5,11 +5,15 @@ import msgspec
 from headrace.batching.pending import Pending
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import Parameters
+from headrace.core.sequence import ControlSpec, SequenceSpec
+from headrace.core.tensor import DataType
 
 MAX_ID = 2**64 - 1
 MAX_ID_BYTES = 128
 
 SequenceId = int | str
+
+_LARGEST = {DataType.INT64: 2**63 - 1, DataType.UINT32: 2**32 - 1, DataType.INT32: 2**31 - 1}
 
 
 class SequenceMarks(msgspec.Struct, frozen=True, gc=False):
@@ -20,11 +24,16 @@ class SequenceMarks(msgspec.Struct, frozen=True, gc=False):
     end: bool
 
 
-def read_marks(model: str, parameters: Parameters) -> SequenceMarks:
-    """What the parameters of a request to a stateful model say.
+def id_control(spec: SequenceSpec) -> ControlSpec | None:
+    """The input in which the model is told the sequence's id, if it is."""
+    return next((control for control in spec.controls if control.kind == "correlation_id"), None)
+
+
+def read_marks(model: str, parameters: Parameters, told: ControlSpec | None = None) -> SequenceMarks:
+    """What the parameters of a request to a stateful model say, which is ``told`` the id in that input.
 
     Raises:
-        InvalidRequest: they name no sequence, or say something that is none of this.
+        InvalidRequest: they name no sequence, or say something that is none of this, or the model cannot take the id.
     """
     identity = parameters.get("sequence_id", 0)
     if identity in (0, "") and not isinstance(identity, bool):
@@ -38,7 +47,21 @@ def read_marks(model: str, parameters: Parameters) -> SequenceMarks:
         raise _unfit(model, "sequence_id", identity, f"1 to {MAX_ID}")
     if isinstance(identity, str) and len(identity.encode(errors="surrogatepass")) > MAX_ID_BYTES:
         raise _unfit(model, "sequence_id", f"{identity[:16]}...", f"at most {MAX_ID_BYTES} bytes")
+    if told is not None:
+        _check_told(model, identity, told)
     return SequenceMarks(identity, _flag(model, parameters, "sequence_start"), _flag(model, parameters, "sequence_end"))
+
+
+def _check_told(model: str, identity: SequenceId, told: ControlSpec) -> None:
+    """Whether the input can hold the id. Found out in the worker, it would be the fault of a whole batch."""
+    where = f"the model is told ids in its input '{told.input}' of {told.datatype}"
+    if told.datatype is DataType.BYTES:
+        if isinstance(identity, int):
+            raise _unfit(model, "sequence_id", identity, f"a string: {where}")
+    elif isinstance(identity, str):
+        raise _unfit(model, "sequence_id", identity, f"a number: {where}")
+    elif identity > _LARGEST.get(told.datatype, MAX_ID):
+        raise _unfit(model, "sequence_id", identity, f"1 to {_LARGEST[told.datatype]}: {where}")
 
 
 def _flag(model: str, parameters: Parameters, name: str) -> bool:

@@ -8,6 +8,7 @@ from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import SWEEP_INTERVAL_NS, BatchQueue
 from headrace.batching.sequence_backlog import SequenceBacklog
+from headrace.batching.sequence_marks import id_control
 from headrace.batching.sequences import Sequences
 from headrace.core.errors import InvalidRequest, Kind, Overloaded, of_kind
 from headrace.core.sequence import SequenceSpec
@@ -38,7 +39,7 @@ class SequenceQueue:
         self._preserve_order = preserve_order
         self._clock = clock
         self._limits = BatchLimits()
-        self._sequences = Sequences(model, spec.max_idle_us * 1000, self._places())
+        self._sequences = Sequences(model, spec.max_idle_us * 1000, self._places(), id_control(spec))
         self._parts: dict[int, InstanceQueue] = {}
         self._refusal: tuple[Kind, str] | None = None
         self._swept_ns = -SWEEP_INTERVAL_NS

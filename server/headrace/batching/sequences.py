@@ -7,6 +7,7 @@ from itertools import count
 from headrace.batching.pending import Pending
 from headrace.batching.sequence_marks import SequenceId, begins, read_marks
 from headrace.core.errors import InternalError, InvalidRequest, Kind, of_kind
+from headrace.core.sequence import ControlSpec
 
 MAX_REMEMBERED = 4096  # sequences that were broken off, whose clients are told why
 
@@ -51,8 +52,9 @@ class Sequences:
     sequence runs and it has a place. A head is handed out once, and ``take`` or ``skip`` is called for it then.
     """
 
-    def __init__(self, model: str, max_idle_ns: int, places: int = 1) -> None:
+    def __init__(self, model: str, max_idle_ns: int, places: int = 1, told: ControlSpec | None = None) -> None:
         self._model = model
+        self._told = told  # where the model is told of ids
         self._max_idle_ns = max_idle_ns
         self._places = places  # that each instance has
         self._instances: dict[int, _Places] = {}
@@ -98,9 +100,9 @@ class Sequences:
         """One more request; gives back heads.
 
         Raises:
-            InvalidRequest: it is not one of a sequence, or its sequence was not begun.
+            InvalidRequest: it is not one of a sequence, or its sequence was not begun, or the model cannot take its id.
         """
-        marks = read_marks(self._model, pending.request.parameters)
+        marks = read_marks(self._model, pending.request.parameters, self._told)
         if pending.rows != 1:
             raise InvalidRequest(
                 f"model '{self._model}': a request of a sequence has {pending.rows} rows, expected 1: "

@@ -241,7 +241,7 @@ _INFER_HEADERS: list[tuple[str, dict[str, Any], str]] = [
     (
         "Inference-Header-Content-Length",
         {"type": "integer", "minimum": 0},
-        "The length of the body's JSON part, where binary data follow it; 0 for a body that is the data of the one input.",
+        "The length of the JSON part, where binary data follow it; 0 where the body is the data of the one input.",
     ),
     (
         "endpoint-load-metrics-format",

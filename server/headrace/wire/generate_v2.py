@@ -28,8 +28,10 @@ def decode_generate(body: bytes | memoryview, model: str, version: str, signatur
         given = _decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"model '{model}': the request's body is not a JSON object: {error}") from None
-    request_id = given.pop("id", "")
-    if isinstance(request_id, int) and not isinstance(request_id, bool):
+    request_id = given.pop("id", None)
+    if request_id is None:
+        request_id = ""
+    elif isinstance(request_id, int) and not isinstance(request_id, bool):
         request_id = str(request_id)
     if not isinstance(request_id, str):
         raise InvalidRequest(f"model '{model}': id is {_kind(request_id)}, expected a string")

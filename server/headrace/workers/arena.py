@@ -1,5 +1,6 @@
 """Shared memory for a batch: segments that both processes map, and how large they are to be."""
 
+import contextlib
 import mmap
 import os
 import struct
@@ -19,11 +20,22 @@ class Segment:
     process dies: the kernel frees it with its last mapping.
     """
 
-    __slots__ = ("nbytes", "view")
+    __slots__ = ("__weakref__", "descriptor", "nbytes", "view")
 
-    def __init__(self, descriptor: int, nbytes: int) -> None:
+    def __init__(self, descriptor: int, nbytes: int, *, keep: bool = False, writable: bool = True) -> None:
+        """Map the memory. With ``keep`` a descriptor of it is kept, to be passed on to others."""
+        self.descriptor = -1
         self.nbytes = nbytes
-        self.view = memoryview(mmap.mmap(descriptor, nbytes))
+        self.view = memoryview(
+            mmap.mmap(descriptor, nbytes, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        )
+        if keep:
+            with contextlib.suppress(OSError):  # out of descriptors: then it is not passed on
+                self.descriptor = os.dup(descriptor)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
     @classmethod
     def create(cls, nbytes: int) -> tuple["Segment", int]:

@@ -89,8 +89,21 @@ class Unload(msgspec.Struct, frozen=True, tag=2, array_like=True):
     instance: int
 
 
+class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Input data that lies in another worker's outputs, and belongs at ``offset`` of the batch's own segment."""
+
+    offset: int
+    segment: int  # its number among those that the worker was given
+    source: int  # where it lies in there
+    nbytes: int
+
+
 class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
-    """To the worker: run one batch. A memory descriptor comes along when ``segment_bytes`` is not 0."""
+    """To the worker: run one batch. A memory descriptor comes along when ``segment_bytes`` is not 0.
+
+    Behind it come those of ``attached``: segments of other workers, by number and size, that ``pieces`` lie in. The
+    worker keeps them until a Detach.
+    """
 
     instance: int
     sequence: int
@@ -98,6 +111,8 @@ class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
     segment_bytes: int
     inputs: tuple[TensorFrame | None, ...]
     requests: tuple[RequestFrame, ...]
+    pieces: tuple[Piece, ...] = ()
+    attached: tuple[tuple[int, int], ...] = ()
 
 
 class Credit(msgspec.Struct, frozen=True, tag=9, array_like=True):
@@ -126,6 +141,12 @@ class CallAnswer(msgspec.Struct, frozen=True, tag=11, array_like=True):
     segment_bytes: int = 0
     kind: str = ""
     message: str = ""
+
+
+class Detach(msgspec.Struct, frozen=True, tag=21, array_like=True):
+    """To the worker: it will not be told of this segment of another worker any more. Not answered."""
+
+    segment: int
 
 
 class Logging(msgspec.Struct, frozen=True, tag=12, array_like=True):
@@ -255,7 +276,7 @@ class CustomMetrics(msgspec.Struct, frozen=True, tag=19, array_like=True):
     samples: tuple[CustomSample, ...]
 
 
-ToWorker = Load | Unload | Run | Credit | Cancel | CallAnswer | Logging | Stop
+ToWorker = Load | Unload | Run | Credit | Cancel | CallAnswer | Detach | Logging | Stop
 FromWorker = (
     Loaded | LoadFailed | Done | Failed | Begun | Part | Ended | Call | CallEnd | CallCredit | Ask | CustomMetrics
 )

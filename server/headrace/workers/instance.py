@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns, time
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
+from headrace.core.tensor import Buffer
 from headrace.workers import packing
 from headrace.workers.arena import Segment, SegmentSize, begun
 from headrace.workers.frames import (
@@ -26,10 +28,12 @@ from headrace.workers.frames import (
     Load,
     Loaded,
     Part,
+    Piece,
     RequestFrame,
     Run,
     ToWorker,
 )
+from headrace.workers.lending import PASS_BYTES, Attachments, lent_place
 from headrace.workers.open_streams import MAX_OPEN, OpenStreams
 from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
@@ -38,6 +42,7 @@ log = logging.getLogger(__name__)
 
 KILLED = "signal SIGKILL"
 SAME_STROKE_NS = 250_000_000
+MAX_ATTACHED = 2  # segments of others that one frame brings along: a packet holds few descriptors
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -49,6 +54,10 @@ class Host(Protocol):
 
     def tell(self, frame: ToWorker) -> None:
         """Send the worker what is not answered."""
+
+    @property
+    def attachments(self) -> Attachments:
+        """The segments of other workers that it has."""
 
     def next_sequence(self) -> int:
         """A number for the next batch."""
@@ -389,23 +398,61 @@ class Instance:
         batch = [one.inputs for one in pending]
         frames, needed = packing.input_frames(batch, loaded.signature.max_batch_size > 0)
         descriptors: list[int] = []
+        attached: list[tuple[int, int]] = []
         segment_bytes = slot.size.fit(needed)
         try:
             if segment_bytes:
                 slot.inputs, descriptor = Segment.create(segment_bytes)
                 descriptors.append(descriptor)
             assert slot.inputs is not None, "a segment has a header at least"
-            packing.fill(slot.inputs.view, frames, batch)
-            frame = Run(self.load.instance, host.next_sequence(), slot.index, segment_bytes, frames, requests)
+            pieces: tuple[Piece, ...] = ()
+            if any(one.request.callers for one in pending):
+                refer = partial(_refer, host.attachments, attached, descriptors)
+                pieces = packing.fill_or_refer(slot.inputs.view, frames, batch, refer)
+            else:
+                packing.fill(slot.inputs.view, frames, batch)
+            frame = Run(
+                self.load.instance,
+                host.next_sequence(),
+                slot.index,
+                segment_bytes,
+                frames,
+                requests,
+                pieces,
+                tuple(attached),
+            )
             host.run(Batch(self, slot, pending, frame.sequence), frame, descriptors)
             self.in_flight += len(pending)
         except BaseException:
             # The worker was not told of the segment: the slot's next batch must bring another.
             for descriptor in descriptors:
                 os.close(descriptor)
+            for number, _ in attached:
+                host.attachments.forget(number)
             if segment_bytes:
                 slot.size, slot.inputs = SegmentSize(), None
             raise
+
+
+def _refer(
+    attachments: Attachments, attached: list[tuple[int, int]], descriptors: list[int], data: Buffer
+) -> tuple[int, int] | None:
+    """Where the worker finds ``data`` in another's outputs; None when it is to be copied.
+
+    A segment that the worker does not have goes to ``attached``, and its descriptor to ``descriptors``.
+    """
+    place = lent_place(data) if len(data) >= PASS_BYTES else None
+    if place is None:
+        return None
+    segment, offset = place
+    number = attachments.number(segment)
+    if number is None:
+        if len(attached) == MAX_ATTACHED:
+            return None
+        descriptors.append(os.dup(segment.descriptor))
+        number = attachments.add(segment)
+        attached.append((number, segment.nbytes))
+    return number, offset
 
 
 def _living(pending: list[Pending]) -> list[Pending]:

@@ -1,6 +1,6 @@
 """Requests into one batch, and a batch's outputs back to its requests. Pure functions over buffers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 from headrace.core.errors import InternalError
@@ -8,7 +8,7 @@ from headrace.core.model import Signature
 from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, Buffer, DataType, Tensor, bytes_offsets
 from headrace.core.validation import ModelInputs
 from headrace.workers.arena import HEADER_BYTES, aligned
-from headrace.workers.frames import TensorFrame
+from headrace.workers.frames import Piece, TensorFrame
 
 Extract = Callable[[memoryview], Buffer]
 
@@ -52,8 +52,31 @@ def input_frames(batch: Sequence[ModelInputs], batches: bool) -> tuple[tuple[Ten
     return tuple(frames), offset
 
 
+Refer = Callable[[Buffer], tuple[int, int] | None]
+
+
 def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Sequence[ModelInputs]) -> None:
     """Copy every request's data into its place in the batch: the only copy on the way to the model."""
+    for offset, data in _places(frames, batch):
+        segment[offset : offset + len(data)] = data
+
+
+def fill_or_refer(
+    segment: memoryview, frames: Sequence[TensorFrame | None], batch: Sequence[ModelInputs], refer: Refer
+) -> tuple[Piece, ...]:
+    """As ``fill``, but for data that ``refer`` gives a place in another worker's segment: that is told of instead."""
+    pieces = []
+    for offset, data in _places(frames, batch):
+        place = refer(data)
+        if place is None:
+            segment[offset : offset + len(data)] = data
+        else:
+            pieces.append(Piece(offset, *place, len(data)))
+    return tuple(pieces)
+
+
+def _places(frames: Sequence[TensorFrame | None], batch: Sequence[ModelInputs]) -> Iterator[tuple[int, Buffer]]:
+    """Where in the segment each request's data belongs."""
     for index, frame in enumerate(frames):
         if frame is None:
             continue
@@ -61,9 +84,8 @@ def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Seque
         for inputs in batch:
             tensor = inputs.tensors[index]
             assert tensor is not None, "requests of one batch have the same inputs"
-            end = offset + len(tensor.data)
-            segment[offset:end] = tensor.data
-            offset = end
+            yield offset, tensor.data
+            offset += len(tensor.data)
 
 
 def whole_outputs(

@@ -15,6 +15,7 @@ from headrace.log import LogLevels
 from headrace.workers import channel, frames
 from headrace.workers.arena import Segment
 from headrace.workers.instance import Batch, Instance
+from headrace.workers.lending import PASS_BYTES, Attachments
 from headrace.workers.placement import backoff_s
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, be
 _GIVE_UP_FAILURES = 3
 RELOAD_AFTER_S = 5.0
 Asked = frames.Call | frames.CallEnd | frames.CallCredit | frames.Ask
+# glibc gives large blocks back to the system with each free and faults them in again with each allocation, until it
+# has adapted: decoding a picture of 600 kB took a worker 4.5 ms of CPU instead of 3.1 ms (loadtests/pipeline.py).
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -72,6 +76,7 @@ class WorkerProcess:
         self._asked: dict[int, Batch | _Loading] = {}  # sent and not answered, oldest first
         self._begun: dict[int, Batch] = {}  # decoupled requests that are being answered part by part
         self._levels: LogLevels | None = None
+        self.attachments = Attachments(self._detach)
         self._desk = desk  # where its models' calls of other models go
         self._head_since = 0.0
         self._heard_at = 0.0
@@ -166,6 +171,9 @@ class WorkerProcess:
 
     # -- what the instances ask ---------------------------------------------------------------------------
 
+    def _detach(self, segment: int) -> None:
+        self.tell(frames.Detach(segment))
+
     def next_sequence(self) -> int:
         """A number for the next batch."""
         self._sequence += 1
@@ -222,8 +230,9 @@ class WorkerProcess:
                 [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), self.name, self._log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))},
+                env=self._environment(),
             )
+        self.attachments.forget_all()
         self.restarts += 1
         self._kill_cause, self._timed_out = "", False
         self._channel = channel.Channel(ours, self._on_frame)
@@ -247,6 +256,11 @@ class WorkerProcess:
 
         loop.add_reader(descriptor, on_exit)
         return exited
+
+    def _environment(self) -> dict[str, str]:
+        threads = dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+        # Shared workers hold many small models: what one frees is better given back.
+        return {**({} if self.shared else _MALLOC), **os.environ, **threads}
 
     def _bury(self) -> None:
         """The process has ended: take what it still said, then see to what it left undone."""
@@ -358,7 +372,8 @@ class WorkerProcess:
             if isinstance(frame, frames.Failed):
                 batch.instance.failed(batch, frame)
             else:
-                segment = Segment(descriptors[0], frame.segment_bytes) if descriptors else None
+                keep = frame.segment_bytes >= PASS_BYTES
+                segment = Segment(descriptors[0], frame.segment_bytes, keep=keep) if descriptors else None
                 batch.instance.done(batch, frame, segment)
         except Exception as error:
             log.exception("could not take an answer of worker %s", self.name)

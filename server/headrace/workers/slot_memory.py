@@ -1,6 +1,7 @@
 """The worker's view of a batch's place in shared memory: arrays in, arrays out."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from headrace.workers.arena import Segment, SegmentSize, aligned
 from headrace.workers.conversation import close_all
 from headrace.workers.frames import AnswerFrame, TensorFrame, encode
 from headrace_backends.base import Answer
+
+NOWHERE: Mapping[int, memoryview] = MappingProxyType({})
 
 
 class SlotMemory:
@@ -54,12 +57,22 @@ def lay_out(view: memoryview, buffers: Sequence[Buffer]) -> None:
         offset += aligned(len(buffer))
 
 
-def read_inputs(signature: Signature, tensors: Sequence[TensorFrame | None], segment: memoryview) -> dict[str, Array]:
-    """The batch's inputs as arrays over the segment; BYTES are made into objects."""
+def read_inputs(
+    signature: Signature,
+    tensors: Sequence[TensorFrame | None],
+    segment: memoryview,
+    elsewhere: Mapping[int, memoryview] = NOWHERE,
+) -> dict[str, Array]:
+    """The batch's inputs as arrays over the segment; BYTES are made into objects.
+
+    Inputs that are not in the segment are ``elsewhere``, by the offset that they would have in it.
+    """
     inputs: dict[str, Array] = {}
     for spec, tensor in zip(signature.inputs, tensors, strict=True):
         if tensor is not None:
-            data = segment[tensor.offset : tensor.offset + tensor.nbytes]
+            data = elsewhere.get(tensor.offset)
+            if data is None:
+                data = segment[tensor.offset : tensor.offset + tensor.nbytes]
             inputs[spec.name] = from_wire(data, spec.datatype, tensor.shape)
     return inputs
 

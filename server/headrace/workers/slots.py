@@ -5,9 +5,8 @@ import contextlib
 import weakref
 from collections.abc import Callable
 
-import numpy as np
-
 from headrace.workers.arena import Segment, SegmentSize
+from headrace.workers.lending import lent_memory
 
 AT_WORKER = 2  # one batch running and one staged behind it, so that the worker never waits for the front
 MAX_LENT = 16  # places whose outputs others read; past that, outputs are copied out
@@ -75,7 +74,7 @@ class Slots:
         if len(self._free) + self._at_worker < AT_WORKER:
             self._free.append(Slot(self._made))
             self._made += 1
-        base = np.frombuffer(outputs.view, dtype=np.uint8)
+        base = lent_memory(outputs)
         weakref.finalize(base, self._no_longer_read, slot, nbytes).atexit = False
         self._on_free()
         return base.data

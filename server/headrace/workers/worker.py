@@ -48,6 +48,7 @@ class Worker:
         self._streams = streams
         self._desk = desk
         self._models: dict[int, _Model] = {}
+        self._attached: dict[int, memoryview] = {}  # other workers' segments, by the front's numbers
 
     def serve(self) -> None:
         """Work until told to stop."""
@@ -78,6 +79,8 @@ class Worker:
             self._load(frame)
         elif isinstance(frame, frames.Unload):
             self._unload(frame.instance)
+        elif isinstance(frame, frames.Detach):
+            self._attached.pop(frame.segment, None)
         elif isinstance(frame, frames.Logging):
             apply(frame.levels)
 
@@ -126,8 +129,11 @@ class Worker:
     def _run(self, frame: frames.Run, descriptors: list[int]) -> None:
         model = self._models[frame.instance]
         slot = model.slots.setdefault(frame.slot, SlotMemory())
-        if frame.segment_bytes:
+        own = 1 if frame.segment_bytes else 0
+        if own:
             slot.inputs = Segment(descriptors[0], frame.segment_bytes).view
+        for (number, nbytes), descriptor in zip(frame.attached, descriptors[own:], strict=True):
+            self._attached[number] = Segment(descriptor, nbytes, writable=False).view
         mark_begun(slot.inputs, frame.sequence)
         model.calls.on_behalf_of = frame.sequence
         try:
@@ -146,7 +152,8 @@ class Worker:
 
     def _execute(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
         started_ns = monotonic_ns()
-        inputs = read_inputs(model.signature, frame.inputs, slot.inputs)
+        whole = self._gather(frame, slot, in_place=model.backend.reads_only)
+        inputs = read_inputs(model.signature, frame.inputs, slot.inputs, whole)
         requests = [_info(request) for request in frame.requests]
         ready_ns = monotonic_ns()
         result = model.backend.execute(inputs, requests)
@@ -178,10 +185,27 @@ class Worker:
         finally:
             close_all(passed)
 
+    def _gather(self, frame: frames.Run, slot: SlotMemory, *, in_place: bool) -> dict[int, memoryview]:
+        """Fetch input data from other workers' outputs to where it belongs.
+
+        With ``in_place`` an input that is one whole piece is left where it is, and comes back by its own offset.
+        """
+        whole: dict[int, memoryview] = {}
+        if frame.pieces:
+            sizes = {tensor.offset: tensor.nbytes for tensor in frame.inputs if tensor is not None}
+            for piece in frame.pieces:
+                data = self._attached[piece.segment][piece.source : piece.source + piece.nbytes]
+                if in_place and sizes.get(piece.offset) == piece.nbytes:
+                    whole[piece.offset] = data
+                else:
+                    slot.inputs[piece.offset : piece.offset + piece.nbytes] = data
+        return whole
+
     def _begin(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
         """Take a decoupled request out of its slot, which is free then, and have the model begin to answer it."""
         started_ns = monotonic_ns()
-        arrays = read_inputs(model.signature, frame.inputs, slot.inputs)
+        whole = self._gather(frame, slot, in_place=True)
+        arrays = read_inputs(model.signature, frame.inputs, slot.inputs, whole)
         kept = {name: array.copy() for name, array in arrays.items()}
         self._conversation.send(frames.Begun(frame.sequence, monotonic_ns() - started_ns))
         request = _info(frame.requests[0])

@@ -1,0 +1,253 @@
+"""What the pages in docs/ show works as it is shown: their examples run, in their order, against one real server."""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer
+
+from headrace.config import Settings
+from headrace.repository.model_config import ModelConfig, StepConfig, parse_config
+from headrace.repository.pbtxt import parse_pbtxt
+from headrace.repository.sequence_config import ControlConfig, SequenceConfig, StateConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+EVERYTHING = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *PAGES]
+SAMPLES = ("digits", "digits_prepare", "digits_read")  # of model_repository/, which the pages use
+TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page; ``shown`` is the output that the page prints below it, None where there is none."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    shown: str | None = None
+    shown_as: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"docs/{self.page}:{self.line}"
+
+    @property
+    def file(self) -> str:
+        """The file that the block is to be saved as, by its first line."""
+        found = re.match(r"# model_repository/(\S+)\n", self.text)
+        return found[1] if found and self.language in ("python", "yaml", "pbtxt") else ""
+
+    @property
+    def flags(self) -> list[str] | None:
+        """Of ``headrace serve``, where the block starts a server."""
+        words = shlex.split(self.text.replace("\\\n", " "), comments=True)
+        if self.language != "sh" or words[:2] != [".venv/bin/headrace", "serve"]:
+            return None
+        assert words[2] == "model_repository", f"{self.where} serves another folder"
+        return words[3:]
+
+    @property
+    def is_program(self) -> bool:
+        return self.language in ("python", "sh") and not self.file and self.flags is None
+
+    @property
+    def is_configuration(self) -> bool:
+        return self.language in ("yaml", "pbtxt")
+
+
+def read_blocks(page):
+    """The page's code blocks; those that print what the one above puts out are joined with it."""
+    found: list[Block] = []
+    start, language, body = 0, "", []
+    after_program = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if not line.lstrip().startswith("```"):
+            if start:
+                body.append(line)
+            elif line.strip():
+                after_program = False  # an output comes right below its program
+            continue
+        assert line.startswith("```"), f"{page.name}:{number}: a code block is indented"
+        if not start:
+            start, language, body = number, line[3:], []
+            continue
+        block = Block(page.name, start, language, "".join(f"{each}\n" for each in body))
+        start = 0
+        if after_program and language in ("text", "json"):
+            found[-1] = dataclasses.replace(found[-1], shown=block.text, shown_as=language)
+            after_program = False
+        else:
+            found.append(block)
+            after_program = block.is_program
+    assert not start, f"{page.name}:{start}: a code block has no end"
+    return found
+
+
+def all_blocks():
+    return [block for page in PAGES for block in read_blocks(page)]
+
+
+def server_flags():
+    """The options of every server that a page starts. One server has them all, so that none needs its own."""
+    words = [block.flags for block in all_blocks() if block.flags]
+    return [flag for flags in words for flag in flags]
+
+
+def make_workplace(folder, blocks):
+    """A folder with the model repository that the pages speak of."""
+    for name in SAMPLES:
+        shutil.copytree(ROOT / "model_repository" / name, folder / "model_repository" / name)
+    for block in blocks:
+        if block.file:
+            path = folder / "model_repository" / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return make_workplace(tmp_path_factory.mktemp("docs"), all_blocks())
+
+
+@pytest.fixture(scope="module")
+def server(workplace):
+    flags = [flag.replace("/tmp/", f"{workplace}/") for flag in without_redis(server_flags())]
+    with RunningServer(workplace / "model_repository", *flags) as running:
+        yield running
+
+
+def without_redis(flags):
+    """The options for a server that keeps responses in its memory."""
+    kept = list(flags)
+    while "--cache-redis" in kept:
+        at = kept.index("--cache-redis")
+        del kept[at : at + 2]
+    return kept
+
+
+def run(block, server, folder):
+    """What the program prints when it is pasted, with the addresses of this server."""
+    text = block.text
+    for shown, real in (
+        ("localhost:8000", server.http),
+        ("localhost:8001", server.grpc),
+        ("localhost:8002", server.metrics),
+        (".venv/bin/", f"{Path(sys.executable).parent}/"),
+        ("/tmp/", f"{folder}/"),
+    ):
+        text = text.replace(shown, real)
+    command = [sys.executable, "-W", "error", "-c", text] if block.language == "python" else ["bash", "-ec", text]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert ended.returncode == 0, f"{block.where} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}"
+    assert not ended.stderr, f"{block.where} complains:\n{ended.stderr}"
+    return ended.stdout
+
+
+def agrees(shown, shown_as, printed):
+    """Whether a program has printed what the page shows; "..." there stands for anything."""
+    if shown_as == "json":  # broken into lines for readers
+        shown, printed = ("".join(text.split()) for text in (shown, printed))
+    pattern = re.escape(shown.strip()).replace(re.escape("..."), ".*?")
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+def run_page(page, server, folder):
+    for block in read_blocks(page):
+        if block.is_program:
+            printed = run(block, server, folder)
+            assert agrees(block.shown, block.shown_as, printed), f"{block.where} prints\n{printed}"
+
+
+@pytest.fixture
+def needs_curl():
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+
+
+@pytest.mark.usefixtures("needs_curl")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_works_as_it_is_shown(page, server, workplace):
+    run_page(page, server, workplace)
+
+
+def test_every_model_of_the_pages_serves(server):
+    models = {block.file.split("/")[0] for block in all_blocks() if block.file}
+    assert models
+    status, index = server.post("/v2/repository/index")
+    assert status == 200
+    states = {one["name"]: f"{one.get('state')} {one.get('reason')}" for one in index}
+    assert {name: states[name] for name in models if states[name] != "READY "} == {}, server.output
+
+
+@pytest.mark.parametrize("block", all_blocks(), ids=lambda block: f"{block.page}:{block.line}")
+def test_a_block_is_covered(block):
+    """Each is a file, a server's start, a program with its output, or a part of a configuration that can be read."""
+    if block.file or block.flags is not None:
+        return
+    if block.is_program:
+        assert block.shown is not None, f"{block.where} is a program, and what it prints is not shown below it"
+    elif block.language == "yaml":
+        parse_config(block.text)
+    elif block.language == "pbtxt":
+        parse_pbtxt(block.text, "example")
+    else:
+        assert not block.language, f"{block.where}: a {block.language} block that nothing runs or reads"
+
+
+def test_no_file_is_shown_twice():
+    files = [block.file for block in all_blocks() if block.file]
+    assert sorted(set(files)) == sorted(files)
+
+
+def test_the_sample_ensemble_is_the_one_that_is_shown():
+    (shown,) = [block.text for block in all_blocks() if block.file == "digits_read/config.yaml"]
+    assert parse_config(shown) == parse_config((ROOT / "model_repository/digits_read/config.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("section", "sections"),
+    [("sequence", (SequenceConfig, ControlConfig, StateConfig)), ("ensemble", (StepConfig,))],
+)
+def test_every_key_of_a_section_is_shown(section, sections):
+    text = "\n".join(block.text for block in all_blocks() if block.language == "yaml" and section in block.text)
+    keys = {key for one in sections for key in one.model_fields}
+    assert {key for key in keys if not re.search(rf"\b{key}:", text)} == set()
+    assert section in ModelConfig.model_fields
+
+
+def test_every_metric_is_listed(server):
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as response:
+        families = re.findall(r"^# TYPE (\S+)", response.read().decode(), re.MULTILINE)
+    listed = set(re.findall(r"^\| `((?:nv|headrace)_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+    ours = {name for name in families if name.startswith(("nv_", "headrace_"))}
+    assert ours == listed
+
+
+def test_every_option_is_listed():
+    listed = set(re.findall(r"^\| `(--[a-z-]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)} - {"--repository"}
+    assert listed == options
+
+
+@pytest.mark.parametrize("document", EVERYTHING, ids=lambda document: document.stem)
+def test_options_and_links_lead_somewhere(document):
+    text = document.read_text()
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)}
+    foreign = {"--help", "--input", "--output", "--parameter", "--url", "--version", "--json", "--timeout", "--editable"}
+    assert set(re.findall(r"`(--[a-z-]+)", text)) - options - foreign == set()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []

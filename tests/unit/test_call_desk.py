@@ -1,0 +1,469 @@
+"""Models' calls of other models, as the front process answers them."""
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+from time import monotonic_ns
+from types import SimpleNamespace
+
+import pytest
+
+from headrace.batching.response_stream import ResponseStream
+from headrace.calls import MAX_CALLS, WINDOW, CallDesk
+from headrace.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded
+from headrace.core.request import InferRequest, InferResponse, RequestedOutput
+from headrace.core.tensor import DataType, Tensor
+from headrace.workers.arena import Segment
+from headrace.workers.frames import Ask, Call, CallAnswer, CallCredit, CallEnd, TensorFrame, encode
+
+
+class Process:
+    """A worker process that keeps what it is told."""
+
+    def __init__(self):
+        self.hosted = {3: SimpleNamespace(load=SimpleNamespace(name="caller"))}
+        self.batches = {}
+        self.told = []
+        self.refuses = None
+
+    def batch_numbered(self, sequence):
+        return self.batches.get(sequence)
+
+    def tell(self, frame, descriptors=()):
+        encode(frame)
+        if self.refuses is not None and not frame.kind:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise self.refuses
+        outputs = {}
+        if descriptors:
+            segment = Segment(descriptors[0], frame.segment_bytes)
+            os.close(descriptors[0])
+        for name, tensor in frame.outputs:
+            outputs[name] = bytes(segment.view[tensor.offset : tensor.offset + tensor.nbytes]) if tensor.nbytes else b""
+        self.told.append((frame, outputs))
+
+    @property
+    def frames(self):
+        return [frame for frame, _ in self.told]
+
+
+class Repository:
+    def __init__(self):
+        self.asked = []
+        self.change = None
+
+    def is_ready(self, model, version):
+        self.asked.append(("is_ready", model, version))
+        if self.change is not None:
+            self.change()
+        return model == "other"
+
+    async def load(self, model, config, files):
+        self.asked.append(("load", model, config, files))
+        await self.change()
+
+    async def unload(self, model, *, dependents):
+        self.asked.append(("unload", model, dependents))
+        await self.change()
+
+
+class Engine:
+    """Accepts everything and keeps it; the test answers."""
+
+    def __init__(self):
+        self.repository = Repository()
+        self.asked = []
+        self.futures = []
+        self.streams = []
+        self.error = None
+
+    def infer(self, request):
+        self._accept(request)
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return self.futures[-1]
+
+    def stream(self, request):
+        self._accept(request)
+        stream = ResponseStream(decoupled=True)
+        stream.cancelled = 0
+
+        def on_cancel():
+            stream.cancelled += 1
+
+        stream.on_cancel = on_cancel
+        self.streams.append(stream)
+        return stream
+
+    def _accept(self, request):
+        if self.error is not None:
+            raise self.error
+        self.asked.append(request)
+
+
+class Desk:
+    """A desk, its engine and a worker that calls."""
+
+    def __init__(self):
+        self.engine = Engine()
+        self.desk = CallDesk(self.engine)
+        self.process = Process()
+
+    def take(self, frame, data=b""):
+        """A frame comes, with memory that holds ``data``."""
+        descriptors = []
+        if data:
+            segment, descriptor = Segment.create(len(data))
+            segment.view[:] = data
+            descriptors.append(descriptor)
+        self.desk.take(self.process, frame, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def call(self, number=1, streams=False, **more):
+        """A call of the model "other" with one input."""
+        values = {
+            "instance": 3,
+            "sequence": 0,
+            "model": "other",
+            "version": "",
+            "inputs": (("x", TensorFrame(64, 2, (2,), "UINT8")),),
+            "outputs": ("y",),
+            "id": "id-1",
+            "parameters": {"k": 1},
+            "timeout_us": 0,
+            "segment_bytes": 128,
+        }
+        data = more.pop("data", b"\0" * 64 + b"\5\6" + b"\0" * 62)
+        self.take(Call(call=number, streams=streams, **{**values, **more}), data)
+
+    @property
+    def idle(self):
+        return not self.desk._open and not self.desk._counts
+
+
+def response(value=7, **parameters):
+    y = Tensor("y", DataType.UINT8, (1,), bytes([value]))
+    return InferResponse("other", "1", "id-1", (y, Tensor("none", DataType.UINT8, (0,), b"")), parameters)
+
+
+async def settle():
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def open_descriptors():
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+async def desk(caplog):
+    before = open_descriptors()
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    made = Desk()
+    yield made
+    made.desk.worker_died(made.process)
+    await settle()
+    assert made.idle
+    made.engine = made.process = made.desk = None
+    caplog.get_records("call").clear()  # tracebacks, which hold on to memory
+    assert open_descriptors() <= before
+    assert reported == []
+
+
+# ---- one answer ----
+
+
+async def test_a_call_is_a_request_as_any_other(desk):
+    before_ns = monotonic_ns()
+    desk.process.batches[9] = SimpleNamespace(
+        pending=[
+            SimpleNamespace(request=InferRequest("caller", "", "", (), callers=callers)) for callers in (("e",), ())
+        ]
+    )
+    desk.call(sequence=9, version="2", timeout_us=1_000_000)
+    (request,) = desk.engine.asked
+    assert (request.model, request.version, request.id, request.parameters) == ("other", "2", "id-1", {"k": 1})
+    assert request.outputs == (RequestedOutput("y"),)
+    assert request.callers == ("e", "caller")
+    assert request.borrows
+    assert 0 < request.deadline_ns - before_ns - 1_000_000_000 < 1_000_000_000
+    (x,) = request.inputs
+    assert (x.name, x.datatype, x.shape, bytes(x.data)) == ("x", DataType.UINT8, (2,), b"\5\6")
+
+
+async def test_it_is_answered_in_memory_of_its_own(desk):
+    desk.call()
+    desk.engine.futures[0].set_result(response(7, took=3))
+    await settle()
+    ((frame, outputs),) = desk.process.told
+    assert (frame.call, frame.last, frame.kind, frame.parameters) == (1, True, "", {"took": 3})
+    assert outputs == {"y": b"\7", "none": b""}
+    assert desk.idle
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+@pytest.mark.parametrize(("error_class", "kind"), [(NotFound, "not_found"), (ZeroDivisionError, "internal")])
+async def test_an_error_is_an_answer(desk, error_class, kind, when):
+    error = error_class("no such model")
+    if when == "at once":
+        desk.engine.error = error
+        desk.call()
+    else:
+        desk.call()
+        desk.engine.futures[0].set_exception(error)
+    await settle()
+    (frame,) = desk.process.frames
+    assert (frame.call, frame.last, frame.kind) == (1, True, kind)
+    assert "no such model" in frame.message
+    assert desk.idle
+    error.__traceback__ = None
+
+
+async def test_whoever_takes_a_request_back_the_model_is_told(desk):
+    desk.call()
+    desk.engine.futures[0].cancel()
+    await settle()
+    (frame,) = desk.process.frames
+    assert (frame.last, frame.kind) == (True, "cancelled")
+    assert desk.idle
+
+
+async def test_an_answer_for_which_there_is_no_memory_is_an_error(desk, monkeypatch):
+    desk.call()
+
+    def refuse(nbytes):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "create", refuse)
+        desk.engine.futures[0].set_result(response())
+        await settle()
+    (frame,) = desk.process.frames
+    assert (frame.last, frame.kind) == (True, "internal")
+    assert "Too many open files" in frame.message
+    assert desk.idle
+
+
+async def test_an_answer_that_cannot_be_told_is_one_too(desk):
+    desk.call()
+    desk.process.refuses = OverflowError("too large an integer")
+    desk.engine.futures[0].set_result(response())
+    await settle()
+    (frame,) = desk.process.frames
+    assert (frame.last, frame.kind) == (True, "internal")
+    assert desk.idle
+
+
+async def test_memory_that_does_not_come_or_is_too_small_is_an_error(desk):
+    desk.call(1, data=b"")
+    desk.call(2, data=b"\0" * 64)
+    assert [(frame.call, frame.kind) for frame in desk.process.frames] == [(1, "internal"), (2, "internal")]
+    assert desk.idle
+    assert desk.engine.asked == []
+
+
+async def test_a_worker_has_so_many_calls_and_no_more(desk):
+    for number in range(MAX_CALLS):
+        desk.call(number, inputs=(), segment_bytes=0, data=b"")
+    desk.call(MAX_CALLS)
+    (frame,) = desk.process.frames
+    assert (frame.call, frame.kind) == (MAX_CALLS, "invalid")
+    other = Process()
+    desk.desk.take(other, Ask(1, "is_ready", "other"), [])
+    await settle()
+    assert other.frames == [CallAnswer(1, True, parameters={"ready": True})]
+    desk.engine.futures[0].set_result(response())
+    await settle()
+    desk.call(MAX_CALLS + 1)
+    assert len(desk.engine.asked) == MAX_CALLS + 1
+
+
+async def test_when_the_worker_dies_its_calls_are_taken_back_and_nobody_is_told(desk):
+    desk.call(1)
+    desk.call(2, streams=True)
+    desk.engine.repository.change = asyncio.Event().wait
+    desk.take(Ask(3, "load", "other"))
+    await settle()
+    other = Process()
+    desk.desk.take(other, Ask(1, "load", "other"), [])
+    await settle()
+    desk.desk.worker_died(desk.process)
+    await settle()
+    assert desk.engine.futures[0].cancelled()
+    assert desk.engine.streams[0].cancelled == 1
+    assert desk.process.told == []
+    assert len(desk.desk._open) == 1, "the other worker's are none of it"
+    desk.desk.worker_died(other)
+    await settle()
+    assert desk.idle
+
+
+async def test_what_is_left_of_a_call_does_not_answer_the_next_life_of_the_worker(desk):
+    """A worker counts its calls from 1 again when it comes back."""
+    going_on = asyncio.Event()
+
+    async def stubborn():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await going_on.wait()
+            raise Forbidden("not under these settings") from None
+
+    desk.engine.repository.change = stubborn
+    desk.take(Ask(1, "load", "other"))
+    desk.call(2)
+    await settle()
+    desk.desk.worker_died(desk.process)
+    desk.call(1)
+    desk.call(2)
+    going_on.set()
+    await settle()
+    assert desk.process.told == []
+    for future in desk.engine.futures[1:]:
+        future.set_result(response())
+    await settle()
+    assert [(frame.call, frame.kind) for frame in desk.process.frames] == [(1, ""), (2, "")]
+
+
+# ---- any number of answers ----
+
+
+async def test_a_streamed_call_is_answered_part_by_part_and_ended(desk):
+    desk.call(streams=True)
+    (stream,) = desk.engine.streams
+    await settle()
+    stream.put(response(5))
+    stream.put(Overloaded("not now"))
+    stream.put(InferResponse("other", "1", "", ()))
+    stream.end()
+    await settle()
+    first, error, empty, last = desk.process.frames
+    assert (first.last, error.last, empty.last, last.last) == (False, False, False, True)
+    assert desk.process.told[0][1]["y"] == b"\5"
+    assert (error.kind, error.message) == ("overloaded", "not now")
+    assert last == CallAnswer(1, True)
+    assert desk.idle
+    assert stream.cancelled == 0
+
+
+async def test_no_more_is_under_way_than_the_model_has_room_for(desk):
+    desk.call(streams=True)
+    (stream,) = desk.engine.streams
+    for _ in range(3 * WINDOW):
+        stream.put(response())
+    await asyncio.sleep(0)
+    for _ in range(3 * WINDOW):
+        await asyncio.sleep(0)
+    assert len(desk.process.told) == WINDOW
+    desk.take(CallCredit(1, 5))
+    for _ in range(3 * WINDOW):
+        await asyncio.sleep(0)
+    assert len(desk.process.told) == WINDOW + 5
+    desk.take(CallEnd(1))
+    await settle()
+    assert stream.cancelled == 1
+    assert len(desk.process.told) == WINDOW + 5
+    assert desk.idle
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_call_that_the_model_takes_back_is_over_also_when_it_has_hardly_begun(desk, started):
+    desk.call(streams=True)
+    if started:
+        await settle()
+    desk.take(CallEnd(1))
+    desk.take(CallEnd(1))
+    await settle()
+    assert desk.engine.streams[0].cancelled == 1
+    assert desk.process.told == []
+    assert desk.idle
+
+
+@pytest.mark.parametrize("how", ["memory", "telling", "iterating"])
+async def test_whatever_goes_wrong_with_a_response_the_call_ends_with_an_error(desk, monkeypatch, how):
+    desk.call(streams=True)
+    (stream,) = desk.engine.streams
+    await settle()
+
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        if how == "memory":
+            patch.setattr(Segment, "create", refuse)
+        elif how == "telling":
+            desk.process.refuses = OverflowError("too large an integer")
+        else:
+            stream.on_room = refuse
+            for _ in range(WINDOW - 1):
+                stream.put(response())
+        stream.put(response())
+        for _ in range(2 * WINDOW):
+            await asyncio.sleep(0)
+    last = desk.process.frames[-1]
+    assert (last.call, last.last, last.kind) == (1, True, "internal")
+    assert stream.cancelled == 1
+    assert desk.idle
+
+
+async def test_word_about_calls_that_nobody_knows_is_nothing(desk):
+    desk.take(CallEnd(77))
+    desk.take(CallCredit(77, 5))
+    desk.call(1)
+    desk.take(CallCredit(1, 5))
+    desk.engine.futures[0].set_result(response())
+    await settle()
+    assert [frame.call for frame in desk.process.frames] == [1]
+
+
+# ---- the repository ----
+
+
+async def test_the_repository_is_asked(desk):
+    repository = desk.engine.repository
+
+    async def change():
+        pass
+
+    repository.change = change
+    desk.take(Ask(2, "load", "other", config="{}", files={"1/a": b"x"}))
+    desk.take(Ask(3, "unload", "other", dependents=True))
+    await settle()
+    repository.change = None
+    desk.take(Ask(1, "is_ready", "gone", "2"))
+    await settle()
+    assert repository.asked == [
+        ("load", "other", "{}", {"1/a": b"x"}),
+        ("unload", "other", True),
+        ("is_ready", "gone", "2"),
+    ]
+    assert desk.process.frames == [
+        CallAnswer(2, True),
+        CallAnswer(3, True),
+        CallAnswer(1, True, parameters={"ready": False}),
+    ]
+    assert desk.idle
+
+
+@pytest.mark.parametrize("verb", ["is_ready", "load", "unload"])
+@pytest.mark.parametrize(
+    ("error", "kind"), [(InvalidRequest("load failed"), "invalid"), (ZeroDivisionError("a bug"), "internal")]
+)
+async def test_what_goes_wrong_there_is_told(desk, verb, error, kind):
+    def fail():
+        raise error
+
+    async def fail_later():
+        raise error
+
+    desk.engine.repository.change = fail if verb == "is_ready" else fail_later
+    desk.take(Ask(1, verb, "other"))
+    await settle()
+    (frame,) = desk.process.frames
+    assert (frame.last, frame.kind) == (True, kind)
+    assert str(error) in frame.message
+    assert desk.idle
