@@ -7,37 +7,41 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
-import numpy as np
 import typer
 import uvloop
 from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
-from headrace.wire import pb
 from loadtests import cpu
 from loadtests.graph import IR_VERSION, OPSET
-from loadtests.http_message import BadResponse, header_value
+from loadtests.http_message import BadResponse
 from loadtests.machine import describe_machine, describe_versions
 from loadtests.run import RESULTS
 from loadtests.server import HOST, Server, ServerFailure
+from loadtests.stream_clients import (
+    CLIENT_TIMEOUT_S,
+    Arrive,
+    Tally,
+    grpc_sequence,
+    grpc_stream,
+    http_sequence,
+    http_stream,
+)
 
-CLIENT_TIMEOUT_S = 300.0  # for one stream or sequence from its first byte to its last
 SETTLE_S = 5.0  # the longest wait for connections to be given up after the last answer
 SLACK_MIB = 16.0  # what the memory after one round may be above that after the round before it
 CHANNELS = 8
 MIB = 2**20
 
-_METHOD = f"/{pb.SERVICE}/ModelStreamInfer"
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)  # without it every channel would share one connection
 
 _COUNTER = """
@@ -108,27 +112,6 @@ class Gate:
             self._opened.set()
 
 
-Arrive = Callable[[], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of one phase."""
-
-    responses: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-
-    def expect(self, got: int, expected: int, what: str) -> None:
-        """One response, which has to be this.
-
-        Raises:
-            BadResponse: it is not.
-        """
-        if got != expected:
-            raise BadResponse(f"{what} is wrong")
-        self.responses += 1
-
-
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What the server's processes hold. Memory that several of them have mapped is counted in each."""
@@ -152,151 +135,6 @@ def footprint(root: int) -> Footprint:
             continue
         rss_bytes += pages * os.sysconf("SC_PAGE_SIZE")
     return Footprint(rss_bytes / MIB, descriptors)
-
-
-# ---- clients over HTTP, on plain sockets ----
-
-
-async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
-    if head[9:12] != b"200":
-        raise BadResponse(f"status {head[9:12].decode()}: {(await reader.read(200)).decode(errors='replace')}")
-    return head
-
-
-async def events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """The events of a chunked response, up to its end.
-
-    Raises:
-        BadResponse: an event is not a JSON object.
-        IncompleteReadError: the connection broke before the end.
-    """
-    waiting = b""
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        waiting += (await reader.readexactly(size + 2))[:-2]
-        *whole, waiting = waiting.split(b"\n\n")
-        for event in whole:
-            if not event.startswith(b"data: "):
-                raise BadResponse(f"an event is {event[:60]!r}, expected it to start with 'data: '")
-            yield json.loads(event[len(b"data: ") :])
-    await reader.readexactly(2)
-    if waiting:
-        raise BadResponse(f"the stream ends in the middle of an event: {waiting[:60]!r}")
-
-
-def _post(path: str, body: dict[str, Any]) -> bytes:
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-
-
-async def _http_stream(port: int, responses: int, arrive: Arrive, tally: Tally) -> None:
-    reader, writer = await asyncio.open_connection(HOST, port)
-    try:
-        writer.write(_post("/v2/models/counter/generate_stream", {"count": responses}))
-        await _read_head(reader)
-        expected = 0
-        async for event in events(reader):
-            if "error" in event:
-                raise BadResponse(str(event["error"]))
-            tally.expect(event["index"], expected, "the index of an event")
-            if not expected:
-                await arrive()
-            expected += 1
-        if expected != responses:
-            raise BadResponse(f"{expected} events came, expected {responses}")
-    finally:
-        writer.close()
-
-
-def steps_of(sequence: int, steps: int) -> list[int]:
-    """The numbers that a sequence sends: different in each, below zero too."""
-    return [(sequence * 31 + step * 17) % 1999 - 999 for step in range(steps)]
-
-
-async def _http_sequence(port: int, sequence: int, steps: int, arrive: Arrive, tally: Tally) -> None:
-    reader, writer = await asyncio.open_connection(HOST, port)
-    try:
-        total = 0
-        for step, number in enumerate(steps_of(sequence, steps)):
-            tensor = {"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [number]}
-            flags = {"sequence_start": step == 0, "sequence_end": step == steps - 1}
-            body = {"inputs": [tensor], "parameters": {"sequence_id": sequence, **flags}}
-            writer.write(_post("/v2/models/adder/infer", body))
-            length = int(header_value(await _read_head(reader), "content-length") or 0)
-            answer = json.loads(await reader.readexactly(length))
-            total += number
-            tally.expect(answer["outputs"][0]["data"][0], total, "the sum of a sequence over HTTP")
-            if not step:
-                await arrive()
-    finally:
-        writer.close()
-
-
-# ---- clients over gRPC ----
-
-
-def _message(model: str, name: str, shape: Sequence[int], value: int) -> pb.ModelInferRequest:
-    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[np.int32(value).tobytes()])
-    message.inputs.add(name=name, datatype="INT32", shape=shape)
-    return message
-
-
-async def _read(call: Any) -> int | None:
-    """The number in the next response; None at the end."""
-    answer = await call.read()
-    if answer is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs do not have it
-        return None
-    if answer.error_message:
-        raise BadResponse(answer.error_message)
-    return int(np.frombuffer(answer.infer_response.raw_output_contents[0], np.int32)[0])
-
-
-def _call(channel: grpc.aio.Channel) -> Any:
-    method: Any = channel.stream_stream(
-        _METHOD, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
-    )
-    return method(timeout=CLIENT_TIMEOUT_S)
-
-
-async def _grpc_stream(channel: grpc.aio.Channel, responses: int, arrive: Arrive, tally: Tally) -> None:
-    call = _call(channel)
-    try:
-        await call.write(_message("counter", "count", [1], responses))
-        await call.done_writing()
-        for expected in range(responses):
-            index = await _read(call)
-            if index is None:
-                raise BadResponse(f"{expected} responses came, expected {responses}")
-            tally.expect(index, expected, "the index of a response")
-            if not expected:
-                await arrive()
-        if await _read(call) is not None:
-            raise BadResponse(f"more responses came, expected {responses}")
-    finally:
-        call.cancel()
-
-
-async def _grpc_sequence(channel: grpc.aio.Channel, sequence: int, steps: int, arrive: Arrive, tally: Tally) -> None:
-    call = _call(channel)
-    try:
-        total = 0
-        for step, number in enumerate(steps_of(sequence, steps)):
-            message = _message("adder", "x", [1, 1], number)
-            message.parameters["sequence_id"].int64_param = sequence
-            message.parameters["sequence_start"].bool_param = step == 0
-            message.parameters["sequence_end"].bool_param = step == steps - 1
-            await call.write(message)
-            got = await _read(call)
-            if got is None:
-                raise BadResponse(f"the stream ended after {step} of {steps} steps")
-            total += number
-            tally.expect(got, total, "the sum of a sequence over gRPC")
-            if not step:
-                await arrive()
-        await call.done_writing()
-    finally:
-        call.cancel()
 
 
 # ---- phases and rounds ----
@@ -341,13 +179,13 @@ def _clients(name: str, number: int, plan: Plan, server: Server, channels: Seque
         channel = channels[index % len(channels)]
         sequence = 1 + number * plan.streams + index
         if name == "streams http":
-            return lambda arrive, tally: _http_stream(server.http_port, plan.responses, arrive, tally)
+            return lambda arrive, tally: http_stream(server.http_port, plan.responses, arrive, tally)
         if name == "streams grpc":
-            return lambda arrive, tally: _grpc_stream(channel, plan.responses, arrive, tally)
+            return lambda arrive, tally: grpc_stream(channel, plan.responses, arrive, tally)
         # Not by the index's lowest bit, which decides on the channel too.
         if index < plan.streams // 2:
-            return lambda arrive, tally: _http_sequence(server.http_port, sequence, plan.steps, arrive, tally)
-        return lambda arrive, tally: _grpc_sequence(channel, sequence, plan.steps, arrive, tally)
+            return lambda arrive, tally: http_sequence(server.http_port, sequence, plan.steps, arrive, tally)
+        return lambda arrive, tally: grpc_sequence(channel, sequence, plan.steps, arrive, tally)
 
     return list(map(client, range(plan.streams)))
 

@@ -10,7 +10,7 @@ from fronts import Answer, Call, GrpcFront, HttpFront
 from wire_values import Given
 
 from headrace.core.errors import Cancelled, Kind, of_kind
-from headrace.frontends.http_lane import infer_target
+from headrace.frontends.infer_target import infer_target
 from headrace.frontends.status import GRPC_STATUS, HTTP_STATUS, http_status
 
 Front = HttpFront | GrpcFront

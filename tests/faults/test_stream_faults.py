@@ -304,7 +304,7 @@ def test_a_slow_reader_does_not_keep_others_from_their_errors(tmp_path):
     sync_sender(tmp_path)
     with RunningServer(tmp_path) as running:
         filled = {"nbytes": 4 * MIB, "forget": True}
-        with slow_reader(running, "grpc", "sender", 33, filled) as read:
+        with slow_reader(running, "grpc", "sender", WINDOW, filled) as read:
             assert read().index == 0
             time.sleep(3)
             done = queue.SimpleQueue()

@@ -53,6 +53,7 @@ class Host:
 
     def __init__(self):
         self.asked = []
+        self.attachments = None  # nothing comes from other workers here
         self.told = []
         self.refuses = False
         self._sequence = 0

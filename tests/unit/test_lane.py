@@ -12,8 +12,9 @@ from headrace.core.errors import InternalError, InvalidRequest, NotFound, Overlo
 from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
 from headrace.frontends import http_lane
-from headrace.frontends.http_lane import infer_target, lane
+from headrace.frontends.http_lane import lane
 from headrace.frontends.infer import HttpInfer
+from headrace.frontends.infer_target import infer_target
 
 LIMIT = 4096
 

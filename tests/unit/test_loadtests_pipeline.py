@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from loadtests import pipeline, pipeline_models, streams
+from loadtests import pipeline_drive, pipeline_models, pipeline_report, stream_clients, streams
 from loadtests.http_message import BadResponse
 from loadtests.http_response import Response
 from loadtests.latency import summarize
-from loadtests.pipeline import Cell, Job, Measured, Plan, Run, Way
+from loadtests.pipeline import Plan
+from loadtests.pipeline_drive import Cell, Job, Measured, Way
 from loadtests.pipeline_models import Cost
-from loadtests.streams import Footprint, Gate, Phase, Tally
+from loadtests.pipeline_report import Run
+from loadtests.stream_clients import Tally
+from loadtests.streams import Footprint, Gate, Phase
 
 from headrace.repository.model_config import parse_config
 from headrace_backends.python import InputError
@@ -45,12 +48,12 @@ COSTS = (Cost(1, 1, 1100, None, 9), Cost(1, 2, 1150, None, 9), Cost(2, 1, 1000, 
 
 
 def test_a_batch_is_held_against_steps_in_batches_of_its_size():
-    assert [pipeline.reached_rows(measured(rows=rows), "mobilenet") for rows in (None, 0.4, 1.4, 1.6, 7.9)] == [
+    assert [pipeline_report.reached_rows(measured(rows=rows), "mobilenet") for rows in (None, 0.4, 1.4, 1.6, 7.9)] == [
         *(1, 1, 1, 2, 8)
     ]
-    assert pipeline.cost_of(COSTS, 2) == 1000
-    assert pipeline.cost_of(COSTS, 1) == 1100
-    assert pipeline.cost_of(COSTS, 2, together=True) == 1050
+    assert pipeline_report.cost_of(COSTS, 2) == 1000
+    assert pipeline_report.cost_of(COSTS, 1) == 1100
+    assert pipeline_report.cost_of(COSTS, 2, together=True) == 1050
 
 
 def test_a_ratio_is_made_within_a_repeat_before_the_median():
@@ -63,12 +66,12 @@ def test_a_ratio_is_made_within_a_repeat_before_the_median():
         Run(CELL, 3, problem="broke"),
         Run(replace(CELL, concurrency=1), 0, measured(9999), COSTS),
     ]
-    row = pipeline.summarize_cell(CELL, runs)
+    row = pipeline_report.summarize_cell(CELL, runs)
     assert row.ratio == pytest.approx(1.2)
     assert row.ratio_single == pytest.approx(1200 / 1100)
     assert row.ratio_together == pytest.approx(1200 / 1050)
     assert (row.server_cpu_us, row.steps_cpu_us, row.batch_rows, row.errors) == (1200, 1000, 2.0, 3)
-    assert pipeline.summarize_cell(CELL, runs[3:4]) is None
+    assert pipeline_report.summarize_cell(CELL, runs[3:4]) is None
 
 
 def test_the_ensemble_is_held_against_the_calls_of_the_same_repeat():
@@ -79,23 +82,23 @@ def test_the_ensemble_is_held_against_the_calls_of_the_same_repeat():
         Run(CELL, 1, measured(1, 1, rate=1)),
         Run(calls, 1, problem="broke"),
     ]
-    one = pipeline.compare("mobilenet", 4, runs)
+    one = pipeline_report.compare("mobilenet", 4, runs)
     assert (one.requests_per_s, one.p50, one.p99, one.server_cpu, one.all_cpu) == (1.5, 0.5, 0.5, 1000 / 1500, 0.5)
-    assert pipeline.compare("mobilenet", 4, runs[2:]) is None
-    assert pipeline.compare("resnet50", 4, runs) is None
+    assert pipeline_report.compare("mobilenet", 4, runs[2:]) is None
+    assert pipeline_report.compare("resnet50", 4, runs) is None
 
 
 def test_verdicts_say_what_was_reached(tmp_path):
     runs = [Run(CELL, 0, measured(1150), COSTS), Run(replace(CELL, way=Way.ENSEMBLE_GRPC), 0, measured(1160), COSTS)]
     runs.append(Run(replace(CELL, way=Way.CLIENT_HTTP), 0, measured(1160, rate=49, latency_ms=21), COSTS))
-    rows = [pipeline.summarize_cell(run.cell, runs) for run in runs]
-    better = pipeline.compare("mobilenet", 4, runs)
-    lines = pipeline.verdicts(rows, [better, replace(better, p99=1.01)])
+    rows = [pipeline_report.summarize_cell(run.cell, runs) for run in runs]
+    better = pipeline_report.compare("mobilenet", 4, runs)
+    lines = pipeline_report.verdicts(rows, [better, replace(better, p99=1.01)])
     assert [line.rpartition(" ")[2] for line in lines] == ["met", "missed", "met", "missed"]
     path = tmp_path / "plot.png"
-    pipeline.plot(rows, path)
+    pipeline_report.plot(rows, path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert pipeline.table(rows).row_count == 3
+    assert pipeline_report.table(rows).row_count == 3
 
 
 # Answers
@@ -115,7 +118,7 @@ def answer(status=200, more=b"", length=None):
 
 
 def test_outputs_are_cut_out_of_a_binary_answer():
-    outputs = pipeline.outputs_of(answer())
+    outputs = pipeline_drive.outputs_of(answer())
     assert list(outputs) == ["classes", "scores"]
     assert outputs["scores"].shape == (1, 2)
     assert np.frombuffer(outputs["scores"].data, np.float32).tolist() == [0.5, 0.25]
@@ -125,7 +128,7 @@ def test_outputs_are_cut_out_of_a_binary_answer():
         (answer(more=b"x"), "its outputs tell of"),
     ):
         with pytest.raises(BadResponse, match=message):
-            pipeline.outputs_of(bad)
+            pipeline_drive.outputs_of(bad)
 
 
 async def test_only_right_scores_are_no_error():
@@ -142,18 +145,18 @@ async def test_only_right_scores_are_no_error():
         return ask
 
     good = ask_giving(lambda right: right + np.float32(1e-5))
-    tally = await pipeline._phase(job, [good, good], 0.02)
+    tally = await pipeline_drive._phase(job, [good, good], 0.02)
     assert not tally.errors
     assert set(asked) == {0, 1}
     assert len(tally.latencies_ns) == len(asked)
     for change in (lambda right: right + np.float32(0.01), lambda _: scores[:, :1], lambda _: scores):
-        tally = await pipeline._phase(job, [ask_giving(change)], 0.01)
+        tally = await pipeline_drive._phase(job, [ask_giving(change)], 0.01)
         assert sum(tally.errors.values()) == len(tally.latencies_ns)
 
     async def refused(_):
         raise BadResponse("no")
 
-    tally = await pipeline._phase(job, [refused], 0.01)
+    tally = await pipeline_drive._phase(job, [refused], 0.01)
     assert list(tally.errors) == ["BadResponse: no"]
     assert not tally.latencies_ns
 
@@ -248,7 +251,7 @@ async def read_events(*parts, end=b"0\r\n\r\n"):
         reader.feed_data(b"%x\r\n%b\r\n" % (len(part), part))
     reader.feed_data(end)
     reader.feed_eof()
-    return [event async for event in streams.events(reader)]
+    return [event async for event in stream_clients.events(reader)]
 
 
 async def test_events_come_out_of_chunks_however_they_are_cut():
@@ -297,7 +300,7 @@ async def test_a_client_that_fails_is_counted_and_keeps_nobody_waiting():
 
 
 def test_sequences_send_what_no_other_would(tmp_path):
-    sums = {tuple(np.cumsum(streams.steps_of(sequence, 20)).tolist()) for sequence in range(1, 1001)}
+    sums = {tuple(np.cumsum(stream_clients.steps_of(sequence, 20)).tolist()) for sequence in range(1, 1001)}
     assert len(sums) == 1000
     assert min(map(min, sums)) < 0 < max(map(max, sums))
 

@@ -1,7 +1,6 @@
 """An instance's places for batches, and memory that is lent for as long as somebody reads it."""
 
 import asyncio
-import gc
 import os
 import threading
 
@@ -33,7 +32,6 @@ class Places:
 
 
 async def settle():
-    gc.collect()
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -150,5 +148,4 @@ def test_views_may_outlive_the_loop():
 
     view = asyncio.run(lend())
     assert bytes(view[:4]) == b"done"
-    del view
-    gc.collect()  # an exception here would be a warning, and so an error
+    del view  # an exception here would be a warning, and so an error

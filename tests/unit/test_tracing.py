@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from headrace import tracing
+from headrace import trace_file, tracing
 from headrace.core.errors import InvalidRequest, Unsupported
 from headrace.core.tensor import DataType, Tensor, pack_bytes, to_wire
+from headrace.trace_file import ArrayFile
 from headrace.tracing import Tracer, TraceSettings, settings_at_start
 
 POINTS = (
@@ -407,7 +408,7 @@ def test_what_an_earlier_server_left_is_replaced(make, read, tmp_path):
 
 def test_the_file_can_be_read_after_every_trace(tmp_path):
     path = tmp_path / "array.json"
-    file = tracing._ArrayFile(str(path))
+    file = ArrayFile(str(path))
     for number in range(5):
         file.append(b"%d" % number)
         assert json.loads(path.read_bytes()) == list(range(number + 1))
@@ -417,7 +418,7 @@ def test_the_file_can_be_read_after_every_trace(tmp_path):
 @pytest.mark.parametrize("written_before", [0, 2])
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, written_before):
     path = tmp_path / "array.json"
-    file = tracing._ArrayFile(str(path))
+    file = ArrayFile(str(path))
     for number in range(written_before):
         file.append(b"%d" % number)
     real = os.pwrite
@@ -448,16 +449,16 @@ def test_traces_that_cannot_be_written_are_counted_and_told(make, tmp_path, capl
 
 
 def test_a_slow_disk_holds_up_nobody_and_bounds_what_waits(make, read, monkeypatch, caplog):
-    monkeypatch.setattr(tracing, "MAX_WAITING_TRACES", 10)
+    monkeypatch.setattr(trace_file, "MAX_WAITING_TRACES", 10)
     gate, begun = threading.Event(), threading.Event()
-    real = tracing._ArrayFile.append
+    real = ArrayFile.append
 
     def append(file, objects):
         begun.set()
         assert gate.wait(30)
         real(file, objects)
 
-    monkeypatch.setattr(tracing._ArrayFile, "append", append)
+    monkeypatch.setattr(ArrayFile, "append", append)
     tracer = make()
     sampled(tracer)
     assert begun.wait(30)
@@ -470,7 +471,7 @@ def test_a_slow_disk_holds_up_nobody_and_bounds_what_waits(make, read, monkeypat
 
 
 def test_the_bytes_that_wait_are_bounded_too(make, monkeypatch):
-    monkeypatch.setattr(tracing, "MAX_WAITING_BYTES", 100)
+    monkeypatch.setattr(trace_file, "MAX_WAITING_BYTES", 100)
     tracer = make(trace_level=BOTH)
     traces = [tracer.sample("m", "1", "") for _ in range(2)]
     traces[0].tensors("TENSOR_QUEUE_INPUT", [Tensor("x", DataType.INT8, (101,), b"\1" * 101)])

@@ -8,17 +8,16 @@ The same conformance cases run over the lane and over the ordinary route.
 
 import asyncio
 import logging
-from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, TooLarge
-from headrace.core.request import InferRequest, InferResponse
-from headrace.frontends.infer import HttpInfer, InferHeaders, InferReply
+from headrace.core.errors import HeadraceError, InvalidRequest, NotReady, TooLarge
+from headrace.frontends.http_exchange import Exchange
+from headrace.frontends.infer import HttpInfer, InferReply
+from headrace.frontends.infer_target import infer_target
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.status import http_status
 from headrace.wire.json_v2 import encode_error
@@ -27,130 +26,7 @@ log = logging.getLogger(__name__)
 
 LINGER_S = 5.0
 MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers
-CACHED_URL_BYTES = 512
 JOIN_BYTES = 16 * 1024  # copying so little costs less than a second buffer on its way through the transport
-
-
-def infer_target(url: bytes) -> tuple[str, str] | None:
-    """The model and version that an inference URL names; None for any other URL."""
-    return _cached_target(url) if len(url) <= CACHED_URL_BYTES else _parse_target(url)
-
-
-def _parse_target(url: bytes) -> tuple[str, str] | None:
-    parts = url.split(b"?", 1)[0].split(b"/")
-    if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
-        return None
-    if len(parts) == 7 and parts[4] != b"versions":
-        return None
-    try:
-        model = unquote_to_bytes(parts[3]).decode()
-        version = unquote_to_bytes(parts[5]).decode() if len(parts) == 7 else ""
-    except UnicodeDecodeError:
-        return None
-    if not model or (len(parts) == 7 and not version):
-        return None
-    return model, version
-
-
-_cached_target = lru_cache(maxsize=4096)(_parse_target)
-
-
-class _Silent:
-    """Stands where uvicorn keeps the event that wakes an ASGI application."""
-
-    def set(self) -> None:
-        """Nobody sleeps on it."""
-
-
-_SILENT = _Silent()
-
-
-class Exchange:
-    """One inference request and its response. Has the attributes that uvicorn looks at in a cycle of its own."""
-
-    __slots__ = (
-        "_protocol",
-        "body",
-        "disconnected",
-        "expects_100",
-        "future",
-        "headers",
-        "keep_alive",
-        "message_event",
-        "model",
-        "more_body",
-        "request",
-        "response_complete",
-        "version",
-    )
-
-    def __init__(
-        self, protocol: "LaneProtocol", model: str, version: str, headers: InferHeaders, keep_alive: bool
-    ) -> None:
-        self._protocol = protocol
-        self.model = model
-        self.version = version
-        self.keep_alive = keep_alive
-        self.body: list[bytes] = []
-        self.more_body = True
-        self.headers = headers
-        self.expects_100 = False
-        self.request: InferRequest | None = None
-        self.future: asyncio.Future[InferResponse] | None = None
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = _SILENT
-
-    def start(self) -> None:
-        """The request is whole and nothing before it on its connection is unanswered: have it run."""
-        reader = self._protocol.reader
-        assert reader is not None, "an exchange is begun only where there is inference"
-        engine = reader.engine
-        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        self.body.clear()
-        try:
-            self.request = reader.decode(self.model, self.version, self.headers, body)
-            self.future = engine.infer(self.request)
-        except HeadraceError as error:
-            if self.request is None:
-                engine.count_unreadable(self.model, self.version)
-            self.refuse(error)
-        except Exception:
-            log.exception("could not read a request for model %s", self.model)
-            self.refuse(InternalError("the request could not be read; the server's log says why"))
-        else:
-            self.future.add_done_callback(self._answer)
-
-    def refuse(self, error: HeadraceError) -> None:
-        """Answer with an error."""
-        status, headers = http_status(error)
-        body = encode_error(str(error))
-        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self._protocol.respond(self, status, InferReply([body], len(body), lines))
-
-    def _answer(self, future: asyncio.Future[InferResponse]) -> None:
-        if future.cancelled() or self.disconnected:
-            return
-        error = future.exception()
-        if error is None:
-            reader = self._protocol.reader
-            assert self.request is not None
-            assert reader is not None
-            try:
-                reply = reader.encode(future.result(), self.request, self.headers)
-            except HeadraceError as refusal:
-                error = refusal
-            except Exception:
-                log.exception("could not write the response of model %s", self.model)
-                error = InternalError("the response could not be written; the server's log says why")
-            else:
-                self._protocol.respond(self, 200, reply)
-                return
-        if not isinstance(error, HeadraceError):
-            log.error("model %s", self.model, exc_info=error)
-            error = InternalError("the request failed; the server's log says why")
-        self.refuse(error)
 
 
 class LaneProtocol(HttpToolsProtocol):

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
-from functools import partial
 from time import monotonic_ns, time
 from typing import Protocol
 
@@ -15,9 +13,8 @@ from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
-from headrace.core.tensor import Buffer
 from headrace.workers import packing
-from headrace.workers.arena import Segment, SegmentSize, begun
+from headrace.workers.arena import Segment, begun
 from headrace.workers.frames import (
     Begun,
     Cancel,
@@ -28,12 +25,11 @@ from headrace.workers.frames import (
     Load,
     Loaded,
     Part,
-    Piece,
-    RequestFrame,
     Run,
     ToWorker,
 )
-from headrace.workers.lending import PASS_BYTES, Attachments, lent_place
+from headrace.workers.handover import Handover
+from headrace.workers.lending import Attachments
 from headrace.workers.open_streams import MAX_OPEN, OpenStreams
 from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
@@ -42,7 +38,6 @@ log = logging.getLogger(__name__)
 
 KILLED = "signal SIGKILL"
 SAME_STROKE_NS = 250_000_000
-MAX_ATTACHED = 2  # segments of others that one frame brings along: a packet holds few descriptors
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -392,67 +387,15 @@ class Instance:
         host, loaded = self._host, self.loaded
         assert host is not None, "only an instance that is up pumps"
         assert loaded is not None, "only an instance that is up pumps"
-        requests: tuple[RequestFrame, ...] = ()
-        if loaded.wants_requests or loaded.signature.decoupled:
-            requests = tuple(map(_request_frame, pending))
-        batch = [one.inputs for one in pending]
-        frames, needed = packing.input_frames(batch, loaded.signature.max_batch_size > 0)
-        descriptors: list[int] = []
-        attached: list[tuple[int, int]] = []
-        segment_bytes = slot.size.fit(needed)
+        handover = Handover(slot, host.attachments)
+        handover.prepare(self.load, loaded, host.next_sequence(), pending)
         try:
-            if segment_bytes:
-                slot.inputs, descriptor = Segment.create(segment_bytes)
-                descriptors.append(descriptor)
-            assert slot.inputs is not None, "a segment has a header at least"
-            pieces: tuple[Piece, ...] = ()
-            if any(one.request.callers for one in pending):
-                refer = partial(_refer, host.attachments, attached, descriptors)
-                pieces = packing.fill_or_refer(slot.inputs.view, frames, batch, refer)
-            else:
-                packing.fill(slot.inputs.view, frames, batch)
-            frame = Run(
-                self.load.instance,
-                host.next_sequence(),
-                slot.index,
-                segment_bytes,
-                frames,
-                requests,
-                pieces,
-                tuple(attached),
-            )
-            host.run(Batch(self, slot, pending, frame.sequence), frame, descriptors)
-            self.in_flight += len(pending)
+            batch = Batch(self, slot, pending, handover.frame.sequence)
+            host.run(batch, handover.frame, handover.descriptors)
         except BaseException:
-            # The worker was not told of the segment: the slot's next batch must bring another.
-            for descriptor in descriptors:
-                os.close(descriptor)
-            for number, _ in attached:
-                host.attachments.forget(number)
-            if segment_bytes:
-                slot.size, slot.inputs = SegmentSize(), None
+            handover.undo()
             raise
-
-
-def _refer(
-    attachments: Attachments, attached: list[tuple[int, int]], descriptors: list[int], data: Buffer
-) -> tuple[int, int] | None:
-    """Where the worker finds ``data`` in another's outputs; None when it is to be copied.
-
-    A segment that the worker does not have goes to ``attached``, and its descriptor to ``descriptors``.
-    """
-    place = lent_place(data) if len(data) >= PASS_BYTES else None
-    if place is None:
-        return None
-    segment, offset = place
-    number = attachments.number(segment)
-    if number is None:
-        if len(attached) == MAX_ATTACHED:
-            return None
-        descriptors.append(os.dup(segment.descriptor))
-        number = attachments.add(segment)
-        attached.append((number, segment.nbytes))
-    return number, offset
+        self.in_flight += len(pending)
 
 
 def _living(pending: list[Pending]) -> list[Pending]:
@@ -464,9 +407,3 @@ def _living(pending: list[Pending]) -> list[Pending]:
         else:
             living.append(one)
     return living
-
-
-def _request_frame(one: Pending) -> RequestFrame:
-    request = one.request
-    names = tuple(output.name for output in request.outputs)
-    return RequestFrame(one.rows, request.id, request.parameters, names, one.slot)

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from time import monotonic
 from typing import Protocol
@@ -17,6 +16,7 @@ from headrace.workers.arena import Segment
 from headrace.workers.instance import Batch, Instance
 from headrace.workers.lending import PASS_BYTES, Attachments
 from headrace.workers.placement import backoff_s
+from headrace.workers.spawn import spawn
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,6 @@ GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, be
 _GIVE_UP_FAILURES = 3
 RELOAD_AFTER_S = 5.0
 Asked = frames.Call | frames.CallEnd | frames.CallCredit | frames.Ask
-# glibc gives large blocks back to the system with each free and faults them in again with each allocation, until it
-# has adapted: decoding a picture of 600 kB took a worker 4.5 ms of CPU instead of 3.1 ms (loadtests/pipeline.py).
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class CallDesk(Protocol):
@@ -224,43 +220,13 @@ class WorkerProcess:
 
     def _spawn(self) -> asyncio.Future[None]:
         """Start the process; the future resolves when it has ended."""
-        ours, theirs = channel.pair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), self.name, self._log_format],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=self._environment(),
-            )
+        spawned = spawn(self.name, shared=self.shared, threads=self._threads, log_format=self._log_format)
+        self._process = spawned.process
+        self._channel = channel.Channel(spawned.socket, self._on_frame)
         self.attachments.forget_all()
         self.restarts += 1
         self._kill_cause, self._timed_out = "", False
-        self._channel = channel.Channel(ours, self._on_frame)
-        loop = asyncio.get_running_loop()
-        exited: asyncio.Future[None] = loop.create_future()
-        # The process descriptor, not the socket's end, tells of the death: children of a python model may
-        # have inherited the socket and hold it open.
-        try:
-            descriptor = os.pidfd_open(self._process.pid)
-        except OSError:
-            self._process.kill()
-            self._process.wait()
-            self._channel.close()
-            self._process = self._channel = None
-            raise
-
-        def on_exit() -> None:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-            exited.set_result(None)
-
-        loop.add_reader(descriptor, on_exit)
-        return exited
-
-    def _environment(self) -> dict[str, str]:
-        threads = dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
-        # Shared workers hold many small models: what one frees is better given back.
-        return {**({} if self.shared else _MALLOC), **os.environ, **threads}
+        return spawned.exited
 
     def _bury(self) -> None:
         """The process has ended: take what it still said, then see to what it left undone."""
