@@ -75,8 +75,8 @@ class ResponseStream(Protocol):
     def send(self, answer: Answer) -> None:
         """Give one response. Waits while the client is far behind; nothing happens where it has left."""
 
-    def end(self) -> None:
-        """There will be no more responses."""
+    def end(self, error: Exception | None = None) -> None:
+        """There will be no more responses, because of ``error`` if there is one. Never waits."""
 
 
 class ModelCalls(Protocol):

@@ -143,8 +143,7 @@ class StreamedResponses:
     def fail(self, error: Exception) -> None:
         """End with an error, unless the responses have ended already."""
         if self.close():
-            self._stream.send(Answer(error=error))
-            self._stream.end()
+            self._stream.end(error)
 
     def close(self) -> bool:
         """Let the model send no more; whether it could until now. Does not wait for a sending thread."""

@@ -74,6 +74,8 @@ class StreamedRequest(Pending):
         self.stop_clock()
         statistics = self.statistics
         if self.future.done():
+            if self.future.cancelled() and statistics is not None:
+                statistics.responded(self._responses, 0, 0, "cancel")
             self.bury()
             return
         self.timings = (self._input_ns, self._infer_ns, 0)

@@ -1,11 +1,13 @@
 """The HTTP routes on which a request may have any number of responses: generate, generate_stream and infer_stream."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from headrace.batching.response_stream import ResponseStream, StreamItem
 from headrace.core.errors import HeadraceError, InternalError, InvalidRequest
@@ -41,12 +43,14 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
         asked = await read_generate(request)
         stream = engine.stream(asked)
         try:
-            first = await anext(stream, None)
-            second = await anext(stream, None)
+            first = await _next(stream, request)
+            second = await _next(stream, request) if isinstance(first, InferResponse) else None
         finally:
             stream.cancel()
         if isinstance(first, HeadraceError):
             raise first
+        if isinstance(second, HeadraceError):
+            raise second
         if first is None or second is not None:
             raise InvalidRequest(
                 f"model '{asked.model}': generate expects model to produce exactly 1 response, and it gave "
@@ -57,14 +61,16 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
     async def generate_stream(request: Request) -> Response:
         """Run a model on a flat JSON object keyed by input; each response is an event as it is made."""
         asked = await read_generate(request)
-        return await _event_stream(engine.stream(asked), encode_generate)
+        return await _event_stream(engine.stream(asked), encode_generate, request)
 
     async def infer_stream(request: Request) -> Response:
         """Run a model; each response is an event as it is made, in the form of an inference response."""
         headers = reader.headers(request.headers.raw)
         asked = reader.decode(*schemas.model_in(request), headers, await request.body())
         plain = msgspec.structs.replace(asked, outputs=(), parameters={})
-        return await _event_stream(engine.stream(asked), lambda response: b"".join(encode_response(response, plain)[0]))
+        return await _event_stream(
+            engine.stream(asked), lambda response: b"".join(encode_response(response, plain)[0]), request
+        )
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         path = f"{prefix}/generate"
@@ -91,10 +97,38 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
             )
 
 
-async def _event_stream(stream: ResponseStream, encode: Encode) -> Response:
+async def _next(stream: ResponseStream, request: Request) -> StreamItem | None:
+    """The next item, None at the end.
+
+    Raises:
+        ClientDisconnect: the client has left before it came.
+    """
+    loop = asyncio.get_running_loop()
+    left = loop.create_task(_departure(request))
+    item = loop.create_task(_item(stream))
+    try:
+        await asyncio.wait({item, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not item.done():
+            raise ClientDisconnect
+        return item.result()
+    finally:
+        left.cancel()
+        item.cancel()
+
+
+async def _item(stream: ResponseStream) -> StreamItem | None:
+    return await anext(stream, None)
+
+
+async def _departure(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _event_stream(stream: ResponseStream, encode: Encode, request: Request) -> Response:
     """The responses as server-sent events. The first one decides on the status: an error then is an ordinary one."""
     try:
-        first = await anext(stream, None)
+        first = await _next(stream, request)
     except BaseException:
         stream.cancel()
         raise

@@ -1,6 +1,7 @@
 """The decoupled requests that a worker is answering, from the front process's side."""
 
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 from headrace.batching.response_stream import WINDOW
 from headrace.batching.streamed import StreamedRequest
@@ -28,6 +29,7 @@ class OpenStreams:
 
     def __init__(self, model: str) -> None:
         self._model = model
+        self.awaited_since = 0.0  # when, after a time in which no client had room, one had
         self._open: dict[int, _Open] = {}
 
     def __len__(self) -> int:
@@ -46,6 +48,8 @@ class OpenStreams:
 
         def on_room(responses: int) -> None:
             if sequence in self._open:
+                if not self.awaited:
+                    self.awaited_since = monotonic()
                 one.credit += responses
                 send(Credit(sequence, responses))
 

@@ -161,7 +161,8 @@ class WorkerProcess:
     def _check_streams(self, now: float) -> None:
         for instance in self.hosted.values():
             limit_s = instance.execution_timeout_s
-            if limit_s and instance.streams.awaited and now - self._heard_at > limit_s:
+            since = max(self._heard_at, instance.streams.awaited_since)
+            if limit_s and instance.streams.awaited and now - since > limit_s:
                 self.kill(f"model '{instance.load.name}' gave no response for {limit_s:g} s")
                 return
 

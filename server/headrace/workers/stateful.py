@@ -321,10 +321,11 @@ class _StatefulStream:
         """Give one response, without the states that it brings."""
         self._stream.send(self._take_states(answer))
 
-    def end(self) -> None:
-        """There will be no more responses."""
-        self._keep()
-        self._stream.end()
+    def end(self, error: Exception | None = None) -> None:
+        """There will be no more responses; with an error the states stay as they were."""
+        if error is None:
+            self._keep()
+        self._stream.end(error)
 
 
 def _initial(state: StateSpec) -> Array:
