@@ -10,6 +10,7 @@ from headrace.core.errors import Cancelled, HeadraceError, InternalError, Invali
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, Buffer, Tensor
 from headrace.engine import MAX_TIMEOUT_US, Engine
+from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.workers.arena import Segment, aligned
 from headrace.workers.frames import Ask, Call, CallAnswer, CallCredit, CallEnd, TensorFrame
 from headrace.workers.process import Asked, WorkerProcess
@@ -17,6 +18,7 @@ from headrace.workers.process import Asked, WorkerProcess
 log = logging.getLogger(__name__)
 
 WINDOW = 16  # responses of a streamed call that the calling model has not taken yet
+WINDOW_BYTES = 16 * 1024 * 1024  # the same in bytes; one response may be larger
 MAX_CALLS = 4096  # of one worker, at once
 
 _Key = tuple[WorkerProcess, int]
@@ -25,12 +27,24 @@ _Key = tuple[WorkerProcess, int]
 class _Streamed:
     """A call that is answered part by part."""
 
-    __slots__ = ("room", "stream", "task")
+    __slots__ = ("ahead", "ahead_bytes", "room", "stream", "task")
 
     def __init__(self, stream: ResponseStream) -> None:
         self.stream = stream
-        self.room = asyncio.Semaphore(WINDOW)
+        self.ahead = 0  # responses that the calling model has not taken
+        self.ahead_bytes = 0
+        self.room = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.room.set()
+
+    def count(self, responses: int, nbytes: int) -> None:
+        """So many more are on their way, or, below zero, have been taken."""
+        self.ahead += responses
+        self.ahead_bytes += nbytes
+        if self.ahead < WINDOW and self.ahead_bytes < WINDOW_BYTES:
+            self.room.set()
+        else:
+            self.room.clear()
 
 
 class CallDesk:
@@ -41,6 +55,7 @@ class CallDesk:
         self._loop = asyncio.get_running_loop()
         self._open: dict[_Key, asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed] = {}
         self._counts: dict[WorkerProcess, int] = {}
+        self._edges: dict[_Key, tuple[str, ...]] = {}  # of each open call, who waits for whom
 
     def take(self, process: WorkerProcess, frame: Asked, descriptors: list[int]) -> None:
         """One more call, or word about one. The descriptors are closed after the call."""
@@ -50,8 +65,7 @@ class CallDesk:
         elif isinstance(frame, CallCredit):
             streamed = self._open.get(key)
             if isinstance(streamed, _Streamed):
-                for _ in range(frame.responses):
-                    streamed.room.release()
+                streamed.count(-frame.responses, -frame.nbytes)
         else:
             try:
                 self._begin(key, frame, descriptors)
@@ -76,14 +90,16 @@ class CallDesk:
     # -- inference ----------------------------------------------------------------------------------------
 
     def _run(self, key: _Key, frame: Call, descriptors: list[int]) -> None:
-        request = _request(frame, _callers(key[0], frame), descriptors)
+        callers = _callers(key[0], frame)
+        request = _request(frame, callers, descriptors)
+        self._check_circle(callers[-1:], request.model)
         if frame.streams:
             streamed = _Streamed(self._engine.stream(request))
-            self._keep(key, streamed)
+            self._keep(key, streamed, (*callers[-1:], request.model))
             streamed.task = self._loop.create_task(self._forward(key, streamed))
             return
         future = self._engine.infer(request)
-        self._keep(key, future)
+        self._keep(key, future, (*callers[-1:], request.model))
         future.add_done_callback(lambda done: self._answer(key, done))
 
     def _answer(self, key: _Key, done: asyncio.Future[InferResponse]) -> None:
@@ -107,11 +123,13 @@ class CallDesk:
         error: Exception | None = None
         try:
             async for item in streamed.stream:
-                await streamed.room.acquire()
+                await streamed.room.wait()
+                nbytes = 0
                 if isinstance(item, InferResponse):
-                    self._respond(key, item, last=False)
+                    nbytes = self._respond(key, item, last=False)
                 else:
                     key[0].tell(CallAnswer(key[1], False, kind=item.kind.value, message=str(item)))
+                streamed.count(1, nbytes)
         except Exception as failure:  # noqa: BLE001 - as in ``take``
             error = _unexpected(failure)
         streamed.stream.cancel()  # nothing happens at the end
@@ -123,7 +141,8 @@ class CallDesk:
             self._forget(key)
             key[0].tell(CallAnswer(key[1], True))
 
-    def _respond(self, key: _Key, response: InferResponse, *, last: bool) -> None:
+    def _respond(self, key: _Key, response: InferResponse, *, last: bool) -> int:
+        """Tell the calling model of a response; returns the bytes of memory that it lies in."""
         process, call = key
         outputs: list[tuple[str, TensorFrame]] = []
         buffers: list[Buffer] = []
@@ -136,7 +155,7 @@ class CallDesk:
         answer = CallAnswer(call, last, tuple(outputs), response.parameters, offset)
         if not offset:
             process.tell(answer)
-            return
+            return 0
         segment, descriptor = Segment.create(offset)
         try:
             for (_, frame), buffer in zip(outputs, buffers, strict=True):
@@ -145,6 +164,7 @@ class CallDesk:
             os.close(descriptor)
             raise
         process.tell(answer, [descriptor])
+        return offset
 
     # -- the repository -----------------------------------------------------------------------------------
 
@@ -177,11 +197,45 @@ class CallDesk:
 
     # -- keeping track ------------------------------------------------------------------------------------
 
-    def _keep(self, key: _Key, what: "asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed") -> None:
+    def _check_circle(self, caller: tuple[str, ...], called: str) -> None:
+        """Refuse a call of a model that waits, by way of its own calls, for the calling one: both would for ever.
+
+        Raises:
+            InvalidRequest: it is one.
+        """
+        waits: dict[str, set[str]] = {}
+        for waiting, *awaited in self._edges.values():
+            waits.setdefault(waiting, set()).update(awaited)
+        seen, ahead = set(caller), [called]
+        while ahead:
+            name = ahead.pop()
+            if name in caller:
+                raise InvalidRequest(
+                    f"model '{called}' is waiting for model '{name}' to answer a call of its own just now: "
+                    "models that call each other can wait for ever, so this call is refused"
+                )
+            if name not in seen:
+                seen.add(name)
+                ahead += (*waits.get(name, ()), *self._parts(name))
+
+    def _parts(self, name: str) -> list[str]:
+        """The models of an ensemble, for which it waits whenever it is waited for."""
+        served = self._engine.repository.find(name, "")
+        return [planned.step.model for planned in served.plan.steps] if isinstance(served, ServedEnsemble) else []
+
+    def _keep(
+        self,
+        key: _Key,
+        what: "asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed",
+        edge: tuple[str, ...] = (),
+    ) -> None:
+        if len(edge) > 1:
+            self._edges[key] = edge
         self._open[key] = what
         self._counts[key[0]] = self._counts.get(key[0], 0) + 1
 
     def _forget(self, key: _Key) -> "asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed | None":
+        self._edges.pop(key, None)
         what = self._open.pop(key, None)
         if what is not None:
             self._counts[key[0]] -= 1
@@ -213,9 +267,8 @@ def _callers(process: WorkerProcess, frame: Call) -> tuple[str, ...]:
     """The models on whose behalf the call is made, the calling one last."""
     instance = process.hosted.get(frame.instance)
     own = () if instance is None else (instance.load.name,)
-    batch = process.batch_numbered(frame.sequence)
     before: dict[str, None] = {}
-    if batch is not None:
+    for batch in process.batches_of(frame.instance, frame.sequence):
         for pending in batch.pending:
             before.update(dict.fromkeys(pending.request.callers))
     return (*before, *own)

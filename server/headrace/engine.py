@@ -93,13 +93,14 @@ class Engine:
             deadline_ns=deadline_ns,
         )
         pending.form = _form(self.repository, served, request)
-        if self._tracer is not None and self._tracer.active:
-            self._trace(self._tracer, pending)
         try:
             served.queue.put(pending)
         except (Overloaded, InvalidRequest) as error:
+            pending.stop_clock()
             served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
             raise
+        if self._tracer is not None and self._tracer.active:
+            self._trace(self._tracer, pending)
         self._count(size, pending.future)
         return pending.stream
 
@@ -112,7 +113,7 @@ class Engine:
     # -- accepting ----------------------------------------------------------------------------------------
 
     def _served(self, request: InferRequest) -> Served:
-        if self._stopping:
+        if self._stopping and not request.callers:  # what was accepted is answered, with all that it takes
             raise NotReady("the server is stopping and takes no new requests")
         if request.callers and request.model in request.callers:
             chain = " -> ".join((*request.callers, request.model))

@@ -56,7 +56,7 @@ class StreamedPipeline:
 
         self.stream.on_cancel = on_cancel
 
-    def _on_room(self, responses: int) -> None:
+    def _on_room(self, responses: int, _: int) -> None:
         for _ in range(responses):
             self._room.release()
 

@@ -468,8 +468,8 @@ def test_a_deadline_in_mid_sequence(tmp_path, route, counted):
             assert other.step("slow", 1, 2, "start").value == 1
             running = other.start("slow", 1, 2, "end", delay_ms=600)
             server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 1)
-            # Two batches may be in the worker, so the second is what it stages.
-            staged = other.start("slow", 100, 1, delay_ms=200)
+            staged = other.start("slow", 100, 1, delay_ms=200)  # so that the next one waits in the queue
+            server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 2)
             late = client.step("slow", 10, 1, timeout=200_000)
             assert running.result(TIMEOUT_S).value == 2
             assert staged.result(TIMEOUT_S).value == 101

@@ -141,6 +141,7 @@ def run(block, server, folder):
         ("localhost:8002", server.metrics),
         (".venv/bin/", f"{Path(sys.executable).parent}/"),
         ("/tmp/", f"{folder}/"),
+        ("/headrace_docs", f"/headrace_docs_{os.getpid()}"),  # the machine's, and so of everybody who runs this
     ):
         text = text.replace(shown, real)
     command = [sys.executable, "-W", "error", "-c", text] if block.language == "python" else ["bash", "-ec", text]
@@ -269,6 +270,13 @@ def test_every_option_is_listed():
     listed = set(re.findall(r"^\| `(--[a-z-]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
     options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)} - {"--repository"}
     assert listed == options
+
+
+def test_the_files_that_architecture_names_exist():
+    named = set(re.findall(r"`([\w/]+\.py)", (ROOT / "ARCHITECTURE.md").read_text()))
+    files = [f"/{path.relative_to(ROOT)}" for part in ("server", "backends") for path in (ROOT / part).rglob("*.py")]
+    assert named
+    assert {name for name in named if not any(file.endswith(f"/{name}") for file in files)} == set()
 
 
 @pytest.mark.parametrize("document", EVERYTHING, ids=lambda document: document.stem)

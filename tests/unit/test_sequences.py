@@ -527,6 +527,37 @@ def test_one_that_left_alone_in_line_lets_its_sequence_idle():
     assert model.sequences.next_expiry_ns == 7 + IDLE_NS
 
 
+def test_what_follows_a_first_request_that_left_in_line_is_refused_at_once():
+    model = Model(places=1)
+    model.put(request(1, "s"))
+    model.run()
+    first, second = request(2, "s"), request(2)
+    model.put(first, second)
+    first.dead = True
+    with pytest.raises(InvalidRequest, match="must specify the START flag on the first request"):
+        model.sequences.accept(request(2), 0)
+    assert "must specify the START flag" in str(second.error)
+    assert (len(model.sequences), model.sequences.active) == (0, 1)
+    again = request(2, "se")
+    model.put(again)
+    model.put(request(1, "e"))
+    model.run()
+    assert model.run() == [again]
+
+
+def test_a_middle_one_that_left_in_line_changes_nothing():
+    model = Model(places=1)
+    model.put(request(1, "s"))
+    model.run()
+    waiting = [request(2, "s"), request(2), request(2)]
+    model.put(*waiting[:2])
+    waiting[1].dead = True
+    model.put(waiting[2])
+    model.put(request(1, "e"))
+    model.run()
+    assert [model.run(), model.run()] == [[waiting[0]], [waiting[2]]]
+
+
 def test_a_sequence_in_line_that_nobody_waits_for_is_forgotten():
     model = Model(places=1)
     model.put(request(1, "s"))

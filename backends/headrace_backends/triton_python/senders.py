@@ -131,10 +131,12 @@ class StreamedResponses:
             if self._closed:
                 raise TritonModelException(_CLOSED)
             self._closed = final
-            if answer is not None:
-                self._stream.send(answer)
-            if final:
-                self._stream.end()
+            try:
+                if answer is not None:
+                    self._stream.send(answer)
+            finally:
+                if final:
+                    self._stream.end()
 
     def abandon(self) -> None:
         """End with an error."""

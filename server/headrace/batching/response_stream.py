@@ -8,7 +8,9 @@ from headrace.core.errors import HeadraceError
 from headrace.core.request import InferResponse
 
 WINDOW = 32  # responses that a model may make ahead of its client
+WINDOW_BYTES = 4 * 1024 * 1024  # the same in bytes; one response may be larger
 _REFILL = WINDOW // 2
+_REFILL_BYTES = WINDOW_BYTES // 4
 
 # A response, or an error in the place of one. After an error more may follow.
 StreamItem = InferResponse | HeadraceError
@@ -22,17 +24,18 @@ class ResponseStream:
 
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
-        self.on_room: Callable[[int], None] = lambda _: None
+        self.on_room: Callable[[int, int], None] = lambda *_: None  # told of responses and their bytes
         self.on_cancel: Callable[[], None] = lambda: None
-        self._items: deque[StreamItem] = deque()
-        self._read = 0
+        self._items: deque[tuple[StreamItem, int]] = deque()
+        self._read = 0  # since ``on_room`` was told last
+        self._read_bytes = 0
         self._ended = False
         self._reader: asyncio.Future[None] | None = None
 
-    def put(self, item: StreamItem) -> None:
-        """One more response. Nothing happens after the end, or when nobody reads on."""
+    def put(self, item: StreamItem, nbytes: int = 0) -> None:
+        """One more response, of which its maker counts so many bytes. Nothing happens after the end."""
         if not self._ended:
-            self._items.append(item)
+            self._items.append((item, nbytes))
             self._wake()
 
     def end(self) -> None:
@@ -57,10 +60,13 @@ class ResponseStream:
                 raise StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        item = self._items.popleft()
+        item, nbytes = self._items.popleft()
         self._read += 1
-        if self._read % _REFILL == 0 and not self._ended:
-            self.on_room(_REFILL)
+        self._read_bytes += nbytes
+        if (self._read >= _REFILL or self._read_bytes >= _REFILL_BYTES) and not self._ended:
+            read, self._read = self._read, 0
+            read_bytes, self._read_bytes = self._read_bytes, 0
+            self.on_room(read, read_bytes)
         return item
 
     def _wake(self) -> None:

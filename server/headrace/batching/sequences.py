@@ -108,7 +108,7 @@ class Sequences:
                 f"model '{self._model}': a request of a sequence has {pending.rows} rows, expected 1: "
                 "every row would be a sequence of its own"
             )
-        sequence = self._by_id.get(marks.id)
+        sequence = self._find(marks.id)
         if marks.start:
             self._broken_off.pop(marks.id, None)
         elif sequence is None or sequence.ended:
@@ -234,6 +234,17 @@ class Sequences:
                 self._forget(sequence)
 
     # -- one sequence -------------------------------------------------------------------------------------
+
+    def _find(self, identity: SequenceId) -> LiveSequence | None:
+        """The live sequence of this id. What left at the head of one in line is let go, as it is nobody's head yet."""
+        sequence = self._by_id.get(identity)
+        if sequence is None or sequence.instance >= 0 or not sequence.waiting[0].dead:
+            return sequence
+        self._drop_dead_of(sequence)
+        if sequence.waiting:
+            return sequence
+        self._forget(sequence)
+        return None
 
     def _advance(self, sequence: LiveSequence, now_ns: int) -> list[Pending]:
         """What can run now that nothing of a sequence with a place runs, and another request is its first."""

@@ -46,8 +46,11 @@ class StreamedRequest(Pending):
         """The model has taken it."""
         self._input_ns = input_ns
 
-    def responded(self, outputs: tuple[Tensor, ...], parameters: Parameters, infer_ns: int) -> None:
-        """One response, of those outputs that it has. What the request did not ask for is left out."""
+    def responded(self, outputs: tuple[Tensor, ...], parameters: Parameters, infer_ns: int, nbytes: int = 0) -> None:
+        """One response, of those outputs that it has. What the request did not ask for is left out.
+
+        ``nbytes`` is what the worker counts it as, for its window.
+        """
         self._count(infer_ns, "success" if outputs else "empty_response")
         if self.future.done():
             return
@@ -55,13 +58,14 @@ class StreamedRequest(Pending):
         try:
             given = self.chosen(outputs)
         except HeadraceError as error:
-            self.stream.put(error)
+            self.stream.put(error, nbytes)
             return
         except Exception:
             log.exception("model %s: a response could not be given the form that was asked for", request.model)
-            self.stream.put(InternalError(f"model '{request.model}': the response could not be given its form"))
+            failure = InternalError(f"model '{request.model}': the response could not be given its form")
+            self.stream.put(failure, nbytes)
             return
-        self.stream.put(InferResponse(request.model, self.version, request.id, given, parameters))
+        self.stream.put(InferResponse(request.model, self.version, request.id, given, parameters), nbytes)
 
     def responded_badly(self, error: HeadraceError, infer_ns: int) -> None:
         """An error in the place of a response; more may follow."""

@@ -115,12 +115,15 @@ class _Conversation:
                 ours = InternalError("the request could not be read; the server's log says why")
                 self._start(self._refuse(ours, message.id))
             else:
-                self._start(self._answer(stream, asked, final))
+                task = self._start(self._answer(stream, asked, final))
+                # Not in the task: one that is cancelled before its first step never comes to its end.
+                task.add_done_callback(lambda _, stream=stream: stream.cancel())  # type: ignore[misc] # bound now
 
-    def _start(self, answer: Coroutine[Any, Any, None]) -> None:
+    def _start(self, answer: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(answer)
         self._answering.add(task)
         task.add_done_callback(self._on_answered)
+        return task
 
     def _on_answered(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
@@ -136,24 +139,26 @@ class _Conversation:
             self._failed.set()
 
     async def _answer(self, stream: ResponseStream, asked: InferRequest, final: bool) -> None:
-        try:
-            async for item in stream:
-                if isinstance(item, InferResponse):
-                    await self._respond(item, asked, is_final=not stream.decoupled)
-                else:
-                    await self._refuse(item, asked.id)
-            if stream.decoupled and final:
-                last = pb.ModelInferResponse(model_name=asked.model, model_version=asked.version, id=asked.id)
-                last.parameters[FINAL].bool_param = True
-                await self._write(pb.ModelStreamInferResponse(infer_response=last))
-        finally:
-            stream.cancel()
+        async for item in stream:
+            if isinstance(item, InferResponse):
+                await self._respond(item, asked, is_final=not stream.decoupled)
+            else:
+                await self._refuse(item, asked.id)
+        if stream.decoupled and final:
+            last = pb.ModelInferResponse(model_name=asked.model, model_version=asked.version, id=asked.id)
+            last.parameters[FINAL].bool_param = True
+            await self._write(pb.ModelStreamInferResponse(infer_response=last))
 
     async def _respond(self, response: InferResponse, asked: InferRequest, *, is_final: bool) -> None:
         try:
             message = self._reader.write(response, asked)
         except HeadraceError as error:
             await self._refuse(error, asked.id)
+            return
+        except Exception:
+            log.exception("ModelStreamInfer could not write a response of model %s", asked.model)
+            ours = InternalError("the response could not be written; the server's log says why")
+            await self._refuse(ours, asked.id)
             return
         message.parameters[FINAL].bool_param = is_final
         await self._write(pb.ModelStreamInferResponse(infer_response=message))

@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from headrace.batching.response_stream import ResponseStream, StreamItem
 from headrace.core.errors import HeadraceError, InternalError, InvalidRequest
@@ -140,17 +141,28 @@ async def _event_stream(stream: ResponseStream, encode: Encode, request: Request
             status_code=status,
             headers={**headers, "content-type": EVENT_STREAM},
         )
-    return StreamingResponse(_events(first, stream, encode), media_type=EVENT_STREAM)
+    return _EventResponse(first, stream, encode)
+
+
+class _EventResponse(StreamingResponse):
+    """Takes the request back when it is over, also where the client has left before its first event."""
+
+    def __init__(self, first: StreamItem | None, stream: ResponseStream, encode: Encode) -> None:
+        super().__init__(_events(first, stream, encode), media_type=EVENT_STREAM)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.cancel()
 
 
 async def _events(first: StreamItem | None, stream: ResponseStream, encode: Encode) -> AsyncIterator[bytes]:
-    try:
-        item = first
-        while item is not None:
-            yield b"data: %b\n\n" % _event(item, encode)
-            item = await anext(stream, None)
-    finally:
-        stream.cancel()  # the client may have left; nothing happens at the end
+    item = first
+    while item is not None:
+        yield b"data: %b\n\n" % _event(item, encode)
+        item = await anext(stream, None)
 
 
 def _event(item: StreamItem, encode: Encode) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -13,12 +14,14 @@ from headrace.core.errors import InternalError, InvalidRequest, Kind, of_kind
 from headrace.core.tensor import DATATYPE_BY_NAME, Array, Buffer, datatype_of, from_wire, to_wire
 from headrace.workers import frames
 from headrace.workers.arena import Segment, aligned
-from headrace.workers.conversation import Conversation, close_all
+from headrace.workers.channel import close_all
+from headrace.workers.conversation import Conversation
 from headrace.workers.frames import TensorFrame
 from headrace.workers.slot_memory import lay_out
 from headrace_backends.base import Answer, ModelCall
 
 CALL_WINDOW = 16  # responses of a streamed call that may wait for the calling model
+CALL_WINDOW_BYTES = 16 * 1024 * 1024  # the same in bytes; one response may be larger
 
 
 class _Waiting:
@@ -69,6 +72,7 @@ class Calls:
         self._desk = desk
         self._instance = instance
         self.on_behalf_of = 0  # the batch or stream that the model is at; 0 between them
+        self._main = threading.get_ident()  # the worker's main thread: only there it is certain what is being done
 
     def infer(self, call: ModelCall) -> Answer:
         """Run another model and return its one response."""
@@ -138,7 +142,7 @@ class Calls:
         frame = frames.Call(
             number,
             self._instance,
-            self.on_behalf_of,
+            self.on_behalf_of if threading.get_ident() == self._main else 0,
             call.model,
             call.version,
             tensors,
@@ -172,7 +176,8 @@ class _Responses:
         self._desk = desk
         self._number = number
         self._waiting = waiting
-        self._taken = 0
+        self._taken = 0  # since the front was told last
+        self._taken_bytes = 0
         self._closed = False
 
     def __iter__(self) -> "_Responses":
@@ -214,8 +219,10 @@ class _Responses:
         waiting.ended = frame.last
         if not frame.last:
             self._taken += 1
-            if self._taken % (CALL_WINDOW // 2) == 0:
-                self._conversation.send(frames.CallCredit(self._number, CALL_WINDOW // 2))
+            self._taken_bytes += frame.segment_bytes
+            if self._taken >= CALL_WINDOW // 2 or self._taken_bytes >= CALL_WINDOW_BYTES // 4:
+                self._conversation.send(frames.CallCredit(self._number, self._taken, self._taken_bytes))
+                self._taken = self._taken_bytes = 0
         if frame.kind:
             return Answer(error=of_kind(Kind(frame.kind), frame.message))
         if frame.last and not frame.outputs:

@@ -74,6 +74,12 @@ def _may_pass(error: OSError) -> bool:
     return error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors that are not needed any more, or never were."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class Channel:
     """The front process's end: never blocks the loop, calls back for each frame that comes.
 
@@ -93,18 +99,18 @@ class Channel:
         """Send now, or as soon as the worker has read what was sent before. Nothing is sent to a closed end."""
         data, passed, _ = _packet(frame, descriptors)
         if self._closed:
-            self._close_all(passed)
+            close_all(passed)
             return
         if not self._unsent:
             try:
                 _send(self._sock, data, passed)
             except OSError as error:
                 if not _may_pass(error):  # the worker is gone; its process descriptor tells of its death
-                    self._close_all(passed)
+                    close_all(passed)
                     return
                 self._loop.add_writer(self._sock, self._flush)
             else:
-                self._close_all(passed)
+                close_all(passed)
                 return
         self._unsent.append((data, passed))
 
@@ -131,7 +137,7 @@ class Channel:
         self._loop.remove_writer(self._sock)
         self._sock.close()
         for _, passed in self._unsent:
-            self._close_all(passed)
+            close_all(passed)
         self._unsent.clear()
 
     def _stop_reading(self) -> None:
@@ -145,11 +151,6 @@ class Channel:
             except OSError as error:
                 if _may_pass(error):
                     return
-            self._close_all(passed)
+            close_all(passed)
             self._unsent.popleft()
         self._loop.remove_writer(self._sock)
-
-    @staticmethod
-    def _close_all(descriptors: Sequence[int]) -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)

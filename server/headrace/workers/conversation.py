@@ -1,7 +1,6 @@
 """The worker's end of its socket: frames in their order for the main loop, answers at once for whoever waits."""
 
 import logging
-import os
 import socket
 import threading
 from collections import deque
@@ -115,16 +114,10 @@ class Conversation:
             taken = self._on_message(frame, descriptors)
         except BaseException:
             log.critical("a frame from the front process cannot be dealt with", exc_info=True)
-            close_all(descriptors)
+            channel.close_all(descriptors)
             self._ended = True
             raise
         if taken:
-            close_all(descriptors)
+            channel.close_all(descriptors)
         else:
             self._inbox.append((frame, descriptors))
-
-
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close descriptors that came with a frame."""
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -116,10 +116,11 @@ class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
 
 
 class Credit(msgspec.Struct, frozen=True, tag=9, array_like=True):
-    """To the worker: the client of this decoupled request has room for so many more responses. Not answered."""
+    """To the worker: the client of this decoupled request has read so many responses. Not answered."""
 
     sequence: int
     responses: int
+    nbytes: int = 0  # of their outputs
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=10, array_like=True):
@@ -251,10 +252,11 @@ class CallEnd(msgspec.Struct, frozen=True, tag=17, array_like=True):
 
 
 class CallCredit(msgspec.Struct, frozen=True, tag=20, array_like=True):
-    """From the worker: the model that streams a Call has room for so many more responses."""
+    """From the worker: the model that streams a Call has taken so many responses."""
 
     call: int
     responses: int
+    nbytes: int = 0  # of their outputs
 
 
 class Ask(msgspec.Struct, frozen=True, tag=18, array_like=True):

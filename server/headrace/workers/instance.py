@@ -17,7 +17,6 @@ from headrace.workers import packing
 from headrace.workers.arena import Segment, begun
 from headrace.workers.frames import (
     Begun,
-    Cancel,
     CustomSample,
     Done,
     Ended,
@@ -236,8 +235,6 @@ class Instance:
         host = self._host
         assert host is not None, "frames come from a host"
         self.streams.begin(frame, pending, host.tell)
-        if pending.dead:
-            host.tell(Cancel(frame.sequence))
         self._slots.give(batch.slot)
         self._end_turn_if_idle()
 
@@ -359,6 +356,7 @@ class Instance:
                     one.fail(InternalError(f"model '{self.load.name}': could not hand the request over: {error}"))
                 self._slots.give(slot)
                 self._batch_ended(pending)
+            del pending, slot  # the next wait may be long, and they hold memory that somebody has lent
 
     async def _take_in_turn(self, threads: int) -> list[Pending]:
         """The next batch of a heavy model, once the CPUs are its own. None may be left when its turn comes.

@@ -60,9 +60,13 @@ class Attachments:
     def add(self, segment: Segment) -> int:
         """A number for a segment that the worker is about to be given."""
         number = self._numbers[segment] = next(self._next)
-        # By way of the loop: a collector may run this in the middle of anything.
-        weakref.finalize(segment, self._loop.call_soon_threadsafe, self._detach, number).atexit = False
+        # By way of the loop, because a collector may run this in the middle of anything.
+        weakref.finalize(segment, self._unreferred, number).atexit = False
         return number
+
+    def _unreferred(self, number: int) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._detach, number)
 
     def forget_all(self) -> None:
         """The worker has died; the next one has nothing mapped."""

@@ -28,7 +28,7 @@ def build(sock: socket.socket) -> Worker:
         if isinstance(frame, frames.CallAnswer):
             desk.answer(frame, descriptors)
         elif isinstance(frame, frames.Credit):
-            streams.credit(frame.sequence, frame.responses)
+            streams.credit(frame.sequence, frame.responses, frame.nbytes)
         elif isinstance(frame, frames.Cancel):
             streams.cancel(frame.sequence)
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from headrace.batching.response_stream import WINDOW
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES
 from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.tensor import DATATYPE_BY_NAME, Tensor
@@ -15,13 +15,14 @@ Send = Callable[[Credit | Cancel], None]
 
 
 class _Open:
-    """One request, and for how many more responses its client has room."""
+    """One request, for how many more responses its client has room, and the bytes that it has not read yet."""
 
-    __slots__ = ("credit", "pending")
+    __slots__ = ("ahead_bytes", "credit", "pending")
 
     def __init__(self, pending: StreamedRequest) -> None:
         self.pending = pending
         self.credit = WINDOW
+        self.ahead_bytes = 0
 
 
 class OpenStreams:
@@ -38,7 +39,7 @@ class OpenStreams:
     @property
     def awaited(self) -> bool:
         """Whether the worker owes somebody a response: nobody's slowness but its own keeps it from giving one."""
-        return any(one.credit > 0 for one in self._open.values())
+        return any(one.credit > 0 and one.ahead_bytes < WINDOW_BYTES for one in self._open.values())
 
     def begin(self, frame: Begun, pending: StreamedRequest, send: Send) -> None:
         """The worker has taken the request. ``send`` tells it of room, and of a client that has left."""
@@ -46,12 +47,13 @@ class OpenStreams:
         one = self._open[sequence] = _Open(pending)
         pending.begun(frame.input_ns)
 
-        def on_room(responses: int) -> None:
+        def on_room(responses: int, nbytes: int) -> None:
             if sequence in self._open:
                 if not self.awaited:
                     self.awaited_since = monotonic()
                 one.credit += responses
-                send(Credit(sequence, responses))
+                one.ahead_bytes -= nbytes
+                send(Credit(sequence, responses, nbytes))
 
         def on_done(_: object) -> None:
             if sequence in self._open:
@@ -69,11 +71,13 @@ class OpenStreams:
         if frame.kind:
             one.pending.responded_badly(self._error(frame.kind, frame.message), frame.infer_ns)
             return
+        nbytes = sum(len(tensor.data) for tensor in frame.outputs)
+        one.ahead_bytes += nbytes
         outputs = tuple(
             Tensor(tensor.name, DATATYPE_BY_NAME[tensor.datatype], tensor.shape, tensor.data)
             for tensor in frame.outputs
         )
-        one.pending.responded(outputs, frame.parameters, frame.infer_ns)
+        one.pending.responded(outputs, frame.parameters, frame.infer_ns, nbytes)
 
     def end(self, frame: Ended) -> StreamedRequest | None:
         """The last response has come; gives back the request that is answered now."""

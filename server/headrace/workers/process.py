@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Protocol
 
+import msgspec
+
 from headrace.log import LogLevels
 from headrace.workers import channel, frames
 from headrace.workers.arena import Segment
@@ -182,11 +184,15 @@ class WorkerProcess:
 
     def tell(self, frame: frames.ToWorker, descriptors: Sequence[int] = ()) -> None:
         """Send the worker what is not answered; the descriptors are taken over. Nothing is sent while it is down."""
+        try:
+            data = frames.encode(frame)
+        except BaseException:
+            channel.close_all(descriptors)
+            raise
         if self._channel is not None:
-            self._channel.send(frames.encode(frame), descriptors)
+            self._channel.send(data, descriptors)
         else:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            channel.close_all(descriptors)
 
     # -- the process's lives ------------------------------------------------------------------------------
 
@@ -312,7 +318,12 @@ class WorkerProcess:
 
     def _on_frame(self, data: bytes, descriptors: list[int]) -> None:
         try:
-            frame = frames.decode_from_worker(data)
+            try:
+                frame = frames.decode_from_worker(data)
+            except msgspec.MsgspecError:
+                log.exception("worker %s sent a frame that cannot be read", self.name)
+                self.kill("it sent a frame that cannot be read")
+                return
             self._heard_at = monotonic()
             if isinstance(frame, frames.Done | frames.Failed):
                 self._on_batch_answer(frame, descriptors)
@@ -355,22 +366,28 @@ class WorkerProcess:
             self._begun[frame.sequence] = batch
             batch.instance.begun(batch, frame)
             return
-        batch = self._begun[frame.sequence]
+        begun = self._begun.get(frame.sequence)
+        if begun is None:
+            return  # a thread of a model that has said its last word
         if isinstance(frame, frames.Part):
-            batch.instance.part(frame)
+            begun.instance.part(frame)
         else:
             del self._begun[frame.sequence]
-            batch.instance.ended(frame)
+            begun.instance.ended(frame)
 
     def _on_metrics(self, frame: frames.CustomMetrics) -> None:
         instance = self.hosted.get(frame.instance)
         if instance is not None:
             instance.custom_metrics = frame.samples
 
-    def batch_numbered(self, sequence: int) -> Batch | None:
-        """The batch or stream of that number that the worker is at."""
-        batch = self._asked.get(sequence) or self._begun.get(sequence)
-        return batch if isinstance(batch, Batch) else None
+    def batches_of(self, instance: int, sequence: int) -> list[Batch]:
+        """The batch or stream of that number that the worker is at; with 0, all of the instance's."""
+        if sequence:
+            found = [self._asked.get(sequence) or self._begun.get(sequence)]
+        else:
+            found = [*self._asked.values(), *self._begun.values()]
+        batches = [one for one in found if isinstance(one, Batch)]
+        return batches if sequence else [one for one in batches if one.instance.load.instance == instance]
 
     def _on_load_answer(self, frame: frames.Loaded | frames.LoadFailed) -> None:
         self._failures = 0

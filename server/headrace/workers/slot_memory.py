@@ -10,7 +10,7 @@ from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import Parameters
 from headrace.core.tensor import Array, Buffer, DataType, datatype_of, from_wire, to_wire
 from headrace.workers.arena import Segment, SegmentSize, aligned
-from headrace.workers.conversation import close_all
+from headrace.workers.channel import close_all
 from headrace.workers.frames import AnswerFrame, TensorFrame, encode
 from headrace_backends.base import Answer
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from headrace.core.errors import HeadraceError, Kind
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES
+from headrace.core.errors import HeadraceError, Kind, Overloaded
 from headrace.core.model import Signature
 from headrace.core.tensor import Array
 from headrace.workers import frames
@@ -19,7 +20,10 @@ from headrace_backends.base import Answer, Backend, RequestInfo
 
 log = logging.getLogger("headrace.worker")
 
-WINDOW = 32  # responses to one request that may be under way to a client that has not read them
+# As the window, for responses that are sent from within ``begin``, on the worker's main thread: waiting there would
+# hold up everybody else. Past these bounds the request ends.
+AHEAD = 1024
+AHEAD_BYTES = 64 * 1024 * 1024
 
 
 class Stream:
@@ -32,22 +36,27 @@ class Stream:
         signature: Signature,
         conversation: Conversation,
         on_end: Callable[[int], None],
+        before_end: Callable[[], None],
     ) -> None:
         self.request = request
         self.cancelled = False
         self.ended = False
         self.credit = WINDOW
+        self.ahead_bytes = 0
+        self.beginner: int | None = None  # the thread that is inside ``begin``
         self._sequence = sequence
         self._specs = {spec.name: spec for spec in signature.outputs}
         self._conversation = conversation
         self._on_end = on_end
+        self._before_end = before_end
         self._since_ns = monotonic_ns()
         self._ending = threading.Lock()  # held to say something, so that the end is the last that is said
 
     @property
     def waits(self) -> bool:
         """Whether the client is far behind."""
-        return self.credit <= 0 and not (self.cancelled or self.ended)
+        behind = self.credit <= 0 or self.ahead_bytes >= WINDOW_BYTES
+        return behind and not (self.cancelled or self.ended)
 
     def send(self, answer: Answer) -> None:
         """Give one response; waits while the client is far behind.
@@ -56,9 +65,14 @@ class Stream:
             TypeError: an output is not as declared, or a parameter is of no kind that the protocol has.
             RuntimeError: the stream has ended, or an output has an unknown name.
         """
-        part = frames.encode(self._part(answer))
-        self._conversation.wait_until(self._take_room)
-        if self.cancelled and not self.ended:
+        made = self._part(answer)
+        nbytes = sum(len(tensor.data) for tensor in made.outputs)
+        part = frames.encode(made)
+        if self.beginner == threading.get_ident():
+            self._take_room_ahead(nbytes)
+        else:
+            self._conversation.wait_until(lambda: self._take_room(nbytes))
+        if self.cancelled:
             return
         with self._ending:
             if self.ended:
@@ -69,6 +83,7 @@ class Stream:
     def end(self, error: BaseException | None = None) -> None:
         """There will be no more responses, because of ``error`` if there is one. Only the first call counts."""
         kind, message = described(error) if error is not None else ("", "")
+        self._before_end()
         with self._ending:
             if self.ended:
                 return
@@ -76,12 +91,32 @@ class Stream:
             self._conversation.send(frames.Ended(self._sequence, kind, message))
         self._on_end(self._sequence)
 
-    def _take_room(self) -> bool:
+    def _take_room(self, nbytes: int) -> bool:
         """Whether a response may be sent now. Asked with the conversation held, as credit is given."""
         if self.waits:
             return False
         self.credit -= 1
+        self.ahead_bytes += nbytes
         return True
+
+    def _take_room_ahead(self, nbytes: int) -> None:
+        """Send without waiting, as far as that goes."""
+
+        def taken() -> bool:
+            self.credit -= 1
+            self.ahead_bytes += nbytes
+            return True
+
+        self._conversation.wait_until(taken)
+        behind = WINDOW - self.credit
+        if behind > AHEAD or self.ahead_bytes > AHEAD_BYTES + nbytes:
+            self.end(
+                Overloaded(
+                    f"the client has not read {behind} responses of {self.ahead_bytes} bytes, and the model makes them "
+                    "without waiting; sent from a thread of its own they would wait"
+                )
+            )
+            self.cancelled = True
 
     def _part(self, answer: Answer) -> frames.Part:
         infer_ns = monotonic_ns() - self._since_ns
@@ -123,24 +158,38 @@ class Streams:
         self._aside: dict[int, _Turn] = {}
 
     def begin(
-        self, name: str, backend: Backend, calls: Calls, sequence: int, request: RequestInfo, inputs: dict[str, Array]
+        self,
+        name: str,
+        backend: Backend,
+        calls: Calls,
+        sequence: int,
+        request: RequestInfo,
+        inputs: dict[str, Array],
+        before_end: Callable[[], None],
     ) -> None:
-        """Have the model begin to answer a request. ``inputs`` stay as they are."""
-        stream = Stream(sequence, request, backend.signature, self._conversation, self._forget)
+        """Have the model begin to answer a request. ``inputs`` stay as they are.
+
+        ``before_end`` is called when the last response was given, by whichever thread that is.
+        """
+        stream = Stream(sequence, request, backend.signature, self._conversation, self._forget, before_end)
         self._open[sequence] = stream
+        stream.beginner = threading.get_ident()
         try:
             iterator = backend.begin(inputs, stream)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             _fail(name, stream, error)
             return
+        finally:
+            stream.beginner = None
         if iterator is not None:
             self._ready.append(_Turn(name, sequence, stream, iterator, calls))
 
-    def credit(self, sequence: int, responses: int) -> None:
+    def credit(self, sequence: int, responses: int, nbytes: int) -> None:
         """The client has read. Called with the conversation held."""
         stream = self._open.get(sequence)
         if stream is not None:
             stream.credit += responses
+            stream.ahead_bytes -= nbytes
             self._call_back(sequence)
 
     def cancel(self, sequence: int) -> None:

@@ -1,7 +1,9 @@
 """What a worker process does: loads models, runs batches, advances streams, one thing at a time."""
 
 import logging
+import threading
 import traceback
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 
@@ -10,7 +12,8 @@ from headrace.log import apply
 from headrace.workers import frames
 from headrace.workers.arena import Segment, mark_begun
 from headrace.workers.calls import CallDesk, Calls
-from headrace.workers.conversation import Conversation, ConversationEnded, close_all
+from headrace.workers.channel import close_all
+from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import SlotMemory, answer_frames, described, joint_frames, plain_text, read_inputs
 from headrace.workers.stateful import Stateful
@@ -25,7 +28,7 @@ log = logging.getLogger("headrace.worker")
 class _Model:
     """One loaded instance."""
 
-    __slots__ = ("backend", "calls", "metrics", "name", "signature", "slots")
+    __slots__ = ("backend", "calls", "metrics", "name", "signature", "slots", "telling")
 
     def __init__(self, name: str, backend: Backend, calls: Calls) -> None:
         self.name = name
@@ -34,6 +37,7 @@ class _Model:
         self.signature = backend.signature
         self.slots: dict[int, SlotMemory] = {}
         self.metrics: tuple[CustomMetric, ...] = ()  # as they were told last
+        self.telling = threading.Lock()
 
 
 class Worker:
@@ -209,21 +213,23 @@ class Worker:
         kept = {name: array.copy() for name, array in arrays.items()}
         self._conversation.send(frames.Begun(frame.sequence, monotonic_ns() - started_ns))
         request = _info(frame.requests[0])
-        self._streams.begin(model.name, model.backend, model.calls, frame.sequence, request, kept)
+        tell = partial(self._tell_metrics, frame.instance, model)
+        self._streams.begin(model.name, model.backend, model.calls, frame.sequence, request, kept, tell)
 
     def _tell_metrics(self, instance: int, model: _Model) -> None:
-        """Tell the front of the metrics that the model's code keeps, when they have changed."""
-        try:
-            metrics = tuple(model.backend.metrics())
-            if metrics == model.metrics:
+        """Tell the front of the metrics that the model's code keeps, when they have changed. Any thread may."""
+        with model.telling:  # so that older values never follow newer ones
+            try:
+                metrics = tuple(model.backend.metrics())
+                if metrics == model.metrics:
+                    return
+                model.metrics = metrics
+                told = frames.encode(frames.CustomMetrics(instance, tuple(map(_sample, metrics))))
+                frames.decode_from_worker(told)  # what the front could not read must not reach it
+            except Exception:
+                log.exception("model %s: its metrics cannot be told", model.name)
                 return
-            model.metrics = metrics
-            told = frames.encode(frames.CustomMetrics(instance, tuple(map(_sample, metrics))))
-            frames.decode_from_worker(told)  # what the front could not read must not reach it
-        except Exception:
-            log.exception("model %s: its metrics cannot be told", model.name)
-            return
-        self._conversation.send_encoded(told)
+            self._conversation.send_encoded(told)
 
 
 def _source(frame: frames.Load, calls: Calls) -> ModelSource:
