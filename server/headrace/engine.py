@@ -101,7 +101,8 @@ class Engine:
             raise
         if self._tracer is not None and self._tracer.active:
             self._trace(self._tracer, pending)
-        self._count(size, pending.future)
+        if size >= COUNTED_BYTES:
+            self._count(size, pending.future)
         return pending.stream
 
     def count_unreadable(self, model: str, version: str) -> None:
@@ -113,14 +114,18 @@ class Engine:
     # -- accepting ----------------------------------------------------------------------------------------
 
     def _served(self, request: InferRequest) -> Served:
+        if self._stopping or request.callers:
+            self._check_callers(request)
+        return self.repository.lookup(request.model, request.version)
+
+    def _check_callers(self, request: InferRequest) -> None:
         if self._stopping and not request.callers:  # what was accepted is answered, with all that it takes
             raise NotReady("the server is stopping and takes no new requests")
-        if request.callers and request.model in request.callers:
+        if request.model in request.callers:
             chain = " -> ".join((*request.callers, request.model))
             raise InvalidRequest(
                 f"model '{request.model}' is called on behalf of itself ({chain}): it would wait for ever"
             )
-        return self.repository.lookup(request.model, request.version)
 
     @staticmethod
     def _checked(served: Served, request: InferRequest) -> ModelInputs:
@@ -132,7 +137,9 @@ class Engine:
 
     def _room_for(self, served: Served, request: InferRequest) -> int:
         """The bytes of the request's inputs, for which there is room."""
-        size = sum(len(tensor.data) for tensor in request.inputs)
+        size = 0
+        for tensor in request.inputs:
+            size += len(tensor.data)
         if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
             served.statistics.failed("REJECTED", 0)
             raise Overloaded(
@@ -142,10 +149,9 @@ class Engine:
         return size
 
     def _count(self, size: int, future: Answer) -> None:
-        """Count a request's bytes, if they are worth it, until it is answered."""
-        if size >= COUNTED_BYTES:
-            self.inflight_bytes += size
-            future.add_done_callback(lambda _: self._forget(size))
+        """Count a large request's bytes until it is answered."""
+        self.inflight_bytes += size
+        future.add_done_callback(lambda _: self._forget(size))
 
     def _forget(self, size: int) -> None:
         self.inflight_bytes -= size
@@ -165,16 +171,11 @@ class Engine:
         except (Overloaded, InvalidRequest) as error:
             served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
             raise
-        self._count(size, future)
+        if size >= COUNTED_BYTES:
+            self._count(size, future)
         return future
 
-    def _enqueue(
-        self,
-        served: Served,
-        request: InferRequest,
-        inputs: ModelInputs,
-        deadline_ns: int,
-    ) -> Answer:
+    def _enqueue(self, served: Served, request: InferRequest, inputs: ModelInputs, deadline_ns: int) -> Answer:
         priority = served.priority(request.parameters) if request.parameters else served.default_priority
         served.queue.make_room()  # before anything is made of the request, so that a refused one leaves nothing
         form = _form(self.repository, served, request) if request.outputs else None

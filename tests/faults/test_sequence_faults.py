@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import queue
 import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from onnx import TensorProto, helper
 from running_server import RunningServer
@@ -25,10 +27,13 @@ from system.test_sequences import (
     everything_ended,
     graph,
     http_body,
+    message,
+    message_reply,
     onnx_sequence,
     opened,
     sequence_parameters,
 )
+from system.test_streams import stream_method
 
 KILLED = "its worker died (signal SIGKILL)"
 FULL = "batching: {max_queue_delay_us: 2000000, preferred_sizes: [4]}"  # four make a batch, or two seconds
@@ -238,6 +243,69 @@ def test_a_worker_that_hangs_is_killed_and_its_sequences_are_told_so(tmp_path, r
         assert_begins_anew(client, "slow", 1)
 
 
+# Decoupled: x responses, each the sum of a sequence's responses so far, which the server keeps; then silence.
+SLOW_COUNTER = """
+    import time
+
+
+    class Model:
+        inputs = [
+            {"name": "x", "datatype": "INT32", "shape": [1]},
+            {"name": "total_in", "datatype": "INT32", "shape": [1]},
+        ]
+        outputs = [
+            {"name": "y", "datatype": "INT32", "shape": [1]},
+            {"name": "total_out", "datatype": "INT32", "shape": [1]},
+        ]
+        max_batch_size = 0
+
+        def infer(self, inputs, request):
+            total = inputs["total_in"]
+            for _ in range(int(inputs["x"][0])):
+                total = total + 1
+                yield {"y": total, "total_out": total}
+            time.sleep(request.parameters.get("delay_ms", 0) / 1000)
+"""
+
+
+def test_killed_while_a_sequence_is_answered_part_by_part(tmp_path):
+    config = f"sequence: {{strategy: oldest, max_candidates: 4, {NO_IDLING}, states: [{TOTAL_STATE}]}}\n"
+    python_model(tmp_path, "counter", SLOW_COUNTER, config=config)
+    requests = queue.SimpleQueue()
+    with RunningServer(tmp_path) as server, grpc.insecure_channel(server.grpc) as channel:
+        answers = stream_method(channel)(iter(requests.get, None), timeout=TIMEOUT_S)
+
+        def send(value, identity, marks="", **more):
+            parameters = sequence_parameters(identity, marks, more)
+            requests.put(message("counter", [value], parameters, [1], f"{identity}"))
+
+        def values(count):
+            replies = [message_reply(next(answers).infer_response) for _ in range(count)]
+            return [one.outputs["y"] for one in replies]
+
+        send(2, 1, "start")
+        assert values(2) == [[1], [2]]
+        send(2, 2, "start")
+        assert values(2) == [[1], [2]]
+        send(3, 1, delay_ms=3_600_000)
+        assert values(3) == [[3], [4], [5]]
+        send(1, 1)  # which waits behind it
+        server.wait_for(lambda: server.metric("headrace_queue_requests", model="counter") == 1)
+        only_worker(server).kill()
+        for _ in range(2):
+            answer = next(answers)
+            assert answer.infer_response.id == "1"
+            assert f"sequence 1 of model 'counter' has ended: {KILLED}" in answer.error_message
+        for identity in (1, 2):
+            send(1, identity)
+            assert f"sequence {identity} of model 'counter' has ended: {KILLED}" in next(answers).error_message
+        send(2, 1, "start end")
+        assert values(2) == [[1], [2]]
+        requests.put(None)
+        assert list(answers) == []
+        server.wait_for(lambda: everything_ended(server, "counter"))
+
+
 def test_workers_that_are_killed_again_and_again_give_no_wrong_value(tmp_path):
     """Every answer is the sum since the last start, and every error tells its client to begin anew."""
     accumulator(tmp_path, "sum", "strategy: direct", "max_batch_size: 4")
@@ -247,7 +315,10 @@ def test_workers_that_are_killed_again_and_again_give_no_wrong_value(tmp_path):
 
     def run(model, identity, client):
         total, marks = 0, "start"
-        while not done.is_set():
+        while True:
+            last = done.is_set()  # and then it says so, because others wait for its place
+            if last and "end" not in marks:
+                marks += " end"
             value = random.randrange(1000)
             reply = client.step(model, value, identity, marks)
             if reply.error:
@@ -258,6 +329,8 @@ def test_workers_that_are_killed_again_and_again_give_no_wrong_value(tmp_path):
             total = value if "start" in marks else total + value
             assert reply.value == total, f"{model} {identity}: {reply.value} for {total}"
             answers.append(model)
+            if last:
+                return
             # Now and then the sequence ends and another begins under its id.
             marks = "start" if "end" in marks else random.choice(["", "", "", "", "", "", "end", "start"])
 
@@ -277,7 +350,8 @@ def test_workers_that_are_killed_again_and_again_give_no_wrong_value(tmp_path):
             for finished in runs:
                 finished.result(TIMEOUT_S)
         assert {"sum", "own"} == set(restarts) == set(answers)
-        assert one.step("sum", 3, "last", "start end").value == 3
+        for model in ("sum", "own"):
+            server.wait_for(lambda model=model: everything_ended(server, model))
 
 
 # -- models that raise -------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ sequence_batching { max_sequence_idle_microseconds: 600000000 %s }
 """
 
 ACCUMULATORS = ["direct_yaml", "oldest_yaml", "direct_pbtxt", "oldest_pbtxt", "alone_yaml", "alone_pbtxt"]
-OWN = ["own", "triton_direct", "triton_oldest"]
+OWN = ["own", "own_direct", "triton_direct", "triton_oldest"]
 
 
 def accumulators(repository: Path) -> None:
@@ -187,6 +187,7 @@ def accumulators(repository: Path) -> None:
 def own_models(repository: Path) -> None:
     """Those that keep the sums themselves."""
     python_model(repository, "own", OWN_STATE, config=OWN_STATE_CONFIG)
+    python_model(repository, "own_direct", OWN_STATE, config=f"sequence: {{{NO_IDLING}}}\n")
     for name, strategy in (("triton_direct", ""), ("triton_oldest", "oldest { max_candidate_sequences: 4 }")):
         python_model(repository, name, TRITON_STATE)
         (repository / name / "config.pbtxt").write_text(TRITON_STATE_CONFIG % strategy)
@@ -911,6 +912,7 @@ def test_what_is_counted_of_sequences(server, client, identity):
 
 @pytest.fixture
 def changing(tmp_path):
+    """A server whose models come and go as they are told."""
     python_model(tmp_path, "own", OWN_STATE, config=OWN_STATE_CONFIG)
     accumulator(tmp_path, "kept", "strategy: oldest, max_candidates: 2")
     flags = ["--model-control", "explicit", "--load-model", "own", "--load-model", "kept"]
@@ -956,6 +958,23 @@ def test_a_configuration_that_is_replaced_ends_every_sequence(changing, identity
         assert [client.step("kept", 5, one, "start").value for one in ids] == [5] * 4
         assert active(changing, "kept") == 4
         assert [client.step("kept", 5, one, "end").value for one in ids] == [10] * 4
+
+
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        ("states: [{input: total, output: total_out, datatype: INT32, shape: [1]}]", "no state input 'total'"),
+        ("states: [{input: total_in, output: total_out, datatype: FP32, shape: [1]}]", "is configured as FP32"),
+        ("states: [{input: total_in, output: total_out, datatype: INT32, shape: [2]}]", "configured with shape [2]"),
+        ("controls: [{input: READY, kind: ready, datatype: BOOL}]", "no ready control input 'READY'"),
+    ],
+)
+def test_sequences_that_do_not_fit_the_model_are_told_at_load(changing, sequence, words):
+    name = f"unfit_{abs(hash(words))}"
+    onnx_sequence(changing.repository, name, f"max_batch_size: 4\nsequence: {{{sequence}}}\n")
+    status, answer = changing.post(f"/v2/repository/models/{name}/load", {})
+    assert status == 400
+    assert words in answer["error"]
 
 
 def test_clients_that_begin_anew_notice_no_change_of_configuration(changing, identity):

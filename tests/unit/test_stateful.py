@@ -505,8 +505,8 @@ class Stream:
     def send(self, answer):
         self.sent.append(answer)
 
-    def end(self):
-        self.ended = True
+    def end(self, error=None):
+        self.ended, self.error = True, error
 
 
 class Counter(Adder):
@@ -562,6 +562,21 @@ def test_responses_of_a_decoupled_model_bring_states_along(by_stream):
     assert backend.seen[1]["END"].tolist() == [[1]]
     assert backend.told[0].outputs == ("y", "sum_out")
     assert model._kept == {}
+
+
+def test_a_stream_that_the_model_ends_with_an_error_keeps_what_came():
+    class Failing(Counter):
+        def begin(self, inputs, stream):
+            for answer in self._answers(inputs):
+                stream.send(answer)
+            stream.end(RuntimeError("as asked"))
+
+    model = Stateful(Failing(), spec_of())
+    for marks, expected in (("s", [1, 2, 3, 3]), ("", [4, 5, 6, 6]), ("s", [1, 2, 3, 3])):
+        stream = Stream(info(5, marks))
+        assert model.begin(rows(1), stream) is None
+        assert str(stream.error) == "as asked"
+        assert [float(one.outputs["y"][0, 0]) for one in stream.sent] == expected
 
 
 def test_a_stream_that_is_left_closes_the_models_own_and_keeps_what_came():

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import msgspec
 
 from headrace.core.request import InferRequest
+from headrace.wire.binary_v2 import RESERVED_PREFIX
 
-RESERVED_PREFIX = "triton_"
 # Parameters that mean something to the server. Browsers send a header "priority" on their own.
 _MEANINGFUL = frozenset(("binary_data_output", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"))
 

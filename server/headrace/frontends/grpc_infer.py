@@ -8,7 +8,8 @@ import msgspec
 from headrace.core.errors import InvalidRequest
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
-from headrace.frontends.forwarding import RESERVED_PREFIX, HeaderForwarding, with_forwarded
+from headrace.frontends.forwarding import HeaderForwarding, with_forwarded
+from headrace.wire.binary_v2 import RESERVED_PREFIX
 from headrace.wire.grpc_v2 import decode_request, encode_response
 
 EMPTY_FINAL = "triton_enable_empty_final_response"

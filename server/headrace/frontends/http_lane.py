@@ -88,7 +88,7 @@ class LaneProtocol(HttpToolsProtocol):
         reader = self.reader
         infers = reader is not None and self.parser.get_method() == b"POST"
         target = infer_target(self.url) if infers else None
-        if target is None or reader is None or self._is_restricted():
+        if target is None or reader is None or (self.restrictions is not None and self._is_restricted()):
             length = _content_length(self.headers)
             if length > self.max_request_bytes:
                 self._refuse_body(length)

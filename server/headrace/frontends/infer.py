@@ -8,9 +8,9 @@ from headrace.core.errors import InvalidRequest
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
-from headrace.frontends.forwarding import RESERVED_PREFIX, HeaderForwarding, with_forwarded
+from headrace.frontends.forwarding import HeaderForwarding, with_forwarded
 from headrace.frontends.load_report import FORMAT_HEADER, REPORT_HEADER, LoadReport
-from headrace.wire.binary_v2 import decode_raw_request, decode_request, encode_response
+from headrace.wire.binary_v2 import check_parameter_names, decode_raw_request, decode_request, encode_response
 from headrace.wire.compression import choose_encoding, compress, decompress
 
 HEADER_LENGTH = b"inference-header-content-length"
@@ -93,20 +93,15 @@ class HttpInfer:
             HeadraceError: it is not one; the message says why.
         """
         request = self._decoded(model, version, headers.header_length, self.body(headers, body))
-        return self.accepted(request, headers) if request.parameters or headers.forwarded else request
+        return with_forwarded(request, headers.forwarded) if headers.forwarded else request
 
     def accepted(self, request: InferRequest, headers: InferHeaders) -> InferRequest:
-        """The request with the headers that its model is to see among its parameters.
+        """A request of another form, with the headers that its model is to see among its parameters.
 
         Raises:
             InvalidRequest: it has a parameter of a name that is kept for the server.
         """
-        reserved = next((name for name in request.parameters if name.startswith(RESERVED_PREFIX)), None)
-        if reserved is not None:
-            raise InvalidRequest(
-                f"model '{request.model}': parameter '{reserved}': names that start with '{RESERVED_PREFIX}' are "
-                "reserved"
-            )
+        check_parameter_names(request.parameters, request.model)
         return with_forwarded(request, headers.forwarded)
 
     def encode(self, response: InferResponse, request: InferRequest, headers: InferHeaders) -> InferReply:

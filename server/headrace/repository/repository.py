@@ -64,6 +64,7 @@ class Repository:
         self.settled = False  # whether every model found at start has been loaded or refused
         self._records: dict[str, ModelRecord] = {}
         self._shelf = Shelf(self._sweep)
+        self._routes = self._shelf.routes  # every request asks them
         self._transition = Transition(
             self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready
         )
@@ -79,7 +80,7 @@ class Repository:
             NotFound: there is no such model or version.
             NotReady: there is, and it cannot serve now.
         """
-        served = self._shelf.find(name, version)
+        served = self._routes.get((name, version))
         if served is None:
             raise why_not(name, version, self._records.get(name))
         return served

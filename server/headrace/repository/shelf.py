@@ -19,13 +19,13 @@ class Shelf:
 
     def __init__(self, on_retired: Callable[[str], None]) -> None:
         # What lookup reads: ("digits", "") for the newest version and ("digits", "1") for each.
-        self._routes: dict[tuple[str, str], Served] = {}
+        self.routes: dict[tuple[str, str], Served] = {}
         self._retiring: dict[asyncio.Task[None], Served] = {}
         self._on_retired = on_retired
 
     def find(self, name: str, version: str) -> Served | None:
         """The version that serves; an empty ``version`` means the newest."""
-        return self._routes.get((name, version))
+        return self.routes.get((name, version))
 
     def put(self, name: str, record: ModelRecord, version: int, served: Served) -> None:
         """Let requests see a new version; one that it replaces is retired."""
@@ -60,12 +60,12 @@ class Shelf:
 
     def _publish(self, name: str, record: ModelRecord) -> None:
         """Let requests see the versions that serve now; the next lookup uses them, none is in between."""
-        for key in [key for key in self._routes if key[0] == name]:
-            del self._routes[key]
+        for key in [key for key in self.routes if key[0] == name]:
+            del self.routes[key]
         for version, served in record.serving.items():
-            self._routes[name, str(version)] = served
+            self.routes[name, str(version)] = served
         if record.serving:
-            self._routes[name, ""] = record.serving[max(record.serving)]
+            self.routes[name, ""] = record.serving[max(record.serving)]
 
     def _drain(self, served: Served) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(served.drain(), name=f"retire {served.folder.name}")

@@ -34,6 +34,7 @@ from headrace.wire.json_v2 import (
     parse_request,
 )
 
+RESERVED_PREFIX = "triton_"
 REMEMBERED_HEADER_BYTES = 1024  # of the JSON of a binary request, for it to be remembered
 
 
@@ -315,7 +316,21 @@ def _parameters(parsed: RequestJson, model: str) -> Parameters:
     for name, value in parameters.items():
         if type(value) is int and not -(1 << 63) <= value < 1 << 64:
             raise InvalidRequest(f"model '{model}': parameter '{name}' is an integer of more than 64 bits")
+    check_parameter_names(parameters, model)
     return parameters
+
+
+def check_parameter_names(parameters: Parameters, model: str) -> None:
+    """See that no parameter has a name that is kept for the server.
+
+    Raises:
+        InvalidRequest: one has.
+    """
+    for name in parameters:
+        if name.startswith(RESERVED_PREFIX):
+            raise InvalidRequest(
+                f"model '{model}': parameter '{name}': names that start with '{RESERVED_PREFIX}' are reserved"
+            )
 
 
 def _deduced_shape(dimensions: tuple[int, ...], size_bytes: int, spec: TensorSpec, model: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ INLINE_BYTES = 32 * 1024
 RECEIVE_BYTES = INLINE_BYTES + 1024
 _SPILLED = b"\xc1"  # a byte that never starts a MessagePack value
 _MAX_DESCRIPTORS = 4
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain, because enum's flags take a microsecond to combine
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
@@ -46,7 +47,7 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     Raises:
         BlockingIOError: the socket does not block, or ``flags`` say so, and nothing is there.
     """
-    data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | flags)
+    data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, _CLOEXEC | flags)
     if not ancillary:
         return data, []
     descriptors = array.array("i")

@@ -10,6 +10,8 @@ from headrace.workers import channel, frames
 
 log = logging.getLogger("headrace.worker")
 
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+
 Received = tuple[frames.ToWorker, list[int]]  # a frame and its descriptors, the receiver's to close
 
 
@@ -79,7 +81,7 @@ class Conversation:
         with self._changed:
             while not (self._reading or self._ended):
                 try:
-                    self._read(socket.MSG_DONTWAIT)
+                    self._read(_DONTWAIT)
                 except BlockingIOError:
                     return
             if self._ended and not self._inbox:

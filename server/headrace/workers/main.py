@@ -25,6 +25,8 @@ def build(sock: socket.socket) -> Worker:
 
     def on_message(frame: frames.ToWorker, descriptors: list[int]) -> bool:
         """Deal at once with what somebody may be waiting for in the middle of a batch."""
+        if isinstance(frame, frames.Run):  # by far the most
+            return False
         if isinstance(frame, frames.CallAnswer):
             desk.answer(frame, descriptors)
         elif isinstance(frame, frames.Credit):

@@ -322,7 +322,7 @@ class _StatefulStream:
         self._stream.send(self._take_states(answer))
 
     def end(self, error: Exception | None = None) -> None:
-        """There will be no more responses; with an error the states stay as they were."""
+        """There will be no more responses. States stay as the ones before have left them, with an error too."""
         if error is None:
             self._keep()
         self._stream.end(error)

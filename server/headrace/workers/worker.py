@@ -15,7 +15,15 @@ from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.reshaped import Reshaped
-from headrace.workers.slot_memory import SlotMemory, answer_frames, described, joint_frames, plain_text, read_inputs
+from headrace.workers.slot_memory import (
+    NOWHERE,
+    SlotMemory,
+    answer_frames,
+    described,
+    joint_frames,
+    plain_text,
+    read_inputs,
+)
 from headrace.workers.stateful import Stateful
 from headrace.workers.streams import Streams
 from headrace.workers.warmup import warm_up
@@ -28,7 +36,7 @@ log = logging.getLogger("headrace.worker")
 class _Model:
     """One loaded instance."""
 
-    __slots__ = ("backend", "calls", "metrics", "name", "signature", "slots", "telling")
+    __slots__ = ("backend", "calls", "keeps_metrics", "metrics", "name", "signature", "slots", "telling")
 
     def __init__(self, name: str, backend: Backend, calls: Calls) -> None:
         self.name = name
@@ -36,6 +44,7 @@ class _Model:
         self.calls = calls
         self.signature = backend.signature
         self.slots: dict[int, SlotMemory] = {}
+        self.keeps_metrics = type(backend).metrics is not Backend.metrics
         self.metrics: tuple[CustomMetric, ...] = ()  # as they were told last
         self.telling = threading.Lock()
 
@@ -69,7 +78,8 @@ class Worker:
                     self._deal_with(frame, descriptors)
                 finally:
                     close_all(descriptors)
-            self._streams.step()  # also after a frame: under load there is always another one
+            if self._streams.runnable:
+                self._streams.step()  # also after a frame: under load there is always another one
 
     def close(self) -> None:
         """Close every model."""
@@ -132,12 +142,15 @@ class Worker:
 
     def _run(self, frame: frames.Run, descriptors: list[int]) -> None:
         model = self._models[frame.instance]
-        slot = model.slots.setdefault(frame.slot, SlotMemory())
+        slot = model.slots.get(frame.slot)
+        if slot is None:
+            slot = model.slots[frame.slot] = SlotMemory()
         own = 1 if frame.segment_bytes else 0
         if own:
             slot.inputs = Segment(descriptors[0], frame.segment_bytes).view
-        for (number, nbytes), descriptor in zip(frame.attached, descriptors[own:], strict=True):
-            self._attached[number] = Segment(descriptor, nbytes, writable=False).view
+        if frame.attached:
+            for (number, nbytes), descriptor in zip(frame.attached, descriptors[own:], strict=True):
+                self._attached[number] = Segment(descriptor, nbytes, writable=False).view
         mark_begun(slot.inputs, frame.sequence)
         model.calls.on_behalf_of = frame.sequence
         try:
@@ -152,13 +165,14 @@ class Worker:
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
         finally:
             model.calls.on_behalf_of = 0
-        self._tell_metrics(frame.instance, model)
+        if model.keeps_metrics:
+            self._tell_metrics(frame.instance, model)
 
     def _execute(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
         started_ns = monotonic_ns()
-        whole = self._gather(frame, slot, in_place=model.backend.reads_only)
+        whole = self._gather(frame, slot, in_place=model.backend.reads_only) if frame.pieces else NOWHERE
         inputs = read_inputs(model.signature, frame.inputs, slot.inputs, whole)
-        requests = [_info(request) for request in frame.requests]
+        requests = [_info(request) for request in frame.requests] if frame.requests else []
         ready_ns = monotonic_ns()
         result = model.backend.execute(inputs, requests)
         executed_ns = monotonic_ns()
@@ -195,14 +209,13 @@ class Worker:
         With ``in_place`` an input that is one whole piece is left where it is, and comes back by its own offset.
         """
         whole: dict[int, memoryview] = {}
-        if frame.pieces:
-            sizes = {tensor.offset: tensor.nbytes for tensor in frame.inputs if tensor is not None}
-            for piece in frame.pieces:
-                data = self._attached[piece.segment][piece.source : piece.source + piece.nbytes]
-                if in_place and sizes.get(piece.offset) == piece.nbytes:
-                    whole[piece.offset] = data
-                else:
-                    slot.inputs[piece.offset : piece.offset + piece.nbytes] = data
+        sizes = {tensor.offset: tensor.nbytes for tensor in frame.inputs if tensor is not None}
+        for piece in frame.pieces:
+            data = self._attached[piece.segment][piece.source : piece.source + piece.nbytes]
+            if in_place and sizes.get(piece.offset) == piece.nbytes:
+                whole[piece.offset] = data
+            else:
+                slot.inputs[piece.offset : piece.offset + piece.nbytes] = data
         return whole
 
     def _begin(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
