@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -41,6 +42,7 @@ from headrace.readings import Readings
 from headrace.redis_cache import RedisCache, RedisMissing
 from headrace.repository.layout import list_models
 from headrace.repository.repository import Repository
+from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
 from headrace.response_cache import Cache, ResponseCache
 from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
@@ -95,7 +97,8 @@ class App:
         except (ValueError, InvalidRequest, RedisMissing) as error:
             raise CannotStart(str(error)) from error
         self.supervisor = build_supervisor(settings)
-        self.repository = Repository(settings.repository, self.supervisor, settings.model_control)
+        serve = partial(ServedVersion, supervisor=self.supervisor, with_summaries=settings.summary_metrics)
+        self.repository = Repository(settings.repository, self.supervisor, settings.model_control, serve)
         self.tracer = Tracer(tracing)
         self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer)
         self.supervisor.desk = CallDesk(self.engine)

@@ -38,6 +38,9 @@ class Settings:
     max_own_workers: int = _option(
         8, "Instances with a worker process of their own; small ONNX models past that share processes.", min=0
     )
+    summary_metrics: bool = _option(
+        False, "Also export Triton's summaries, nv_*_summary_*: quantiles of the last minute."
+    )
     max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
     read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)
     cache_bytes: int = _option(

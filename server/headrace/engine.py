@@ -46,6 +46,8 @@ class Engine:
         self._tracer = tracer
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        if cache is not None:
+            repository.on_retired = lambda served: cache.forget(served.folder.name, self._identity(served))
 
     def stop_accepting(self) -> None:
         """Refuse every request from now on; those that were accepted are still answered."""

@@ -5,13 +5,14 @@ from time import monotonic_ns
 
 import pytest
 
-from headrace.batching.response_stream import WINDOW
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES
 from headrace.batching.streamed import StreamedRequest
-from headrace.core.errors import InternalError, Overloaded
+from headrace.core.errors import InternalError, InvalidRequest, Overloaded
 from headrace.core.request import InferRequest
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
+from headrace.workers import open_streams
 from headrace.workers.frames import Begun, Cancel, Credit, Ended, NamedTensor, Part
 from headrace.workers.open_streams import OpenStreams
 
@@ -88,12 +89,77 @@ async def test_the_worker_is_told_of_room_as_the_client_reads(opened):
     assert opened.streams.awaited is False, "the client has to read first"
     for _ in range(WINDOW // 2):
         await anext(pending.stream)
-    assert opened.told == [Credit(1, WINDOW // 2)]
+    assert opened.told == [Credit(1, WINDOW // 2, WINDOW // 2)]
     assert opened.streams.awaited is True
     opened.streams.end(Ended(1))
     await read(pending)
-    assert opened.told == [Credit(1, WINDOW // 2)], "who has ended needs no room"
+    assert opened.told == [Credit(1, WINDOW // 2, WINDOW // 2)], "who has ended needs no room"
     assert opened.streams.awaited is False
+
+
+async def test_bytes_are_room_as_well(opened):
+    pending = opened.begin(1)
+    opened.part(1, *bytes(WINDOW_BYTES - 1))
+    assert opened.streams.awaited is True
+    opened.streams.part(Part(1, (), {}, 9, Overloaded.kind.value, "without a byte"))
+    assert opened.streams.awaited is True
+    opened.part(1, 5)
+    assert opened.streams.awaited is False, "the client has to read first"
+    await anext(pending.stream)
+    assert opened.told == [Credit(1, 1, WINDOW_BYTES - 1)]
+    assert opened.streams.awaited is True
+    opened.streams.end(Ended(1))
+
+
+async def test_one_response_may_be_larger_than_the_window(opened):
+    pending = opened.begin(1)
+    opened.part(1, *bytes(WINDOW_BYTES + 5))
+    assert opened.streams.awaited is False
+    await anext(pending.stream)
+    assert opened.told == [Credit(1, 1, WINDOW_BYTES + 5)]
+    assert opened.streams.awaited is True
+    opened.streams.end(Ended(1))
+
+
+async def test_a_response_without_its_form_gives_its_bytes_back(opened):
+    def refuse(outputs):
+        raise InvalidRequest("it has no classes")
+
+    pending = opened.begin(1)
+    pending.form = refuse
+    opened.part(1, *bytes(WINDOW_BYTES))
+    assert isinstance(await anext(pending.stream), InvalidRequest)
+    assert opened.told == [Credit(1, 1, WINDOW_BYTES)]
+    assert opened.streams.awaited is True
+    opened.streams.end(Ended(1))
+
+
+async def test_the_time_in_which_no_client_had_room_is_not_the_models(opened, monkeypatch):
+    """Its silence is counted from when somebody has room again, and not from what it said last."""
+    now = 100.0
+    monkeypatch.setattr(open_streams, "monotonic", lambda: now)
+    slow, other = opened.begin(1), opened.begin(2)
+    assert opened.streams.awaited_since == 0
+    for number in range(WINDOW):
+        opened.part(1, number)
+    now = 150.0
+    for _ in range(WINDOW // 2):
+        await anext(slow.stream)
+    assert opened.streams.awaited_since == 0, "the other one had room all the time"
+    for pending, sequence, count in ((slow, 1, WINDOW // 2), (other, 2, WINDOW)):
+        for number in range(count):
+            opened.part(sequence, number)
+        assert len(opened.told) == 1, pending
+    now = 200.0
+    for _ in range(WINDOW // 2):
+        await anext(other.stream)
+    assert opened.streams.awaited_since == 200
+    now = 250.0
+    for _ in range(WINDOW // 2):
+        await anext(other.stream)
+    assert opened.streams.awaited_since == 200
+    for sequence in (1, 2):
+        opened.streams.end(Ended(sequence))
 
 
 async def test_one_slow_client_does_not_hide_that_another_is_waited_for(opened):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from headrace.batching.response_stream import WINDOW, ResponseStream
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream
 from headrace.core.errors import InternalError
 from headrace.core.request import InferResponse
 
@@ -17,7 +17,7 @@ def response(number):
 def stream():
     made = ResponseStream(decoupled=True)
     made.room, made.cancels = [], 0
-    made.on_room = made.room.append
+    made.on_room = lambda *room: made.room.append(room)
 
     def on_cancel():
         made.cancels += 1
@@ -72,16 +72,39 @@ async def test_room_is_told_of_for_every_half_of_the_window_that_was_read(stream
         stream.put(response(number))
     for number in range(2 * WINDOW):
         await anext(stream)
-        assert sum(stream.room) == (number + 1) // (WINDOW // 2) * (WINDOW // 2)
+        assert stream.room == [(WINDOW // 2, 0)] * ((number + 1) // (WINDOW // 2))
     for _ in range(WINDOW):
         stream.put(InternalError("an error takes room too"))
         await anext(stream)
-    assert sum(stream.room) == 3 * WINDOW
+    assert stream.room == [(WINDOW // 2, 0)] * 6
+
+
+async def test_and_for_every_quarter_of_the_window_in_bytes(stream):
+    quarter = WINDOW_BYTES // 4
+    for nbytes in (quarter - 1, 1, quarter - 1, quarter, 3 * WINDOW_BYTES, 1):
+        stream.put(response(1), nbytes)
+    told = []
+    for _ in range(6):
+        await anext(stream)
+        told.append(list(stream.room))
+        stream.room.clear()
+    assert told == [[], [(2, quarter)], [], [(2, 2 * quarter - 1)], [(1, 3 * WINDOW_BYTES)], []]
+
+
+async def test_whichever_comes_first_both_are_counted_anew(stream):
+    """After a large response the next half of a window is sixteen small ones, and not what was left of it."""
+    for nbytes in (*[10] * 10, WINDOW_BYTES, *[10] * (WINDOW // 2)):
+        stream.put(response(1), nbytes)
+    for _ in range(10 + WINDOW // 2):
+        await anext(stream)
+    assert stream.room == [(11, WINDOW_BYTES + 100)]
+    await anext(stream)
+    assert stream.room[1:] == [(WINDOW // 2, 10 * (WINDOW // 2))]
 
 
 async def test_after_the_end_nobody_needs_to_know_of_room(stream):
     for number in range(WINDOW):
-        stream.put(response(number))
+        stream.put(response(number), WINDOW_BYTES)
     stream.end()
     assert len(await read(stream)) == WINDOW
     assert stream.room == []

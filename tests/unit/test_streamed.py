@@ -5,6 +5,7 @@ from time import monotonic_ns
 
 import pytest
 
+from headrace.batching.response_stream import WINDOW_BYTES
 from headrace.batching.streamed import StreamedRequest
 from headrace.core.errors import DeadlineExceeded, InternalError, InvalidRequest
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
@@ -103,6 +104,20 @@ async def test_a_failure_comes_after_the_responses_that_there_were():
     assert pending.statistics.failures == {"BACKEND": 1}
 
 
+async def test_what_each_response_was_counted_as_is_given_back_when_it_is_read():
+    pending, room = streamed(), []
+    pending.stream.on_room = lambda *told: room.append(told)
+    pending.responded((Y,), {}, 1, WINDOW_BYTES)
+    pending.form = refusing
+    pending.responded((Y,), {}, 1, WINDOW_BYTES + 1)
+    pending.form = broken
+    pending.responded((Y,), {}, 1, WINDOW_BYTES + 2)
+    for _ in range(3):
+        await anext(pending.stream)
+    assert room == [(1, WINDOW_BYTES), (1, WINDOW_BYTES + 1), (1, WINDOW_BYTES + 2)]
+    pending.ended()
+
+
 async def test_a_client_that_leaves_takes_the_request_back():
     pending = streamed()
     pending.responded((Y,), {}, 1)
@@ -126,6 +141,24 @@ async def test_leaving_is_counted_once():
     pending.fail(InternalError("late"))
     assert statistics.failures == {"CANCELED": 1}
     assert statistics.success == 0
+
+
+async def test_the_response_at_which_a_client_left_is_counted_as_such():
+    pending = streamed()
+    statistics = pending.statistics
+    pending.responded((Y,), {}, 1)
+    pending.stream.cancel()
+    pending.responded((Y,), {}, 1)
+    pending.ended()
+    assert {index: one.cancel.count for index, one in statistics.by_response.items()} == {0: 0, 1: 0, 2: 1}
+
+
+async def test_nobody_left_where_the_deadline_had_passed():
+    pending = streamed(deadline_ns=monotonic_ns() - 1)
+    statistics = pending.statistics
+    assert len(await asyncio.wait_for(read(pending), 5)) == 1
+    pending.ended()
+    assert statistics.by_response == {}
 
 
 async def test_the_deadline_holds_until_the_first_response():

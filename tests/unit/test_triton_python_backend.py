@@ -82,8 +82,10 @@ class Stream:
         assert not self.ended.is_set()
         self.answers.append(answer)
 
-    def end(self):
+    def end(self, error=None):
         assert not self.ended.is_set()
+        if error is not None:
+            self.answers.append(Answer(error=error))
         self.ended.set()
 
     @property

@@ -17,7 +17,7 @@ from headrace.core.tensor import DATATYPE_BY_NAME, from_wire
 from headrace.workers import calls as worker_calls
 from headrace.workers import channel
 from headrace.workers.arena import Segment
-from headrace.workers.calls import CALL_WINDOW, CallDesk, Calls
+from headrace.workers.calls import CALL_WINDOW, CALL_WINDOW_BYTES, CallDesk, Calls
 from headrace.workers.channel import receive, send_blocking
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.frames import (
@@ -77,14 +77,15 @@ class Front:
             os.close(descriptor)
         return frame, inputs
 
-    def answer(self, call, last=True, outputs=None, **more):
-        """Answer a call; outputs are bytes by name, of UINT8."""
+    def answer(self, call, last=True, outputs=None, segment_bytes=0, **more):
+        """Answer a call; outputs are bytes by name, of UINT8, in memory of at least ``segment_bytes``."""
         placed, offset = [], 0
         for name, data in (outputs or {}).items():
             placed.append((name, TensorFrame(offset, len(data), (len(data),), "UINT8"), data))
             offset += 64
         descriptors = []
         if any(data for _, _, data in placed):
+            offset = max(offset, segment_bytes)
             segment, descriptor = Segment.create(offset)
             descriptors.append(descriptor)
             for _, frame, data in placed:
@@ -132,7 +133,7 @@ def test_a_call_is_sent_with_its_inputs_and_answered_with_arrays(front):
     front.calls.on_behalf_of = 9
     calling = front.pool.submit(front.calls.infer, call)
     frame, inputs = front.hear()
-    assert (frame.instance, frame.sequence, frame.model, frame.version) == (3, 9, "other", "2")
+    assert (frame.instance, frame.model, frame.version) == (3, "other", "2")
     assert (frame.outputs, frame.id, frame.parameters, frame.timeout_us) == (("y",), "id-1", {"k": 1.5}, 77)
     assert not frame.streams
     assert inputs["x"].tolist() == X.tolist()
@@ -142,6 +143,22 @@ def test_a_call_is_sent_with_its_inputs_and_answered_with_arrays(front):
     assert values(answer) == {"y": [1, 2], "empty": []}
     assert answer.parameters == {"took": 3}
     front.silent()
+
+
+@pytest.mark.parametrize("behalf", [9, 0])
+def test_only_a_call_of_the_main_thread_is_known_to_be_on_behalf_of_what_that_is_at(front, behalf):
+    """Another thread may be at work for any request of the model."""
+    front.calls.on_behalf_of = behalf
+    answers = front.calls.stream(ModelCall("other", {"x": X}))
+    (frame, _) = front.hear()
+    assert frame.sequence == behalf
+    front.answer(frame.call)
+    assert list(answers) == []
+    calling = front.pool.submit(front.calls.infer, ModelCall("other", {"x": X}))
+    frame, _ = front.hear()
+    assert frame.sequence == 0
+    front.answer(frame.call)
+    calling.result(WAIT_S)
 
 
 @pytest.mark.parametrize("array", [np.zeros((0, 3), np.float32), np.zeros(0, object)])
@@ -305,15 +322,36 @@ def test_the_last_answer_may_be_an_error(front):
 def test_room_is_given_back_for_every_half_of_the_window(front):
     answers = front.calls.stream(ModelCall("other", {"x": X}))
     frame, _ = front.hear()
-    for _ in range(CALL_WINDOW // 2 - 1):
-        front.answer(frame.call, last=False, outputs={"y": b"\1"})
+    for _ in range(2):
+        for _ in range(CALL_WINDOW // 2 - 1):
+            front.answer(frame.call, last=False, outputs={"y": b"\1"})
+            next(answers)
+        front.silent()
+        front.answer(frame.call, last=False, kind="internal", message="counts too")
         next(answers)
-    front.silent()
-    front.answer(frame.call, last=False, kind="internal", message="counts too")
-    next(answers)
-    assert front.hear() == CallCredit(frame.call, CALL_WINDOW // 2)
+        assert front.hear() == CallCredit(frame.call, CALL_WINDOW // 2, (CALL_WINDOW // 2 - 1) * 64)
     front.answer(frame.call)
     assert list(answers) == []
+
+
+def test_and_for_every_quarter_of_the_window_in_bytes(front):
+    """Counted as the memory that the answers lie in, which is what the front counts."""
+    answers = front.calls.stream(ModelCall("other", {"x": X}))
+    frame, _ = front.hear()
+    nearly = CALL_WINDOW_BYTES // 4 - 64
+    for _ in range(2):
+        front.answer(frame.call, last=False, segment_bytes=nearly, outputs={"y": b"\1"})
+        next(answers)
+        front.silent()
+        front.answer(frame.call, last=False, outputs={"y": b"\1"})
+        next(answers)
+        assert front.hear() == CallCredit(frame.call, 2, CALL_WINDOW_BYTES // 4)
+    front.answer(frame.call, last=False, segment_bytes=2 * CALL_WINDOW_BYTES, outputs={"y": b"\1"})
+    next(answers)
+    assert front.hear() == CallCredit(frame.call, 1, 2 * CALL_WINDOW_BYTES)
+    front.answer(frame.call, segment_bytes=2 * CALL_WINDOW_BYTES, outputs={"y": b"\1"})
+    assert len(list(answers)) == 1
+    front.silent()  # the last one needs no room
 
 
 @pytest.mark.parametrize("taken", [0, 1])

@@ -46,7 +46,7 @@ class BatchQueue:
     def __len__(self) -> int:
         return len(self._backlog)
 
-    def set_limits(self, limits: BatchLimits) -> None:
+    def set_limits(self, limits: BatchLimits, places: int = 1) -> None:  # noqa: ARG002 - places are for sequences
         """What batches may be, once the model file has told; only while the queue is empty."""
         assert not self._backlog, "limits are set before the first request"
         self._backlog = Backlog(limits)

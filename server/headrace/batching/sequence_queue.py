@@ -39,6 +39,7 @@ class SequenceQueue:
         self._preserve_order = preserve_order
         self._clock = clock
         self._limits = BatchLimits()
+        self._rows = self._limits.max_rows
         self._sequences = Sequences(model, spec.max_idle_us * 1000, self._places(), id_control(spec))
         self._parts: dict[int, InstanceQueue] = {}
         self._refusal: tuple[Kind, str] | None = None
@@ -69,9 +70,14 @@ class SequenceQueue:
             part.set_limits(self._limits)
         return part
 
-    def set_limits(self, limits: BatchLimits) -> None:
-        """What batches may be, once the model file has told; only while there are no sequences."""
+    def set_limits(self, limits: BatchLimits, places: int = 0) -> None:
+        """What batches may be, once the model file has told; only while there are no sequences.
+
+        ``places`` are the sequences that an instance holds, where its owner has not said; 0 for as many as a batch
+        has rows.
+        """
         self._limits = limits
+        self._rows = places or limits.max_rows
         self._sequences.set_places(self._places())
         for part in self._parts.values():
             part.set_limits(limits)
@@ -176,7 +182,7 @@ class SequenceQueue:
     def _places(self) -> int:
         if self._spec.strategy == "oldest" and self._spec.max_candidates:
             return self._spec.max_candidates
-        return self._limits.max_rows
+        return self._rows
 
     def _hand_out(self, heads: Iterable[Pending]) -> None:
         for head in heads:
@@ -209,7 +215,7 @@ class InstanceQueue(BatchQueue):
         self._whole = whole
         self._index = index
 
-    def set_limits(self, limits: BatchLimits) -> None:
+    def set_limits(self, limits: BatchLimits, places: int = 1) -> None:  # noqa: ARG002 - the whole has the places
         """What batches may be; only while the part is empty."""
         assert not self._backlog, "limits are set before the first request"
         self._backlog = self._whole.backlog(limits)

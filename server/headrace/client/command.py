@@ -14,7 +14,7 @@ from headrace.client.command_values import (
     parse_parameter,
     read_input,
 )
-from headrace.client.errors import ClientError, ConnectionFailed, UnsupportedError
+from headrace.client.errors import ClientError, ConnectionFailed, ForbiddenError, UnsupportedError
 from headrace.client.result import InferResult
 
 Say = Callable[[str], None]
@@ -74,8 +74,8 @@ def _infer(client: Client, arguments: InferArguments, outputs: list[str], say_as
 def _batches(client: Client, arguments: InferArguments) -> bool:
     try:
         size = client.config(arguments.model, arguments.version).get("max_batch_size", 0)
-    except UnsupportedError:
-        return False  # a server without that extension
+    except (UnsupportedError, ForbiddenError):
+        return False  # a server without that extension, or that does not tell everybody
     return isinstance(size, int) and size > 0
 
 

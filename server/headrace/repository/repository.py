@@ -63,7 +63,8 @@ class Repository:
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused
         self._records: dict[str, ModelRecord] = {}
-        self._shelf = Shelf(self._sweep)
+        self.on_retired: Callable[[Served], None] = lambda _: None  # told of each version that has ended
+        self._shelf = Shelf(self._note_retired)
         self._routes = self._shelf.routes  # every request asks them
         self._transition = Transition(
             self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready
@@ -337,6 +338,10 @@ class Repository:
             raise Forbidden(
                 f"explicit model load / unload is not allowed if {how}; start with --model-control explicit"
             )
+
+    def _note_retired(self, served: Served) -> None:
+        self._sweep(served.folder.name)
+        self.on_retired(served)
 
     def _sweep(self, name: str) -> None:
         """Remove the files of past load requests that nothing is served from any more."""

@@ -26,12 +26,14 @@ log = logging.getLogger(__name__)
 class ServedVersion:
     """Made for a version that is to be loaded; usable once ``start`` has returned, until ``drain`` is called."""
 
-    def __init__(self, folder: ModelFolder, files: VersionFiles, supervisor: Supervisor) -> None:
+    def __init__(
+        self, folder: ModelFolder, files: VersionFiles, supervisor: Supervisor, *, with_summaries: bool = False
+    ) -> None:
         self.folder = folder
         self.files = files
         self.version = str(files.version)
         self.print = version_print(folder, files.version)
-        self.statistics = Statistics()
+        self.statistics = Statistics(with_summaries=with_summaries)
         self.instances: list[Instance] = []
         # What every request asks for, as plain attributes.
         batching = folder.config.batching
@@ -123,7 +125,8 @@ class ServedVersion:
                 max_rows=most,
                 preferred_rows=tuple(size for size in batching.preferred_sizes if size <= signature.max_batch_size),
                 max_delay_ns=batching.max_queue_delay_us * 1000 if signature.max_batch_size else 0,
-            )
+            ),
+            places=max(1, signature.max_batch_size),
         )
         self.checker = InputChecker(self.folder.name, signature)
         self.max_batch_size = signature.max_batch_size

@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 class Shelf:
     """Lookups see a change of a model as a whole; what is taken away answers what it has accepted.
 
-    ``on_retired`` is called with a model's name when a version of it has ended.
+    ``on_retired`` is called with a version that has ended.
     """
 
-    def __init__(self, on_retired: Callable[[str], None]) -> None:
+    def __init__(self, on_retired: Callable[[Served], None]) -> None:
         # What lookup reads: ("digits", "") for the newest version and ("digits", "1") for each.
         self.routes: dict[tuple[str, str], Served] = {}
         self._retiring: dict[asyncio.Task[None], Served] = {}
@@ -77,7 +77,7 @@ class Shelf:
         served = self._retiring.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("model %s version %s did not end in order", served.folder.name, served.version, exc_info=error)
-        self._on_retired(served.folder.name)
+        self._on_retired(served)
 
 
 def _note_unloaded(record: ModelRecord, version: int, _: asyncio.Task[None]) -> None:
