@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.batching.response_stream import ResponseStream
-from headrace.calls import MAX_CALLS, WINDOW, CallDesk
+from headrace.calls import MAX_CALLS, WINDOW, WINDOW_BYTES, CallDesk
 from headrace.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import DataType, Tensor
+from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.workers.arena import Segment
 from headrace.workers.frames import Ask, Call, CallAnswer, CallCredit, CallEnd, TensorFrame, encode
 
@@ -28,10 +30,7 @@ class Process:
         self.refuses = None
 
     def batches_of(self, instance, sequence):
-        assert instance == 3
-        if not sequence:
-            return list(self.batches.values())
-        return [self.batches[sequence]] if sequence in self.batches else []
+        return self.batches.get((instance, sequence), [])
 
     def tell(self, frame, descriptors=()):
         encode(frame)
@@ -56,9 +55,10 @@ class Repository:
     def __init__(self):
         self.asked = []
         self.change = None
+        self.serving = {}
 
     def find(self, model, version):
-        return None
+        return self.serving.get((model, version))
 
     def is_ready(self, model, version):
         self.asked.append(("is_ready", model, version))
@@ -108,6 +108,11 @@ class Engine:
         self.asked.append(request)
 
 
+def batch(*callers):
+    """One of the calling model's, of a request that those before it have made."""
+    return SimpleNamespace(pending=[SimpleNamespace(request=InferRequest("caller", "", "", (), callers=callers))])
+
+
 class Desk:
     """A desk, its engine and a worker that calls."""
 
@@ -146,12 +151,30 @@ class Desk:
 
     @property
     def idle(self):
-        return not self.desk._open and not self.desk._counts
+        desk = self.desk
+        return not (desk._open or desk._counts or desk._edges)
 
 
 def response(value=7, **parameters):
     y = Tensor("y", DataType.UINT8, (1,), bytes([value]))
     return InferResponse("other", "1", "id-1", (y, Tensor("none", DataType.UINT8, (0,), b"")), parameters)
+
+
+def big(nbytes):
+    """A response of so many bytes, of which the first is all that is looked at."""
+    return InferResponse("other", "1", "id-1", (Tensor("y", DataType.UINT8, (nbytes,), bytes(nbytes)),))
+
+
+def plain_call(number, instance, model):
+    """A call without inputs."""
+    return Call(number, instance, 0, model, "", (), (), "", {}, 0, False, 0)
+
+
+def ensemble(*models):
+    """A served ensemble, as far as the desk looks at it."""
+    made = object.__new__(ServedEnsemble)
+    made.plan = SimpleNamespace(steps=[SimpleNamespace(step=SimpleNamespace(model=model)) for model in models])
+    return made
 
 
 async def settle():
@@ -191,11 +214,7 @@ async def desk(caplog):
 
 async def test_a_call_is_a_request_as_any_other(desk):
     before_ns = monotonic_ns()
-    desk.process.batches[9] = SimpleNamespace(
-        pending=[
-            SimpleNamespace(request=InferRequest("caller", "", "", (), callers=callers)) for callers in (("e",), ())
-        ]
-    )
+    desk.process.batches[3, 9] = [batch("e"), batch()]
     desk.call(sequence=9, version="2", timeout_us=1_000_000)
     (request,) = desk.engine.asked
     assert (request.model, request.version, request.id, request.parameters) == ("other", "2", "id-1", {"k": 1})
@@ -341,6 +360,135 @@ async def test_what_is_left_of_a_call_does_not_answer_the_next_life_of_the_worke
     assert [(frame.call, frame.kind) for frame in desk.process.frames] == [(1, ""), (2, "")]
 
 
+async def test_a_call_of_which_the_batch_is_not_known_is_on_behalf_of_all_that_the_model_is_at(desk):
+    desk.process.batches[3, 0] = [batch("e"), batch("d", "e"), batch()]
+    desk.call()
+    (request,) = desk.engine.asked
+    assert request.callers == ("e", "d", "caller")
+
+
+# ---- models that wait for each other ----
+
+
+def caller(desk, instance, name):
+    """One more model in the worker, that calls."""
+    desk.process.hosted[instance] = SimpleNamespace(load=SimpleNamespace(name=name))
+
+
+def refusals(desk):
+    """The calls that were refused, and what was said."""
+    return {frame.call: (frame.kind, frame.message) for frame in desk.process.frames if frame.kind}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_model_that_waits_for_the_calling_one_is_not_called(desk, streams):
+    caller(desk, 4, "other")
+    desk.call(1, streams=streams)
+    desk.call(2, instance=4, model="caller", streams=streams)
+    kind, said = refusals(desk).pop(2)
+    assert kind == "invalid"
+    assert said.startswith("model 'caller' is waiting for model 'other' to answer a call of its own just now: ")
+    assert not refusals(desk).keys() - {2}
+    assert [request.model for request in desk.engine.asked] == ["other"]
+    assert len(desk.desk._open) == 1, "the first one goes on"
+
+
+async def test_nor_one_that_waits_for_it_by_way_of_others_in_whichever_worker(desk):
+    other = Process()
+    other.hosted = {
+        number: SimpleNamespace(load=SimpleNamespace(name=name)) for number, name in enumerate("bcd", start=5)
+    }
+    ask = partial(desk.desk.take, other, descriptors=[])
+    desk.call(1, model="b")
+    desk.call(2, model="x")
+    ask(plain_call(1, 5, "c"))
+    ask(plain_call(2, 5, "y"))
+    ask(plain_call(3, 6, "d"))
+    ask(plain_call(4, 7, "x"))
+    assert not refusals(desk)
+    assert other.frames == []
+    ask(plain_call(5, 7, "caller"))
+    (frame,) = other.frames
+    assert (frame.call, frame.kind) == (5, "invalid")
+    assert "model 'caller' is waiting for model 'd'" in frame.message
+    desk.desk.worker_died(other)
+
+
+@pytest.mark.parametrize("way", ["answer", "error", "taken back", "death"])
+async def test_a_call_that_is_over_is_waited_for_by_nobody(desk, way):
+    other = Process()
+    other.hosted = {9: SimpleNamespace(load=SimpleNamespace(name="other"))}
+    desk.call(1)
+    desk.call(2)
+    if way == "answer":
+        for future in desk.engine.futures:
+            future.set_result(response())
+    elif way == "error":
+        for future in desk.engine.futures:
+            future.set_exception(NotFound("no such model"))
+    elif way == "taken back":
+        desk.take(CallEnd(1))
+        desk.take(CallEnd(2))
+    else:
+        desk.desk.worker_died(desk.process)
+    await settle()
+    desk.desk.take(other, plain_call(1, 9, "caller"), [])
+    assert other.frames == []
+    assert desk.engine.asked[-1].model == "caller"
+    desk.desk.worker_died(other)
+
+
+async def test_of_two_calls_of_the_same_the_last_one_counts_too(desk):
+    caller(desk, 4, "other")
+    desk.call(1)
+    desk.call(2)
+    desk.take(CallEnd(1))
+    desk.call(3, instance=4, model="caller")
+    assert list(refusals(desk)) == [3]
+    desk.take(CallEnd(2))
+    desk.call(4, instance=4, model="caller")
+    assert list(refusals(desk)) == [3]
+
+
+async def test_a_call_that_was_not_accepted_is_waited_for_by_nobody(desk):
+    caller(desk, 4, "other")
+    desk.engine.error = Overloaded("the queue is full")
+    desk.call(1)
+    desk.engine.error = None
+    desk.call(2, instance=4, model="caller")
+    assert list(refusals(desk)) == [1]
+
+
+async def test_an_ensemble_waits_for_its_steps_and_they_for_whom_they_call(desk):
+    """The calling model is a step of the called ensemble, or waited for by one."""
+    desk.engine.repository.serving["outer", ""] = ensemble("inner", "first")
+    desk.engine.repository.serving["inner", ""] = ensemble("second")
+    caller(desk, 4, "second")
+    desk.call(1, model="outer")
+    assert not refusals(desk), "its steps wait for nobody"
+    desk.call(2, instance=4, model="outer")
+    assert "model 'outer' is waiting for model 'second'" in refusals(desk)[2][1]
+    desk.call(3, instance=4, model="caller")
+    assert list(refusals(desk)) == [2, 3], "the caller waits for it by way of both ensembles"
+
+
+async def test_models_that_wait_in_a_circle_of_others_do_not_hold_up_the_desk(desk):
+    """A circle that was there before this could be seen: a step was added to an ensemble meanwhile."""
+    desk.engine.repository.serving["e", ""] = ensemble("f")
+    desk.engine.repository.serving["f", ""] = ensemble("e")
+    desk.call(1, model="e")
+    assert not refusals(desk)
+    assert len(desk.engine.asked) == 1
+
+
+async def test_asking_the_repository_is_no_waiting_for_a_model(desk):
+    caller(desk, 4, "other")
+    desk.engine.repository.change = asyncio.Event().wait
+    desk.take(Ask(1, "load", "other"))
+    desk.call(2, instance=4, model="caller")
+    assert not refusals(desk)
+
+
 # ---- any number of answers ----
 
 
@@ -371,7 +519,7 @@ async def test_no_more_is_under_way_than_the_model_has_room_for(desk):
     for _ in range(3 * WINDOW):
         await asyncio.sleep(0)
     assert len(desk.process.told) == WINDOW
-    desk.take(CallCredit(1, 5))
+    desk.take(CallCredit(1, 5, 5 * 64))
     for _ in range(3 * WINDOW):
         await asyncio.sleep(0)
     assert len(desk.process.told) == WINDOW + 5
@@ -379,6 +527,41 @@ async def test_no_more_is_under_way_than_the_model_has_room_for(desk):
     await settle()
     assert stream.cancelled == 1
     assert len(desk.process.told) == WINDOW + 5
+    assert desk.idle
+
+
+async def test_nor_than_it_has_room_for_in_bytes(desk):
+    """Counted as the memory that they lie in; an error takes none."""
+
+    async def told(count):
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert len(desk.process.told) == count
+
+    desk.call(streams=True)
+    (stream,) = desk.engine.streams
+    half = WINDOW_BYTES // 2
+    for item in (
+        big(half - 64),
+        response(),
+        big(half),
+        Overloaded("no"),
+        big(3 * WINDOW_BYTES),
+        response(),
+        response(),
+    ):
+        stream.put(item)
+    await told(3)
+    desk.take(CallCredit(1, 1, half - 64))
+    await told(5)  # the error, and one that is larger than the window, because there is room for something
+    desk.take(CallCredit(1, 3, half + 64))
+    await told(5)
+    desk.take(CallCredit(1, 1, 3 * WINDOW_BYTES))
+    await told(7)
+    assert desk.desk._open[desk.process, 1].ahead_bytes == 128
+    desk.take(CallCredit(1, 2, 128))
+    stream.end()
+    await settle()
     assert desk.idle
 
 

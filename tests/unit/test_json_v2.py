@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
+from headrace.core.errors import HeadraceError, InvalidRequest, Kind
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import NUMPY_DTYPES, DataType, Tensor, from_wire, pack_bytes, unpack_bytes
 from headrace.wire.binary_v2 import decode_request, encode_response

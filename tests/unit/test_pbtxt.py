@@ -738,7 +738,8 @@ def test_whatever_is_set_gives_a_configuration_or_problems(random, whole):
 
 def test_a_reshape_and_a_format_are_read_and_given_back():
     config = parse_pbtxt(
-        'max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [3, 4] format: FORMAT_NHWC reshape { shape: [12] } }'
+        'max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [3, 4] '
+        "format: FORMAT_NHWC reshape { shape: [12] } }"
         ' output { name: "y" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } }',
         "m",
     )

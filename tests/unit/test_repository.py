@@ -596,7 +596,11 @@ async def test_an_ensemble_by_override(explicit):
         ('{"max_bach_size": 1}', {}, "config: is no model configuration in JSON"),
         ('{"name": "b"}', {}, "config: name: is 'b', expected the folder's name, 'a', or none"),
         ('{"max_batch_size": "-1"}', {}, "config: max_batch_size: should be greater than or equal to 0, got -1"),
-        ("{}", {"model.onnx": b""}, "Invalid file path 'model.onnx': has no version in front, expected a version and a path in it"),
+        (
+            "{}",
+            {"model.onnx": b""},
+            "Invalid file path 'model.onnx': has no version in front, expected a version and a path in it",
+        ),
         ("{}", {"0/model.onnx": b""}, "Invalid file path '0/model.onnx': has no version in front"),
         ("{}", {"01/x": b""}, "Invalid file path '01/x': has no version in front"),
         ("{}", {"1": b""}, "Invalid file path '1': has no version in front"),

@@ -150,7 +150,7 @@ def test_only_a_call_of_the_main_thread_is_known_to_be_on_behalf_of_what_that_is
     """Another thread may be at work for any request of the model."""
     front.calls.on_behalf_of = behalf
     answers = front.calls.stream(ModelCall("other", {"x": X}))
-    (frame, _) = front.hear()
+    frame, _ = front.hear()
     assert frame.sequence == behalf
     front.answer(frame.call)
     assert list(answers) == []

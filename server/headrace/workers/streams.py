@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 
 from headrace.batching.response_stream import WINDOW, WINDOW_BYTES
 from headrace.core.errors import HeadraceError, Kind, Overloaded
@@ -20,10 +20,13 @@ from headrace_backends.base import Answer, Backend, RequestInfo
 
 log = logging.getLogger("headrace.worker")
 
-# As the window, for responses that are sent from within ``begin``, on the worker's main thread: waiting there would
-# hold up everybody else. Past these bounds the request ends.
+# As the window, for responses that are sent from within ``begin``, on the worker's main thread: waiting there holds up
+# everybody else. A client so far behind is given a moment to read half of that, which one that reads does in less, as
+# a model may well make responses faster than they can be delivered. Otherwise the request ends.
 AHEAD = 1024
 AHEAD_BYTES = 64 * 1024 * 1024
+PATIENCE_S = 1.0
+_LOOK_EVERY_S = 0.001
 
 
 class Stream:
@@ -55,11 +58,10 @@ class Stream:
     @property
     def waits(self) -> bool:
         """Whether the client is far behind."""
-        behind = self.credit <= 0 or self.ahead_bytes >= WINDOW_BYTES
-        return behind and not (self.cancelled or self.ended)
+        return self._is_behind(WINDOW, WINDOW_BYTES)
 
     def send(self, answer: Answer) -> None:
-        """Give one response; waits while the client is far behind.
+        """Give one response; waits while the client is far behind, within ``begin`` only for a moment.
 
         Raises:
             TypeError: an output is not as declared, or a parameter is of no kind that the protocol has.
@@ -68,10 +70,11 @@ class Stream:
         made = self._part(answer)
         nbytes = sum(len(tensor.data) for tensor in made.outputs)
         part = frames.encode(made)
-        if self.beginner == threading.get_ident():
-            self._take_room_ahead(nbytes)
+        if self.beginner == threading.get_ident() and self.waits:
+            self._wait_a_moment()
+            self._conversation.wait_until(lambda: self._take(nbytes))
         else:
-            self._conversation.wait_until(lambda: self._take_room(nbytes))
+            self._conversation.wait_until(lambda: not self.waits and self._take(nbytes))
         if self.cancelled:
             return
         with self._ending:
@@ -91,32 +94,35 @@ class Stream:
             self._conversation.send(frames.Ended(self._sequence, kind, message))
         self._on_end(self._sequence)
 
-    def _take_room(self, nbytes: int) -> bool:
-        """Whether a response may be sent now. Asked with the conversation held, as credit is given."""
-        if self.waits:
-            return False
+    def _take(self, nbytes: int) -> bool:
+        """Take room for a response, whether there is some or not. Called with the conversation held, as credit is given."""
         self.credit -= 1
         self.ahead_bytes += nbytes
         return True
 
-    def _take_room_ahead(self, nbytes: int) -> None:
-        """Send without waiting, as far as that goes."""
-
-        def taken() -> bool:
-            self.credit -= 1
-            self.ahead_bytes += nbytes
-            return True
-
-        self._conversation.wait_until(taken)
-        behind = WINDOW - self.credit
-        if behind > AHEAD or self.ahead_bytes > AHEAD_BYTES + nbytes:
-            self.end(
-                Overloaded(
-                    f"the client has not read {behind} responses of {self.ahead_bytes} bytes, and the model makes them "
-                    "without waiting; sent from a thread of its own they would wait"
+    def _wait_a_moment(self) -> None:
+        """Let a client that is too far behind catch up, and have the request end when it does not."""
+        self._conversation.poll()  # it may have read or left, and perhaps no other thread looks
+        if not self._is_behind(AHEAD, AHEAD_BYTES):
+            return
+        until = monotonic() + PATIENCE_S
+        while self._is_behind(AHEAD // 2, AHEAD_BYTES // 2):
+            if monotonic() >= until:
+                self.end(
+                    Overloaded(
+                        f"the client has not read {WINDOW - self.credit} responses of {self.ahead_bytes} bytes, and "
+                        "the model goes on making them; sent from a thread of its own they would wait"
+                    )
                 )
-            )
-            self.cancelled = True
+                self.cancelled = True
+                return
+            sleep(_LOOK_EVERY_S)
+            self._conversation.poll()
+
+    def _is_behind(self, responses: int, nbytes: int) -> bool:
+        """Whether there is a client that has so much to read."""
+        behind = WINDOW - self.credit >= responses or self.ahead_bytes >= nbytes
+        return behind and not (self.cancelled or self.ended)
 
     def _part(self, answer: Answer) -> frames.Part:
         infer_ns = monotonic_ns() - self._since_ns
