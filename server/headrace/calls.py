@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections import Counter
 from time import monotonic_ns
 
 from headrace.batching.response_stream import ResponseStream
@@ -56,6 +57,7 @@ class CallDesk:
         self._open: dict[_Key, asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed] = {}
         self._counts: dict[WorkerProcess, int] = {}
         self._edges: dict[_Key, tuple[str, ...]] = {}  # of each open call, who waits for whom
+        self._waits: Counter[tuple[str, ...]] = Counter()  # how often each of these is among them
 
     def take(self, process: WorkerProcess, frame: Asked, descriptors: list[int]) -> None:
         """One more call, or word about one. The descriptors are closed after the call."""
@@ -92,7 +94,8 @@ class CallDesk:
     def _run(self, key: _Key, frame: Call, descriptors: list[int]) -> None:
         callers = _callers(key[0], frame)
         request = _request(frame, callers, descriptors)
-        self._check_circle(callers[-1:], request.model)
+        if request.model not in callers:  # otherwise it is refused by the engine, which can say by which way it came
+            self._check_circle(callers[-1:], request.model)
         if frame.streams:
             streamed = _Streamed(self._engine.stream(request))
             self._keep(key, streamed, (*callers[-1:], request.model))
@@ -204,7 +207,7 @@ class CallDesk:
             InvalidRequest: it is one.
         """
         waits: dict[str, set[str]] = {}
-        for waiting, *awaited in self._edges.values():
+        for waiting, *awaited in self._waits:
             waits.setdefault(waiting, set()).update(awaited)
         seen, ahead = set(caller), [called]
         while ahead:
@@ -231,11 +234,16 @@ class CallDesk:
     ) -> None:
         if len(edge) > 1:
             self._edges[key] = edge
+            self._waits[edge] += 1
         self._open[key] = what
         self._counts[key[0]] = self._counts.get(key[0], 0) + 1
 
     def _forget(self, key: _Key) -> "asyncio.Future[InferResponse] | asyncio.Task[None] | _Streamed | None":
-        self._edges.pop(key, None)
+        edge = self._edges.pop(key, None)
+        if edge is not None:
+            self._waits[edge] -= 1
+            if not self._waits[edge]:
+                del self._waits[edge]
         what = self._open.pop(key, None)
         if what is not None:
             self._counts[key[0]] -= 1

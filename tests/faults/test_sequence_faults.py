@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from running_server import RunningServer
 from system.load import python_model
+from system.streams import stream_method
 from system.test_sequences import (
     NO_IDLING,
     OWN_STATE,
@@ -33,7 +34,6 @@ from system.test_sequences import (
     opened,
     sequence_parameters,
 )
-from system.test_streams import stream_method
 
 KILLED = "its worker died (signal SIGKILL)"
 FULL = "batching: {max_queue_delay_us: 2000000, preferred_sizes: [4]}"  # four make a batch, or two seconds

@@ -136,11 +136,11 @@ def run(block, server, folder):
     """What the program prints when it is pasted, with the addresses of this server."""
     text = block.text
     for shown, real in (
+        ("/tmp/", f"{folder}/"),  # first: the others may lie there
         ("localhost:8000", server.http),
         ("localhost:8001", server.grpc),
         ("localhost:8002", server.metrics),
         (".venv/bin/", f"{Path(sys.executable).parent}/"),
-        ("/tmp/", f"{folder}/"),
         ("/headrace_docs", f"/headrace_docs_{os.getpid()}"),  # the machine's, and so of everybody who runs this
     ):
         text = text.replace(shown, real)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from running_server import RunningServer
 from system.load import Load, fake_model, infer, onnx_model, python_model, wait_for
-from system.test_streams import Conversation, generate_stream, lines, resident_bytes, steady, streaming_models
+from system.streams import Conversation, generate_stream, lines, resident_bytes, steady, streaming_models
 
 MIB = 1024 * 1024
 
@@ -371,7 +371,6 @@ def test_a_streaming_model_that_calls_itself_is_refused(server):
     assert "on behalf of itself (relay -> relay)" in item.error
 
 
-@pytest.mark.xfail(reason="A waits for B and B for A, from different clients: until the execution timeout", strict=True)
 def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
     """Each client's chain is short and ends by itself; only the two models' workers wait for each other."""
     code = CHAIN.replace("first, _, rest", "time.sleep(0.5); first, _, rest").replace(
@@ -387,9 +386,6 @@ def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
         assert {outcome.status for outcome in outcomes} <= {200, 400}
 
 
-@pytest.mark.xfail(
-    reason="calls of a decoupled model's own threads are on nobody's behalf: no loop is seen", strict=True
-)
 def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     """sum -> sender -> sum, the second call being made by a thread that outlives execute."""
     python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 6\n")

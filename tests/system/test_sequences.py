@@ -20,7 +20,7 @@ import tritonclient.http
 from onnx import TensorProto, helper
 from running_server import RunningServer
 from system.load import INFER, put, python_model, replace
-from system.test_streams import stream_method
+from system.streams import stream_method
 
 from headrace.wire import pb
 

@@ -13,7 +13,7 @@ import tritonclient.grpc
 import tritonclient.http
 from running_server import RunningServer
 from system.load import all_at_once, onnx_model, put, wait_for
-from system.test_streams import Conversation, generate_stream, stream_method
+from system.streams import Conversation, generate_stream, stream_method
 from tritonclient.utils import InferenceServerException
 
 from headrace.wire import pb
@@ -543,9 +543,6 @@ def counted(server):
     return server.metric("counting_responses_total")
 
 
-@pytest.mark.xfail(
-    reason="a model's metrics are asked for when a request begins, not when its stream ends", strict=True
-)
 def test_metrics_are_seen_without_another_request(server):
     before = server.metric("counting_responses_total")
     assert len(list(generate_stream(server, "counting", 200))) == 200

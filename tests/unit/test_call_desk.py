@@ -152,7 +152,7 @@ class Desk:
     @property
     def idle(self):
         desk = self.desk
-        return not (desk._open or desk._counts or desk._edges)
+        return not (desk._open or desk._counts or desk._edges or desk._waits)
 
 
 def response(value=7, **parameters):
@@ -436,6 +436,17 @@ async def test_a_call_that_is_over_is_waited_for_by_nobody(desk, way):
     assert other.frames == []
     assert desk.engine.asked[-1].model == "caller"
     desk.desk.worker_died(other)
+
+
+async def test_one_that_comes_back_to_its_caller_is_left_to_the_engine_to_refuse(desk):
+    """Which knows the whole way that it came."""
+    caller(desk, 4, "other")
+    desk.process.batches[4, 0] = [batch("caller")]
+    desk.call(1)
+    desk.call(2, instance=4, model="caller")
+    desk.call(3, model="caller")
+    assert not refusals(desk)
+    assert [request.callers for request in desk.engine.asked[1:]] == [("caller", "other"), ("caller",)]
 
 
 async def test_of_two_calls_of_the_same_the_last_one_counts_too(desk):

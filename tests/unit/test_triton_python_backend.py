@@ -520,6 +520,29 @@ def test_nothing_can_be_sent_after_the_final_flag(load):
         backend._model.sender.send(flags=1)
 
 
+def test_a_last_response_that_cannot_be_sent_ends_the_responses_all_the_same(load):
+    class Refusing(Stream):
+        def send(self, answer):
+            raise TypeError("an output is not as declared")
+
+    code = """
+    class TritonPythonModel:
+        def execute(self, requests):
+            (r,) = requests
+            self.sender, self.errors = r.get_response_sender(), []
+            for flags in (0, FINAL):
+                try:
+                    self.sender.send(respond(x_of(r)), flags)
+                except TypeError as error:
+                    self.errors.append(str(error))
+    """
+    backend = load(code, decoupled=True)
+    assert begin(backend, 1, stream=Refusing()).values == []
+    assert backend._model.errors == ["an output is not as declared"] * 2
+    with pytest.raises(Exception, match="the response sender is closed"):
+        backend._model.sender.send(flags=1)
+
+
 def test_decoupled_returns_none(load):
     with pytest.raises(TypeError, match="execute gave list, expected None: the model is decoupled"):
         begin(giving(load, "[respond(x_of(requests[0]))]", decoupled=True), 1)

@@ -14,10 +14,10 @@ import pytest
 from headrace.core.errors import InvalidRequest, Kind, Overloaded
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
-from headrace.workers import channel, worker
+from headrace.workers import channel, streams, worker
 from headrace.workers.arena import HEADER_BYTES, SMALLEST_BYTES, Segment
 from headrace.workers.channel import receive, send_blocking
-from headrace.workers.conversation import Conversation
+from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.frames import (
     Begun,
     Cancel,
@@ -39,7 +39,7 @@ from headrace.workers.frames import (
     encode,
 )
 from headrace.workers.main import build
-from headrace.workers.streams import WINDOW, Stream, Streams
+from headrace.workers.streams import AHEAD, WINDOW, WINDOW_BYTES, Stream, Streams
 from headrace_backends.base import Answer, Backend, CustomMetric, RequestInfo
 
 WAIT_S = 10
@@ -80,6 +80,10 @@ class Model(Backend):
 
 def answer(*values, **parameters):
     return Answer({"y": np.array(values, np.uint8)}, parameters)
+
+
+def nothing():
+    """What is done at some moment, where that is of no interest."""
 
 
 def values(part):
@@ -208,6 +212,7 @@ def front(monkeypatch, caplog):
     made = Front(monkeypatch)
     yield made
     made.close()
+    made._models.clear()  # which may hold on to their streams, and so to the worker
     made._segments.clear()
     made._outputs.clear()
     made.worker = made.error = None
@@ -398,6 +403,53 @@ def test_a_model_that_sends_by_itself_waits_for_its_client(front):
     front.nothing_more()
 
 
+HALF = bytes(WINDOW_BYTES // 2)
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_the_window_is_one_of_bytes_as_well(front, by_itself):
+    sizes = [len(HALF) - 1, 1, len(HALF), 3 * WINDOW_BYTES, 1, 1]  # one of them larger than the window
+    threads = []
+
+    def begin(inputs, stream):
+        answers = (Answer({"y": np.zeros(size, np.uint8)}) for size in sizes)
+        if not by_itself:
+            return answers
+
+        def give():
+            for one in answers:
+                stream.send(one)
+            stream.end()
+
+        threads.append(threading.Thread(target=give))
+        threads[0].start()
+        return None
+
+    def size():
+        (tensor,) = front.hear().outputs
+        return len(tensor.data)
+
+    def nothing_comes():
+        """Whatever the worker is asked next is what is heard next."""
+        front.ask(99, 0, instance=1)
+        assert isinstance(front.hear(), Done)
+
+    front.serve(Model(begin), Model(None, lambda inputs: {"y": inputs["x"]}))
+    front.ask(1, 0)
+    assert isinstance(front.hear(), Begun)
+    assert [size() for _ in range(3)] == sizes[:3]
+    nothing_comes()
+    front.tell(Credit(1, 1, len(HALF) - 1))
+    assert size() == sizes[3], "there is room for something"
+    front.tell(Credit(1, 2, len(HALF) + 1))
+    nothing_comes()
+    front.tell(Credit(1, 1, 3 * WINDOW_BYTES))
+    assert len(front.hear_all(1)) == 3
+    for thread in threads:
+        thread.join(WAIT_S)
+    front.nothing_more()
+
+
 def test_an_answer_that_cannot_be_sent_takes_no_room(front):
     def begin(inputs, stream):
         def give():
@@ -418,9 +470,12 @@ def test_an_answer_that_cannot_be_sent_takes_no_room(front):
     threads[0].join(WAIT_S)
 
 
-def test_room_is_counted_exactly_when_many_threads_send(front):
+@pytest.mark.parametrize("most_bytes", [WINDOW_BYTES, WINDOW // 2])
+def test_room_is_counted_exactly_when_many_threads_send(front, monkeypatch, most_bytes):
     """Credit comes in one thread and is used up in others: an update that is lost stops the stream for ever."""
     each, threads = 400, 4
+    monkeypatch.setattr(streams, "WINDOW_BYTES", most_bytes)
+    most = min(WINDOW, most_bytes)  # of one byte each
 
     def begin(inputs, stream):
         def give():
@@ -444,13 +499,179 @@ def test_room_is_counted_exactly_when_many_threads_send(front):
     for _ in range(each * threads):
         assert isinstance(front.hear(), Part)
         under_way += 1
-        assert under_way <= WINDOW
-        if under_way >= WINDOW // 2:
-            front.tell(Credit(1, under_way))
+        assert under_way <= most
+        if under_way >= most // 2:
+            front.tell(Credit(1, under_way, under_way))
             under_way = 0
     assert front.hear() == Ended(1)
     working[0].join(WAIT_S)
     front.nothing_more()
+
+
+# ---- a model that sends from within begin, which others wait for ----
+
+
+def sending(count, size=1, then=nothing):
+    """A model of which each request is answered so, and another one that answers batches."""
+
+    def begin(inputs, stream):
+        for _ in range(count):
+            stream.send(answer(*bytes(size)))
+        then()
+        stream.end()
+
+    return Model(begin), Model(None, lambda inputs: {"y": inputs["x"]})
+
+
+def test_a_client_that_reads_is_given_all_however_much_it_is(front):
+    front.serve(*sending(3 * AHEAD))
+    front.ask(1, 0)
+    assert isinstance(front.hear(), Begun)
+    heard = 0
+    while isinstance(frame := front.hear(), Part):
+        heard += 1
+        if heard % (WINDOW // 2) == 0:
+            front.tell(Credit(1, WINDOW // 2, WINDOW // 2))
+    assert (heard, frame) == (3 * AHEAD, Ended(1))
+    front.nothing_more()
+
+
+def test_a_client_that_does_not_read_is_given_so_much_and_does_not_hold_up_others_for_long(front, monkeypatch):
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.0)
+    went_on = threading.Event()
+    front.serve(*sending(3 * AHEAD, then=went_on.set))
+    front.ask(1, 0)
+    *parts, last = front.hear_all(1)
+    assert len(parts) == AHEAD
+    assert (last.sequence, last.kind) == (1, "overloaded")
+    assert f"the client has not read {AHEAD} responses of {AHEAD} bytes" in last.message
+    front.ask(2, 5, instance=1)
+    assert front.output(front.hear()) == [5]
+    assert went_on.is_set(), "what it sends afterwards goes nowhere"
+    front.nothing_more()
+
+
+def test_nor_is_it_given_more_bytes_than_that(front, monkeypatch):
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(streams, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(streams, "AHEAD_BYTES", 1000)
+    front.serve(*sending(30, 400))
+    front.ask(1, 0)
+    *parts, last = front.hear_all(1)
+    assert len(parts) == 3
+    assert "has not read 3 responses of 1200 bytes" in last.message
+    front.nothing_more()
+
+
+@pytest.mark.parametrize("unit", ["responses", "bytes"])
+def test_a_client_that_falls_behind_is_waited_for_until_it_has_read_half(front, monkeypatch, unit):
+    """As long as that takes it no longer than the moment that there is."""
+    monkeypatch.setattr(streams, "PATIENCE_S", float(WAIT_S))
+    most = AHEAD
+    if unit == "bytes":
+        most = 64
+        monkeypatch.setattr(streams, "WINDOW_BYTES", 8)
+        monkeypatch.setattr(streams, "AHEAD_BYTES", most)
+    looked = threading.Semaphore(0)
+    monkeypatch.setattr(streams, "sleep", lambda _: looked.release())
+    front.serve(*sending(most + 9))
+    front.ask(1, 0)
+    assert isinstance(front.hear(), Begun)
+    for _ in range(most):
+        assert isinstance(front.hear(), Part)
+    assert looked.acquire(timeout=WAIT_S)
+    front.tell(Credit(1, most // 2, most // 2))
+    while looked.acquire(blocking=False):
+        pass
+    for _ in range(3):
+        assert looked.acquire(timeout=WAIT_S), "it does not wait"
+    front._sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        front.hear()
+    front._sock.settimeout(WAIT_S)
+    front.tell(Credit(1, 1, 1))
+    assert len(front.hear_all(1)) == 9 + 1
+    front.nothing_more()
+
+
+def test_a_client_that_leaves_meanwhile_is_noticed_once_it_is_behind(front):
+    left, noticed = threading.Event(), []
+
+    def begin(inputs, stream):
+        for _ in range(WINDOW):
+            stream.send(answer(1))
+        left.wait(WAIT_S)
+        stream.send(answer(2))  # nobody hears it
+        noticed.append(stream.cancelled)
+        stream.end()
+
+    front.serve(Model(begin))
+    front.ask(1, 0)
+    for _ in range(WINDOW + 1):
+        front.hear()
+    front.tell(Cancel(1))
+    left.set()
+    assert front.hear() == Ended(1)
+    assert noticed == [True]
+    front.nothing_more()
+
+
+def test_an_iterator_whose_room_a_thread_has_taken_meanwhile_does_not_hold_up_the_worker(front):
+    def begin(inputs, stream):
+        def give():
+            for _ in range(WINDOW - 1):
+                yield answer(1)
+            thread = threading.Thread(target=stream.send, args=(answer(2),))
+            thread.start()
+            thread.join(WAIT_S)
+            yield answer(3)
+            yield answer(4)
+
+        return give()
+
+    front.serve(Model(begin), Model(None, lambda inputs: {"y": inputs["x"]}))
+    front.ask(1, 0)
+    heard = [front.hear() for _ in range(WINDOW + 2)]
+    assert [values(one) for one in heard[-2:]] == [[2], [3]]
+    front.ask(2, 5, instance=1)
+    assert isinstance(front.hear(), Done), "the fourth waits, and nobody else does"
+    front.tell(Credit(1, 3, 3))
+    assert [values(one) for one in front.hear_all(1)[:-1]] == [[4]]
+    front.nothing_more()
+
+
+def test_once_begin_has_returned_what_was_sent_within_counts(front):
+    """Its iterator has the same window, and its other threads wait as any."""
+    sent = threading.Event()
+    threads = []
+
+    def begin(inputs, stream):
+        for _ in range(WINDOW + 3):
+            stream.send(answer(1))
+
+        def give():
+            with contextlib.suppress(RuntimeError):  # it may come after the end
+                stream.send(answer(3))
+            sent.set()
+
+        threads.append(threading.Thread(target=give))
+        threads[0].start()
+        return iter((answer(2),) * 2)
+
+    front.serve(Model(begin), Model(None, lambda inputs: {"y": inputs["x"]}))
+    front.ask(1, 0)
+    assert [type(front.hear()) for _ in range(WINDOW + 4)] == [Begun, *[Part] * (WINDOW + 3)]
+    front.ask(2, 5, instance=1)
+    assert isinstance(front.hear(), Done), "nothing comes in between"
+    front.tell(Credit(1, 3, 3))
+    front.ask(3, 5, instance=1)
+    assert isinstance(front.hear(), Done)
+    assert not sent.is_set()
+    front.tell(Credit(1, 1, 1))
+    assert values(front.hear()) in ([2], [3])
+    front.tell(Credit(1, WINDOW, WINDOW))
+    assert len(front.hear_all(1)) in (2, 3)
+    threads[0].join(WAIT_S)
 
 
 # ---- a client that has left ----
@@ -665,6 +886,9 @@ class Silent:
     def wait_until(self, happened):
         assert happened(), "it would wait"
 
+    def poll(self):
+        raise AssertionError("nobody sends from within begin")
+
 
 class Calls:
     on_behalf_of = 0
@@ -685,10 +909,10 @@ def test_a_thousand_slow_clients_do_not_make_a_response_dearer(monkeypatch):
         return (answer(1) for _ in range(10_000))
 
     for sequence in range(1000):
-        streams.begin("m", Model(begin), Calls(), sequence, RequestInfo(1, "", {}), {})
+        streams.begin("m", Model(begin), Calls(), sequence, RequestInfo(1, "", {}), {}, nothing)
     while streams.runnable:
         streams.step()
-    streams.credit(7, 100)
+    streams.credit(7, 100, 100)
     monkeypatch.setattr(Stream, "waits", property(counted))
     steps = 0
     while streams.runnable:
@@ -707,14 +931,14 @@ def test_a_thousand_slow_clients_do_not_make_a_response_dearer(monkeypatch):
 def test_credit_that_comes_while_a_request_is_put_aside_is_not_lost(monkeypatch):
     """Another thread may read of it between the moment that there is no room and the putting aside."""
     streams = Streams(Silent())
-    streams.begin("m", Model(lambda inputs, stream: (answer(1) for _ in range(99))), Calls(), 1, None, {})
+    streams.begin("m", Model(lambda inputs, stream: (answer(1) for _ in range(99))), Calls(), 1, None, {}, nothing)
     for _ in range(WINDOW - 1):
         streams.step()
     original = streams._put_aside
 
     def put_aside(turn):
         assert turn.stream.waits
-        streams.credit(1, 5)
+        streams.credit(1, 5, 5)
         original(turn)
 
     monkeypatch.setattr(streams, "_put_aside", put_aside)
@@ -875,6 +1099,44 @@ def test_metrics_are_told_when_they_have_changed(front):
     front.nothing_more()
 
 
+def test_metrics_of_what_a_thread_has_done_are_told_before_the_end(front):
+    """Its request began long ago, and another one may never come."""
+    threads, go_on = [], threading.Event()
+
+    def begin(inputs, stream):
+        def give():
+            go_on.wait(WAIT_S)
+            model.told = (metric(7.0),)
+            stream.end()
+            model.told = (metric(8.0),)
+            stream.end()
+
+        threads.append(threading.Thread(target=give))
+        threads[0].start()
+
+    model = Model(begin)
+    model.told = (metric(0.0),)
+    front.serve(model)
+    assert isinstance(front.hear(), CustomMetrics)
+    front.ask(1, 0)
+    assert isinstance(front.hear(), Begun)
+    go_on.set()
+    assert [one.value for one in front.hear().samples] == [7.0]
+    assert front.hear() == Ended(1)
+    threads[0].join(WAIT_S)
+    assert [one.value for one in front.hear().samples] == [8.0]
+    front.nothing_more()
+
+
+def test_metrics_that_cannot_be_told_end_no_stream_otherwise(front):
+    model = Model(lambda inputs, stream: iter((answer(1),)))
+    model.told = broken_metrics
+    front.serve(model)
+    front.ask(1, 0)
+    assert [type(one) for one in front.hear_all(1)] == [Part, Ended]
+    front.nothing_more()
+
+
 def broken_metrics():
     raise RuntimeError("no metrics")
 
@@ -890,16 +1152,39 @@ def test_metrics_that_cannot_be_told_cost_nobody_an_answer(front, told):
     front.nothing_more()
 
 
-def test_the_worker_ends_when_the_front_process_is_gone_while_a_model_waits_for_a_slow_client(front):
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_the_worker_ends_when_the_front_process_is_gone_while_a_model_waits_for_a_slow_client(front, by_itself):
+    errors, threads = [], []
+
     def begin(inputs, stream):
-        while True:
-            stream.send(answer(1))
+        def give():
+            try:
+                while True:
+                    stream.send(answer(1))
+            except Exception as error:
+                errors.append(error)
+                raise
+
+        if not by_itself:
+            give()
+
+        def give_quietly():
+            with contextlib.suppress(OSError, ConversationEnded):
+                give()
+
+        threads.append(threading.Thread(target=give_quietly))
+        threads[0].start()
 
     front.serve(Model(begin))
     front.ask(1, 0)
-    for _ in range(WINDOW + 1):
+    for _ in range(WINDOW + 1 if by_itself else AHEAD + 1):
         front.hear()
     front.close()
+    for thread in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    (error,) = errors
+    assert isinstance(error, OSError | ConversationEnded)
     assert isinstance(front.error, OSError | None), front.error
 
 
@@ -908,7 +1193,7 @@ def test_a_conversation_is_all_that_streams_need():
     ours, theirs = channel.pair()
     with ours, theirs:
         streams = Streams(Conversation(theirs, lambda *_: False))
-        streams.begin("m", Model(lambda inputs, stream: iter(())), Calls(), 3, RequestInfo(1, "", {}), {})
+        streams.begin("m", Model(lambda inputs, stream: iter(())), Calls(), 3, RequestInfo(1, "", {}), {}, nothing)
         streams.step()
         assert decode_from_worker(receive(ours)[0]) == Ended(3)
         assert not streams.runnable

@@ -20,9 +20,9 @@ from headrace_backends.base import Answer, Backend, RequestInfo
 
 log = logging.getLogger("headrace.worker")
 
-# As the window, for responses that are sent from within ``begin``, on the worker's main thread: waiting there holds up
-# everybody else. A client so far behind is given a moment to read half of that, which one that reads does in less, as
-# a model may well make responses faster than they can be delivered. Otherwise the request ends.
+# As the window, for responses that are sent on the worker's main thread, as from within ``begin``: waiting there holds
+# up everybody else. A client so far behind is given a moment to read half of that, which one that reads does in less,
+# as a model may well make responses faster than they can be delivered. Otherwise the request ends.
 AHEAD = 1024
 AHEAD_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 1.0
@@ -30,7 +30,7 @@ _LOOK_EVERY_S = 0.001
 
 
 class Stream:
-    """One decoupled request in the worker: the model's ``ResponseStream``."""
+    """One decoupled request in the worker: the model's ``ResponseStream``. Made on the worker's main thread."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Stream:
         self.ended = False
         self.credit = WINDOW
         self.ahead_bytes = 0
-        self.beginner: int | None = None  # the thread that is inside ``begin``
         self._sequence = sequence
         self._specs = {spec.name: spec for spec in signature.outputs}
         self._conversation = conversation
         self._on_end = on_end
         self._before_end = before_end
+        self._main = threading.get_ident()
         self._since_ns = monotonic_ns()
         self._ending = threading.Lock()  # held to say something, so that the end is the last that is said
 
@@ -61,7 +61,7 @@ class Stream:
         return self._is_behind(WINDOW, WINDOW_BYTES)
 
     def send(self, answer: Answer) -> None:
-        """Give one response; waits while the client is far behind, within ``begin`` only for a moment.
+        """Give one response; waits while the client is far behind, on the worker's main thread only for a moment.
 
         Raises:
             TypeError: an output is not as declared, or a parameter is of no kind that the protocol has.
@@ -70,8 +70,9 @@ class Stream:
         made = self._part(answer)
         nbytes = sum(len(tensor.data) for tensor in made.outputs)
         part = frames.encode(made)
-        if self.beginner == threading.get_ident() and self.waits:
-            self._wait_a_moment()
+        if threading.get_ident() == self._main:
+            if self.waits:
+                self._wait_a_moment()
             self._conversation.wait_until(lambda: self._take(nbytes))
         else:
             self._conversation.wait_until(lambda: not self.waits and self._take(nbytes))
@@ -95,7 +96,7 @@ class Stream:
         self._on_end(self._sequence)
 
     def _take(self, nbytes: int) -> bool:
-        """Take room for a response, whether there is some or not. Called with the conversation held, as credit is given."""
+        """Count one more response. Called with the conversation held, as credit is given."""
         self.credit -= 1
         self.ahead_bytes += nbytes
         return True
@@ -179,14 +180,11 @@ class Streams:
         """
         stream = Stream(sequence, request, backend.signature, self._conversation, self._forget, before_end)
         self._open[sequence] = stream
-        stream.beginner = threading.get_ident()
         try:
             iterator = backend.begin(inputs, stream)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             _fail(name, stream, error)
             return
-        finally:
-            stream.beginner = None
         if iterator is not None:
             self._ready.append(_Turn(name, sequence, stream, iterator, calls))
 

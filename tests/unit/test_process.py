@@ -1,0 +1,269 @@
+"""A worker process as the front process sees it; the worker is the test's end of the socket."""
+
+import asyncio
+import contextlib
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from headrace.workers import channel, process
+from headrace.workers.frames import (
+    Begun,
+    Cancel,
+    Credit,
+    Ended,
+    Failed,
+    Load,
+    Part,
+    Run,
+    decode_to_worker,
+    encode,
+)
+from headrace.workers.instance import Batch
+from headrace.workers.process import WorkerProcess
+from headrace.workers.spawn import Spawned
+
+
+class Popen:
+    """A process that is there until it is killed or has ended."""
+
+    pid = 77
+
+    def __init__(self, exited):
+        self.exited = exited
+        self.kills = 0
+
+    def kill(self):
+        self.kills += 1
+        self.end()
+
+    def end(self):
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    def wait(self):
+        return -9
+
+
+class OpenStreams:
+    """What an instance's clients wait for."""
+
+    awaited = False
+    awaited_since = 0.0
+
+    def __len__(self):
+        return 1
+
+
+class Model:
+    """An instance that keeps what it is told."""
+
+    is_up = False
+
+    def __init__(self, number, name):
+        self.load = SimpleNamespace(instance=number, name=name)
+        self.execution_timeout_s = 5.0
+        self.streams = OpenStreams()
+        self.heard = []
+        self.causes = []
+
+    def begun(self, batch, frame):
+        self.heard.append(frame)
+
+    def failed(self, batch, frame):
+        self.heard.append(frame)
+
+    def part(self, frame):
+        self.heard.append(frame)
+
+    def ended(self, frame):
+        self.heard.append(frame)
+
+    def down(self, executing, staged, cause):
+        self.causes.append(cause)
+
+
+class Worker:
+    """The process under test, and the other end of its socket in its first life; later ones are silent."""
+
+    def __init__(self, monkeypatch):
+        self.lives = []
+        monkeypatch.setattr(process, "spawn", self._spawn)
+        self.process = WorkerProcess("w", shared=False, threads=1, log_format="text")
+
+    def _spawn(self, name, **_):
+        ours, theirs = channel.pair()
+        popen = Popen(asyncio.get_running_loop().create_future())
+        self.lives.append((popen, theirs))
+        return Spawned(popen, ours, popen.exited)
+
+    @property
+    def popen(self):
+        return self.lives[0][0]
+
+    @property
+    def sock(self):
+        return self.lives[0][1]
+
+    async def close(self):
+        """End every life, and the looking after it."""
+        stopping = asyncio.get_running_loop().create_task(self.process.stop())
+        await settle()
+        for popen, sock in self.lives:
+            popen.end()
+            sock.close()
+        await stopping
+
+    def host(self, *models):
+        for model in models:
+            self.process.hosted[model.load.instance] = model
+
+    def run(self, model, sequence):
+        """Give it a batch."""
+        batch = Batch(model, SimpleNamespace(inputs=None), [], sequence)
+        self.process.run(batch, Run(model.load.instance, sequence, 0, 0, (), ()), [])
+        return batch
+
+    async def say(self, *frames):
+        """What the worker says, bytes as they are."""
+        for frame in frames:
+            self.sock.send(frame if isinstance(frame, bytes) else encode(frame))
+        await settle()
+
+    def told(self):
+        """What the worker has been told."""
+        self.sock.setblocking(False)
+        frames = []
+        while True:
+            try:
+                data, descriptors = channel.receive(self.sock)
+            except BlockingIOError:
+                return frames
+            channel.close_all(descriptors)
+            frames.append(decode_to_worker(data))
+
+
+async def settle():
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def worker(monkeypatch):
+    made = Worker(monkeypatch)
+    await settle()
+    yield made
+    await made.close()
+
+
+# ---- what the worker is at ----
+
+
+async def test_a_batch_is_found_by_its_number_until_it_is_answered(worker):
+    model = Model(3, "m")
+    worker.host(model)
+    first, second = worker.run(model, 7), worker.run(model, 8)
+    assert worker.process.batches_of(3, 7) == [first]
+    assert worker.process.batches_of(3, 8) == [second]
+    assert worker.process.batches_of(3, 9) == []
+    await worker.say(Failed(7, "internal", "no"))
+    assert worker.process.batches_of(3, 7) == []
+
+
+async def test_one_that_is_answered_part_by_part_until_it_has_ended(worker):
+    model = Model(3, "m")
+    worker.host(model)
+    batch = worker.run(model, 7)
+    await worker.say(Begun(7, 5), Part(7, (), {}))
+    assert worker.process.batches_of(3, 7) == [batch]
+    await worker.say(Ended(7))
+    assert worker.process.batches_of(3, 7) == []
+
+
+async def test_without_a_number_all_of_the_instance_s_are_found_and_no_other_s(worker):
+    model, other = Model(3, "m"), Model(4, "other")
+    worker.host(model, other)
+    first, _, second = worker.run(model, 7), worker.run(other, 8), worker.run(model, 9)
+    await worker.say(Begun(7, 5))
+    assert {one.sequence for one in worker.process.batches_of(3, 0)} == {first.sequence, second.sequence}
+    assert [one.sequence for one in worker.process.batches_of(4, 0)] == [8]
+    assert worker.process.batches_of(5, 0) == []
+    await worker.say(Ended(7))
+    assert worker.process.batches_of(3, 0) == [second]
+
+
+async def test_a_model_that_is_being_loaded_is_no_batch(worker):
+    load = Load(4, "fake", "m", "1", "/m", "cpu", 1, None, None, {}, False)
+    model = Model(4, "m")
+    worker.host(model)
+    worker.process._ask(-5, process._Loading(model, None), load)
+    assert worker.process.batches_of(4, 0) == []
+    assert worker.process.batches_of(4, -5) == []
+
+
+# ---- what it says ----
+
+
+async def test_a_thread_that_goes_on_after_the_end_is_not_heard(worker):
+    model = Model(3, "m")
+    worker.host(model)
+    worker.run(model, 7)
+    await worker.say(Begun(7, 5), Ended(7))
+    await worker.say(Part(7, (), {}), Ended(7), Part(99, (), {}))
+    assert [type(frame) for frame in model.heard] == [Begun, Ended]
+    assert worker.popen.kills == 0
+
+
+@pytest.mark.parametrize("said", [b"\xff not a frame", encode(Credit(1, 2))])
+async def test_a_worker_that_cannot_be_understood_is_killed(worker, said, caplog):
+    model = Model(3, "m")
+    worker.host(model)
+    await worker.say(said)
+    assert worker.popen.kills == 1
+    await settle()
+    assert model.causes == ["it sent a frame that cannot be read"]
+    assert "worker w sent a frame that cannot be read" in caplog.text
+
+
+# ---- what it is told ----
+
+
+@pytest.mark.parametrize(
+    ("frame", "starts", "told"),
+    [(Cancel(1), True, [Cancel(1)]), (Cancel(1 << 80), True, []), (Cancel(1), False, [])],
+    ids=["told", "cannot be written", "down"],
+)
+async def test_descriptors_are_not_kept_whatever_becomes_of_what_they_came_with(monkeypatch, frame, starts, told):
+    worker = Worker(monkeypatch)
+    if starts:
+        await settle()
+    descriptor = os.memfd_create("test")
+    with contextlib.suppress(OverflowError):
+        worker.process.tell(frame, [descriptor])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    await settle()
+    assert worker.told() == told
+    await worker.close()
+
+
+# ---- how long it may be silent ----
+
+
+async def test_its_silence_counts_from_when_somebody_had_room(worker):
+    model = Model(3, "m")
+    worker.host(model)
+    worker.run(model, 7)
+    await worker.say(Begun(7, 5))
+    heard_at = worker.process._heard_at
+    model.streams.awaited = True
+    worker.process.check_time(heard_at + 4.9, 60.0)
+    model.streams.awaited_since = heard_at + 100
+    worker.process.check_time(heard_at + 104.9, 60.0)
+    model.streams.awaited = False
+    worker.process.check_time(heard_at + 500, 60.0)
+    assert worker.popen.kills == 0
+    model.streams.awaited = True
+    worker.process.check_time(heard_at + 105.1, 60.0)
+    assert worker.popen.kills == 1
