@@ -7,19 +7,27 @@ from collections import Counter
 from time import monotonic_ns
 
 from headrace.batching.response_stream import ResponseStream
+from headrace.batching.room import Room
 from headrace.core.errors import Cancelled, HeadraceError, InternalError, InvalidRequest, Kind
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, Buffer, Tensor
 from headrace.engine import MAX_TIMEOUT_US, Engine
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.workers.arena import Segment, aligned
-from headrace.workers.frames import Ask, Call, CallAnswer, CallCredit, CallEnd, TensorFrame
+from headrace.workers.frames import (
+    CALL_WINDOW,
+    CALL_WINDOW_BYTES,
+    Ask,
+    Call,
+    CallAnswer,
+    CallCredit,
+    CallEnd,
+    TensorFrame,
+)
 from headrace.workers.process import Asked, WorkerProcess
 
 log = logging.getLogger(__name__)
 
-WINDOW = 16  # responses of a streamed call that the calling model has not taken yet
-WINDOW_BYTES = 16 * 1024 * 1024  # the same in bytes; one response may be larger
 MAX_CALLS = 4096  # of one worker, at once
 
 _Key = tuple[WorkerProcess, int]
@@ -28,24 +36,12 @@ _Key = tuple[WorkerProcess, int]
 class _Streamed:
     """A call that is answered part by part."""
 
-    __slots__ = ("ahead", "ahead_bytes", "room", "stream", "task")
+    __slots__ = ("room", "stream", "task")
 
     def __init__(self, stream: ResponseStream) -> None:
         self.stream = stream
-        self.ahead = 0  # responses that the calling model has not taken
-        self.ahead_bytes = 0
-        self.room = asyncio.Event()
+        self.room = Room(CALL_WINDOW, CALL_WINDOW_BYTES)
         self.task: asyncio.Task[None] | None = None
-        self.room.set()
-
-    def count(self, responses: int, nbytes: int) -> None:
-        """So many more are on their way, or, below zero, have been taken."""
-        self.ahead += responses
-        self.ahead_bytes += nbytes
-        if self.ahead < WINDOW and self.ahead_bytes < WINDOW_BYTES:
-            self.room.set()
-        else:
-            self.room.clear()
 
 
 class CallDesk:
@@ -67,7 +63,7 @@ class CallDesk:
         elif isinstance(frame, CallCredit):
             streamed = self._open.get(key)
             if isinstance(streamed, _Streamed):
-                streamed.count(-frame.responses, -frame.nbytes)
+                streamed.room.give(frame.responses, frame.nbytes)
         else:
             try:
                 self._begin(key, frame, descriptors)
@@ -132,7 +128,7 @@ class CallDesk:
                     nbytes = self._respond(key, item, last=False)
                 else:
                     key[0].tell(CallAnswer(key[1], False, kind=item.kind.value, message=str(item)))
-                streamed.count(1, nbytes)
+                streamed.room.take(nbytes)
         except Exception as failure:  # noqa: BLE001 - as in ``take``
             error = _unexpected(failure)
         streamed.stream.cancel()  # nothing happens at the end

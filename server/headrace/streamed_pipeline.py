@@ -7,7 +7,8 @@ from contextlib import aclosing
 from time import monotonic_ns
 
 from headrace.batching.pending import OutputForm, failure_reason
-from headrace.batching.response_stream import WINDOW, ResponseStream, StreamItem
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream, StreamItem
+from headrace.batching.room import Room
 from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.tensor import Tensor
@@ -45,45 +46,45 @@ class StreamedPipeline:
         self._ask = ask
         self._started_ns = monotonic_ns()
         self._wanted = [one.name for one in request.outputs] or [one.name for one in served.plan.signature.outputs]
-        self._room = asyncio.Semaphore(WINDOW)
-        self.stream.on_room = self._on_room
+        self._room = Room(WINDOW, WINDOW_BYTES)
+        self.stream.on_room = self._room.give
         served.running += 1
         tensors = {tensor.name: tensor for tensor in inputs.tensors if tensor is not None}
         task = asyncio.get_running_loop().create_task(self._run(tensors))
+        # Not in the task: one that is cancelled before its first step never comes to its end.
+        task.add_done_callback(self._on_end)
 
         def on_cancel() -> None:
             task.cancel()
 
         self.stream.on_cancel = on_cancel
 
-    def _on_room(self, responses: int, _: int) -> None:
-        for _ in range(responses):
-            self._room.release()
-
     async def _run(self, tensors: dict[str, Tensor]) -> None:
         statistics = self._served.statistics
         try:
             async with aclosing(self._responses(0, tensors)) as responses:
                 async for item in responses:
-                    await self._room.acquire()
-                    self.stream.put(item)
+                    await self._room.wait()
+                    nbytes = _nbytes(item)
+                    self._room.take(nbytes)
+                    self.stream.put(item, nbytes)
                     if isinstance(item, HeadraceError):
                         statistics.failed(failure_reason(item), monotonic_ns() - self._started_ns)
                         return
             duration_ns = monotonic_ns() - self._started_ns
             statistics.executed(1, self._rows, 0, duration_ns, 0)
             statistics.succeeded(duration_ns, 0)
-        except asyncio.CancelledError:
-            statistics.failed("CANCELED", monotonic_ns() - self._started_ns)
-            raise
         except Exception as error:
             log.exception("model %s failed", self._request.model)
             statistics.failed("OTHER", monotonic_ns() - self._started_ns)
             self.stream.put(InternalError(f"model '{self._request.model}': {error}"))
-        finally:
-            self.stream.end()
-            self._served.running -= 1
-            self._served.notice_idle()
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._served.statistics.failed("CANCELED", monotonic_ns() - self._started_ns)
+        self.stream.end()
+        self._served.running -= 1
+        self._served.notice_idle()
 
     async def _responses(self, index: int, tensors: dict[str, Tensor]) -> AsyncGenerator[StreamItem, None]:
         """What comes of these tensors from step ``index`` on."""
@@ -123,3 +124,7 @@ class StreamedPipeline:
         except HeadraceError as error:
             return error
         return InferResponse(request.model, self._served.version, request.id, outputs)
+
+
+def _nbytes(item: StreamItem) -> int:
+    return sum(len(tensor.data) for tensor in item.outputs) if isinstance(item, InferResponse) else 0

@@ -11,13 +11,23 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.batching.response_stream import ResponseStream
-from headrace.calls import MAX_CALLS, WINDOW, WINDOW_BYTES, CallDesk
+from headrace.calls import MAX_CALLS, CallDesk
 from headrace.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded
 from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.tensor import DataType, Tensor
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.workers.arena import Segment
-from headrace.workers.frames import Ask, Call, CallAnswer, CallCredit, CallEnd, TensorFrame, encode
+from headrace.workers.frames import (
+    CALL_WINDOW,
+    CALL_WINDOW_BYTES,
+    Ask,
+    Call,
+    CallAnswer,
+    CallCredit,
+    CallEnd,
+    TensorFrame,
+    encode,
+)
 
 
 class Process:
@@ -524,20 +534,20 @@ async def test_a_streamed_call_is_answered_part_by_part_and_ended(desk):
 async def test_no_more_is_under_way_than_the_model_has_room_for(desk):
     desk.call(streams=True)
     (stream,) = desk.engine.streams
-    for _ in range(3 * WINDOW):
+    for _ in range(3 * CALL_WINDOW):
         stream.put(response())
     await asyncio.sleep(0)
-    for _ in range(3 * WINDOW):
+    for _ in range(3 * CALL_WINDOW):
         await asyncio.sleep(0)
-    assert len(desk.process.told) == WINDOW
+    assert len(desk.process.told) == CALL_WINDOW
     desk.take(CallCredit(1, 5, 5 * 64))
-    for _ in range(3 * WINDOW):
+    for _ in range(3 * CALL_WINDOW):
         await asyncio.sleep(0)
-    assert len(desk.process.told) == WINDOW + 5
+    assert len(desk.process.told) == CALL_WINDOW + 5
     desk.take(CallEnd(1))
     await settle()
     assert stream.cancelled == 1
-    assert len(desk.process.told) == WINDOW + 5
+    assert len(desk.process.told) == CALL_WINDOW + 5
     assert desk.idle
 
 
@@ -551,13 +561,13 @@ async def test_nor_than_it_has_room_for_in_bytes(desk):
 
     desk.call(streams=True)
     (stream,) = desk.engine.streams
-    half = WINDOW_BYTES // 2
+    half = CALL_WINDOW_BYTES // 2
     for item in (
         big(half - 64),
         response(),
         big(half),
         Overloaded("no"),
-        big(3 * WINDOW_BYTES),
+        big(3 * CALL_WINDOW_BYTES),
         response(),
         response(),
     ):
@@ -567,9 +577,9 @@ async def test_nor_than_it_has_room_for_in_bytes(desk):
     await told(5)  # the error, and one that is larger than the window, because there is room for something
     desk.take(CallCredit(1, 3, half + 64))
     await told(5)
-    desk.take(CallCredit(1, 1, 3 * WINDOW_BYTES))
+    desk.take(CallCredit(1, 1, 3 * CALL_WINDOW_BYTES))
     await told(7)
-    assert desk.desk._open[desk.process, 1].ahead_bytes == 128
+    assert desk.desk._open[desk.process, 1].room._ahead_bytes == 128
     desk.take(CallCredit(1, 2, 128))
     stream.end()
     await settle()
@@ -605,10 +615,10 @@ async def test_whatever_goes_wrong_with_a_response_the_call_ends_with_an_error(d
             desk.process.refuses = OverflowError("too large an integer")
         else:
             stream.on_room = refuse
-            for _ in range(WINDOW - 1):
+            for _ in range(CALL_WINDOW - 1):
                 stream.put(response())
         stream.put(response())
-        for _ in range(2 * WINDOW):
+        for _ in range(2 * CALL_WINDOW):
             await asyncio.sleep(0)
     last = desk.process.frames[-1]
     assert (last.call, last.last, last.kind) == (1, True, "internal")

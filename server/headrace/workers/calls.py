@@ -16,12 +16,9 @@ from headrace.workers import frames
 from headrace.workers.arena import Segment, aligned
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation
-from headrace.workers.frames import TensorFrame
+from headrace.workers.frames import CALL_WINDOW, CALL_WINDOW_BYTES, TensorFrame
 from headrace.workers.slot_memory import lay_out
 from headrace_backends.base import Answer, ModelCall
-
-CALL_WINDOW = 16  # responses of a streamed call that may wait for the calling model
-CALL_WINDOW_BYTES = 16 * 1024 * 1024  # the same in bytes; one response may be larger
 
 
 class _Waiting:

@@ -9,6 +9,10 @@ from headrace.core.request import Parameters
 from headrace.core.sequence import SequenceSpec
 from headrace.log import LogLevels
 
+# Responses of a streamed Call that may wait for the calling model, and their bytes; one response may be larger.
+CALL_WINDOW = 16
+CALL_WINDOW_BYTES = 16 * 1024 * 1024
+
 
 class TensorFrame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where one tensor lies in a segment. ``datatype`` is empty where the signature tells it."""

@@ -1,0 +1,79 @@
+"""One request to an ensemble with a decoupled step, over made-up steps."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream
+from headrace.core.ensemble import Step, plan_ensemble
+from headrace.core.model import Signature, TensorSpec
+from headrace.core.request import InferRequest, InferResponse
+from headrace.core.statistics import Statistics
+from headrace.core.tensor import DataType, Tensor
+from headrace.core.validation import ModelInputs
+from headrace.streamed_pipeline import StreamedPipeline
+
+COUNT = Signature((TensorSpec("n", DataType.UINT8, (-1,)),), (TensorSpec("i", DataType.UINT8, (-1,)),), decoupled=True)
+PLAN = plan_ensemble("e", [Step("count", "", {"n": "n"}, {"i": "i"})], (), (), {("count", ""): COUNT})
+N = Tensor("n", DataType.UINT8, (1,), b"\3")
+
+
+class Whole:
+    """A request, the ensemble that it is for, and the stream of its one step."""
+
+    def __init__(self):
+        self.served = SimpleNamespace(plan=PLAN, statistics=Statistics(), version="1", running=0, idle=0)
+        self.served.notice_idle = self._count
+        self.step = ResponseStream(decoupled=True)
+        request = InferRequest("e", "", "", (N,))
+        self.stream = StreamedPipeline(
+            self.served, request, ModelInputs((N,), 1, None), 0, None, lambda _: self.step
+        ).stream
+
+    def _count(self):
+        self.served.idle += 1
+
+    def respond(self, nbytes=1):
+        self.step.put(InferResponse("count", "1", "", (Tensor("i", DataType.UINT8, (nbytes,), bytes(nbytes)),)))
+
+
+async def settle():
+    for _ in range(20 * WINDOW):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_client_that_leaves_is_forgotten_also_before_anything_has_begun(begun):
+    whole = Whole()
+    if begun:
+        await settle()
+    assert whole.served.running == 1
+    whole.stream.cancel()
+    await settle()
+    assert (whole.served.running, whole.served.idle) == (0, 1)
+    assert whole.served.statistics.failures == {"CANCELED": 1}
+
+
+async def test_the_end_of_the_step_is_the_end_of_the_whole():
+    whole = Whole()
+    whole.respond()
+    whole.step.end()
+    assert [item.outputs[0].name async for item in whole.stream] == ["i"]
+    await settle()
+    assert (whole.served.running, whole.served.statistics.success) == (0, 1)
+
+
+@pytest.mark.parametrize(("nbytes", "ahead"), [(1, WINDOW), (WINDOW_BYTES // 2, 2), (3 * WINDOW_BYTES, 1)])
+async def test_no_more_is_made_than_the_client_has_room_for(nbytes, ahead):
+    whole = Whole()
+    for _ in range(3 * WINDOW):
+        whole.respond(nbytes)
+    await settle()
+    assert len(whole.stream._items) == ahead
+    for _ in range(2 * WINDOW):
+        await anext(whole.stream)
+        await settle()
+        assert len(whole.stream._items) <= ahead
+    whole.stream.cancel()
+    await settle()
