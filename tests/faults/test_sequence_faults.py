@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from running_server import RunningServer
 from system.load import python_model
 from system.streams import stream_method
-from system.test_sequences import (
+from system.test_sequence_serving import (
     NO_IDLING,
     OWN_STATE,
     ROUTES,
