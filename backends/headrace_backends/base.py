@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import Parameters
@@ -147,19 +148,6 @@ class ModelSource:
         if match is None:
             raise LoadError(f"device '{self.device}' is unknown, expected cpu or gpu:N")
         return int(match[1])
-
-
-@dataclass(frozen=True, slots=True)
-class CustomMetric:
-    """One value of a metric that a model's own code keeps: of a histogram ``value`` is the sum of observations."""
-
-    name: str
-    help: str
-    kind: str  # counter | gauge | histogram
-    labels: tuple[tuple[str, str], ...]
-    value: float
-    buckets: tuple[tuple[float, int], ...] = ()  # upper bound and cumulative count, without the infinite one
-    count: int = 0  # of observations
 
 
 class Backend(ABC):

@@ -6,11 +6,11 @@ from pathlib import Path
 from time import monotonic
 
 from headrace.batching.sequence_queue import SequenceQueue
+from headrace.core.custom_metric import CustomMetric
 from headrace.engine import Engine
 from headrace.frontends.load_report import LoadSample
 from headrace.frontends.server_state import ServerState
 from headrace.metrics import ModelSample, ServerSample, WorkerSample
-from headrace.metrics.custom import CustomSample
 from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.repository import Repository
 from headrace.response_cache import Cache
@@ -57,12 +57,11 @@ class Readings:
                 active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
             )
 
-    def custom(self) -> Iterator[CustomSample]:
+    def custom(self) -> Iterator[CustomMetric]:
         """The metrics that models' own code keeps."""
         for served in self._repository.served():
             for instance in served.instances:
-                for one in instance.custom_metrics:
-                    yield CustomSample(one.name, one.help, one.kind, one.labels, one.value, one.buckets, one.count)
+                yield from instance.custom_metrics
 
     def workers(self) -> Iterator[WorkerSample]:
         """Every worker process that is running."""

@@ -4,11 +4,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_classic
 
-from headrace.metrics.custom import CustomSample, custom_text
+from headrace.core.custom_metric import CustomMetric
+from headrace.metrics.custom import custom_text
 
 
 def sample(name, kind="counter", value=1.0, buckets=(), count=0, **labels):
-    return CustomSample(name, f"what {name} is", kind, tuple(labels.items()), value, buckets, count)
+    return CustomMetric(name, f"what {name} is", kind, tuple(labels.items()), value, buckets, count)
 
 
 def families(*samples, openmetrics=False):
@@ -91,7 +92,7 @@ def test_no_model_can_pass_for_the_server(name):
 
 def test_descriptions_and_labels_may_hold_anything():
     odd = 'a "quoted" \\ back\nslash'
-    text = custom_text([CustomSample("x", odd, "gauge", (("k", odd),), 1.0)], False)
+    text = custom_text([CustomMetric("x", odd, "gauge", (("k", odd),), 1.0)], False)
     (family,) = read_classic(text)
     assert family.documentation == odd
     assert family.samples[0].labels == {"k": odd}

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import Kind
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
@@ -18,7 +19,6 @@ from headrace.workers.frames import (
     Cancel,
     Credit,
     CustomMetrics,
-    CustomSample,
     Done,
     Ended,
     Failed,
@@ -72,7 +72,7 @@ CALL = Call(
 )
 PART = Part(2**40, (NamedTensor("y", "BYTES", (1,), b"\1\0\0\0\xff"),), {"k": -(2**63)}, 2**62, "internal", "ö")
 ASK = Ask(8, "load", "ö", "1", '{"a": 1}', {"1/model.py": b"\xff"}, True)
-METRICS = CustomMetrics(3, (CustomSample("size", "ö", "histogram", (("k", "v"),), 1.5, ((0.5, 2), (1.0, 3)), 4),))
+METRICS = CustomMetrics(3, (CustomMetric("size", "ö", "histogram", (("k", "v"),), 1.5, ((0.5, 2), (1.0, 3)), 4),))
 DONE = Done(2**40, (TensorFrame(64, 12, (3, 1), "FP32"), TensorFrame(128, 0, (0,), "BYTES")), 65536, 1, 2, 2**62)
 
 

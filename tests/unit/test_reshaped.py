@@ -78,3 +78,13 @@ def test_an_output_of_another_rank_is_the_models_fault():
     inner.execute = lambda inputs, requests: {"y": np.zeros((1, 1, 2), dtype=np.float32)}
     with pytest.raises(RuntimeError, match=r"shape \[1, 1, 2\], expected \[1, 2\]"):
         outer.execute({"x": np.zeros(2, dtype=np.float32)}, [])
+
+
+def test_a_decoupled_model_is_refused_when_it_is_loaded():
+    class Decoupled(Doubling):
+        @property
+        def signature(self):
+            return Signature(self.specs[:1], self.specs[1:], 0, decoupled=True)
+
+    with pytest.raises(LoadError, match="decoupled"):
+        Reshaped(Decoupled((1, 2), 0, apart=False), [ReshapeSpec("x", (2,), (1, 2))])

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.model import Signature
 from headrace.core.request import Parameters
 from headrace_backends.base import (
     Answer,
     Array,
     Backend,
-    CustomMetric,
     LoadError,
     ModelSource,
     RequestInfo,

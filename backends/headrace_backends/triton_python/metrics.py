@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from math import isfinite
 from threading import Lock
 
-from headrace_backends.base import CustomMetric
+from headrace.core.custom_metric import CustomMetric
 from headrace_backends.triton_python.errors import TritonModelException
 
 MAX_METRICS = 1000  # of one model; each is a time series in whatever scrapes the server

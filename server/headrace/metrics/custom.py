@@ -3,24 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from headrace.core.custom_metric import CustomMetric
 from headrace.metrics.model_text import escaped, escaped_help, header
 
 Labels = tuple[tuple[str, str], ...]
 
 OURS = ("nv_", "headrace_", "process_", "python_")  # no model's metric may pass for one of the server's
-
-
-@dataclass(frozen=True, slots=True)
-class CustomSample:
-    """One value that an instance's code keeps: of a histogram, the sum, with its cumulative ``buckets``."""
-
-    name: str
-    help: str
-    kind: str  # counter | gauge | histogram
-    labels: tuple[tuple[str, str], ...]
-    value: float
-    buckets: tuple[tuple[float, int], ...] = ()
-    count: int = 0
 
 
 @dataclass(slots=True)
@@ -32,7 +20,7 @@ class _Total:
     count: int
 
 
-def custom_text(samples: Iterable[CustomSample], openmetrics: bool) -> str:
+def custom_text(samples: Iterable[CustomMetric], openmetrics: bool) -> str:
     """The families of all models.
 
     A counter or a histogram is the sum over whoever keeps it; a gauge is the value that was told last. Of a name
@@ -54,7 +42,7 @@ def custom_text(samples: Iterable[CustomSample], openmetrics: bool) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _add(totals: dict[Labels, _Total], sample: CustomSample) -> None:
+def _add(totals: dict[Labels, _Total], sample: CustomMetric) -> None:
     total = totals.get(sample.labels)
     if total is None or sample.kind == "gauge":
         totals[sample.labels] = _Total(sample.value, dict(sample.buckets), sample.count)

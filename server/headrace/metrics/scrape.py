@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from headrace.metrics.custom import CustomSample, custom_text
+from headrace.core.custom_metric import CustomMetric
+from headrace.metrics.custom import custom_text
 from headrace.metrics.model_text import model_text
 from headrace.metrics.samples import ModelSample, ServerSample, WorkerSample
 from headrace.metrics.server import ServerCollector
@@ -26,7 +27,7 @@ class Metrics:
         models: Callable[[], Iterable[ModelSample]],
         workers: Callable[[], Iterable[WorkerSample]],
         server: Callable[[], ServerSample],
-        custom: Callable[[], Iterable[CustomSample]] = tuple,
+        custom: Callable[[], Iterable[CustomMetric]] = tuple,
     ) -> None:
         self._models = models
         self._custom = custom

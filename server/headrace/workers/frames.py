@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.model import ReshapeSpec, Signature
 from headrace.core.request import Parameters
 from headrace.core.sequence import SequenceSpec
@@ -52,18 +53,6 @@ class NamedTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     datatype: str
     shape: tuple[int, ...]
     data: bytes
-
-
-class CustomSample(msgspec.Struct, frozen=True, array_like=True):
-    """One value of a metric that a model's code keeps; of a histogram, its buckets by upper bound."""
-
-    name: str
-    help: str
-    kind: str  # counter | gauge | histogram
-    labels: tuple[tuple[str, str], ...]
-    value: float
-    buckets: tuple[tuple[float, int], ...] = ()
-    count: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -279,7 +268,7 @@ class CustomMetrics(msgspec.Struct, frozen=True, tag=19, array_like=True):
     """From the worker: the present values of the metrics that a model's code keeps."""
 
     instance: int
-    samples: tuple[CustomSample, ...]
+    samples: tuple[CustomMetric, ...]
 
 
 ToWorker = Load | Unload | Run | Credit | Cancel | CallAnswer | Detach | Logging | Stop

@@ -10,6 +10,7 @@ from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
 from headrace.batching.streamed import StreamedRequest
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
@@ -17,7 +18,6 @@ from headrace.workers import packing
 from headrace.workers.arena import Segment, begun
 from headrace.workers.frames import (
     Begun,
-    CustomSample,
     Done,
     Ended,
     Failed,
@@ -94,7 +94,7 @@ class Instance:
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self.streams = OpenStreams(load.name)
-        self.custom_metrics: tuple[CustomSample, ...] = ()  # that the model's own code keeps
+        self.custom_metrics: tuple[CustomMetric, ...] = ()  # that the model's own code keeps
         self._queue = queue
         self._statistics = statistics
         self._turns = turns

@@ -1,46 +1,37 @@
 """A model whose tensors clients see in other shapes than it has: Triton's ``reshape``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 
-from headrace.core.model import ReshapeSpec, Signature, TensorSpec
+from headrace.core.model import ReshapeSpec, TensorSpec
 from headrace.core.tensor import Array
-from headrace_backends.base import Answer, Backend, CustomMetric, LoadError, ModelSource, RequestInfo, ResponseStream
+from headrace.workers.wrapped import Wrapped
+from headrace_backends.base import Answer, Backend, LoadError, RequestInfo
 
 
-class Reshaped(Backend):
+class Reshaped(Wrapped):
     """Another backend, its inputs and outputs in the shapes of ``reshapes``. No element moves in memory."""
 
     def __init__(self, backend: Backend, reshapes: Sequence[ReshapeSpec]) -> None:
-        self._backend = backend
-        self._reshapes = {one.name: one for one in reshapes}
         signature = backend.signature
         names = {spec.name for spec in (*signature.inputs, *signature.outputs)}
         problems = [f"there is no tensor '{one.name}' to reshape" for one in reshapes if one.name not in names]
         problems += [f"'{one.name}' {one.misfit}" for one in reshapes if one.misfit]
+        if signature.decoupled:
+            problems.append("a decoupled model's tensors are not reshaped")
         if problems:
             raise LoadError("; ".join(problems))
-        self.cpu_threads = backend.cpu_threads
-        self.warms_up = backend.warms_up
-        self.wants_requests = backend.wants_requests
-        self.remembers = backend.remembers
-        self._signature = msgspec.structs.replace(
+        self._reshapes = {one.name: one for one in reshapes}
+        seen = msgspec.structs.replace(
             signature,
             inputs=tuple(map(self._seen, signature.inputs)),
             outputs=tuple(map(self._seen, signature.outputs)),
         )
-
-    @classmethod
-    def load(cls, source: ModelSource) -> "Reshaped":
-        """Another backend does that."""
-        raise NotImplementedError(f"model {source.name}: a reshaped model is made of one that is loaded")
-
-    @property
-    def signature(self) -> Signature:
-        """What clients give and get."""
-        return self._signature
+        super().__init__(backend, seen)
+        self.wants_requests = backend.wants_requests
+        self.reads_only = backend.reads_only
 
     def execute(
         self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]
@@ -50,22 +41,6 @@ class Reshaped(Backend):
         if isinstance(result, Mapping):
             return self._shown(result)
         return [replace(answer, outputs=self._shown(answer.outputs)) for answer in result]
-
-    def begin(self, inputs: Mapping[str, Array], stream: ResponseStream) -> Iterator[Answer] | None:
-        """Begin to answer one request of a decoupled model."""
-        raise NotImplementedError("a decoupled model's tensors are not reshaped")
-
-    def metrics(self) -> Sequence[CustomMetric]:
-        """The other backend's."""
-        return self._backend.metrics()
-
-    def notes(self) -> list[str]:
-        """The other backend's."""
-        return self._backend.notes()
-
-    def close(self) -> None:
-        """Close the other backend."""
-        self._backend.close()
 
     def _seen(self, spec: TensorSpec) -> TensorSpec:
         reshape = self._reshapes.get(spec.name)

@@ -6,17 +6,15 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from headrace.core.model import Signature
 from headrace.core.sequence import ControlSpec, SequenceSpec, StateSpec
 from headrace.core.tensor import NUMPY_DTYPES, Array, DataType, datatype_of, from_wire, to_wire
 from headrace.workers.stateful_checks import agree, initial_shape, misfits
+from headrace.workers.wrapped import Wrapped
 from headrace_backends.base import (
     Answer,
     Backend,
-    CustomMetric,
     InputError,
     LoadError,
-    ModelSource,
     RequestInfo,
     ResponseStream,
 )
@@ -48,7 +46,7 @@ class _Turn:
         self.succeeded = True
 
 
-class Stateful(Backend):
+class Stateful(Wrapped):
     """Another backend, with what a ``SequenceSpec`` asks for added to what goes in and hidden of what comes out.
 
     The states of a sequence are kept under its place (``RequestInfo.slot``), which the front process gives to no
@@ -66,32 +64,19 @@ class Stateful(Backend):
         problems = misfits(signature, spec)
         if problems:
             raise LoadError("; ".join(problems))
-        self.cpu_threads = backend.cpu_threads
-        self.warms_up = backend.warms_up
-        self.remembers = backend.remembers
-        self._backend = backend
-        self._spec = spec
-        self._batches = signature.max_batch_size > 0
-        self._places_are_rows = self._batches and spec.strategy == "direct"
-        self._hidden_outputs = tuple(state.output for state in spec.states)
-        self._signature = msgspec.structs.replace(
+        seen = msgspec.structs.replace(
             signature,
             inputs=tuple(one for one in signature.inputs if one.name not in spec.hidden_inputs),
             outputs=tuple(one for one in signature.outputs if one.name not in spec.hidden_outputs),
         )
+        super().__init__(backend, seen)
+        self._spec = spec
+        self._batches = signature.max_batch_size > 0
+        self._places_are_rows = self._batches and spec.strategy == "direct"
+        self._hidden_outputs = tuple(state.output for state in spec.states)
         self._dimensions = {one.name: None if one.shape is None else len(one.shape) for one in signature.inputs}
         self._initial = tuple(_initial(state) for state in spec.states)
         self._kept: dict[int, _Kept] = {}  # by place
-
-    @classmethod
-    def load(cls, source: ModelSource) -> "Stateful":
-        """Another backend does that."""
-        raise NotImplementedError(f"model {source.name}: a stateful model is made of one that is loaded")
-
-    @property
-    def signature(self) -> Signature:
-        """What clients give and get."""
-        return self._signature
 
     def execute(
         self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]
@@ -118,18 +103,10 @@ class Stateful(Backend):
         answers = self._backend.begin(given, watched)
         return None if answers is None else self._watched(answers, turn)
 
-    def metrics(self) -> Sequence[CustomMetric]:
-        """The other backend's."""
-        return self._backend.metrics()
-
-    def notes(self) -> list[str]:
-        """The other backend's."""
-        return self._backend.notes()
-
     def close(self) -> None:
         """Forget every state and close the other backend."""
         self._kept.clear()
-        self._backend.close()
+        super().close()
 
     # -- sequences ----------------------------------------------------------------------------------------
 

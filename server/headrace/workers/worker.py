@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 
+import msgspec
+
+from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError
 from headrace.log import apply
 from headrace.workers import frames
@@ -27,7 +30,7 @@ from headrace.workers.slot_memory import (
 from headrace.workers.stateful import Stateful
 from headrace.workers.streams import Streams
 from headrace.workers.warmup import warm_up
-from headrace_backends.base import Backend, BackendUnavailable, CustomMetric, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Backend, BackendUnavailable, LoadError, ModelSource, RequestInfo
 from headrace_backends.registry import resolve
 
 log = logging.getLogger("headrace.worker")
@@ -237,7 +240,7 @@ class Worker:
                 if metrics == model.metrics:
                     return
                 model.metrics = metrics
-                told = frames.encode(frames.CustomMetrics(instance, tuple(map(_sample, metrics))))
+                told = frames.encode(frames.CustomMetrics(instance, tuple(map(_plain, metrics))))
                 frames.decode_from_worker(told)  # what the front could not read must not reach it
             except Exception:
                 log.exception("model %s: its metrics cannot be told", model.name)
@@ -264,9 +267,9 @@ def _source(frame: frames.Load, calls: Calls) -> ModelSource:
     )
 
 
-def _sample(one: CustomMetric) -> frames.CustomSample:
+def _plain(one: CustomMetric) -> CustomMetric:
     # A model may have counted with numpy's numbers.
-    return frames.CustomSample(one.name, one.help, one.kind, one.labels, float(one.value), one.buckets, one.count)
+    return msgspec.structs.replace(one, value=float(one.value))
 
 
 def _info(frame: frames.RequestFrame) -> RequestInfo:
