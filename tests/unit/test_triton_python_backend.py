@@ -20,6 +20,7 @@ from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.base import Answer, LoadError, ModelSource, RequestInfo
 from headrace_backends.python import PythonBackend
+from headrace_backends.triton_python.chores import Chores
 
 WAIT_S = 10
 NAME = "triton_python_backend_utils"
@@ -422,6 +423,19 @@ def test_an_answer_by_both_ways(load):
     """
     (answer,) = run(load(code), rows(1))
     assert "that its response sender had answered" in str(answer.error)
+
+
+def test_a_sender_that_nobody_took_has_not_answered(load, monkeypatch):
+    # However soon the thread that sees to senders without an owner comes to it.
+    monkeypatch.setattr(Chores, "add", lambda _, chore: chore())
+    backend = load("""
+        class TritonPythonModel:
+            def execute(self, requests):
+                return [respond(x_of(request)) for request in requests]
+    """)
+    (answer,) = run(backend, rows(1))
+    assert answer.error is None
+    assert answer.outputs["y"].tolist() == [[1, 1]]
 
 
 def test_a_sender_that_the_model_lets_go_of(load):

@@ -116,8 +116,9 @@ class TritonPythonBackend(Backend):
         if inspect.iscoroutine(result):
             result = self._loop.run(result).result()
         taken = [one.sender_taken for one in given]
+        sent = [one.done for one in responders]  # asked now: another thread answers for a sender that is let go of
         del given  # so that a response sender that the model has let go of is gone
-        responses = _responses(result, responders, taken)
+        responses = _responses(result, responders, taken, sent)
         batches = self._signature.max_batch_size > 0
         return [
             answer_of(response, self._outputs, info.outputs, info.rows if batches else None)
@@ -237,7 +238,9 @@ def _split(inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> list
     return split
 
 
-def _responses(result: Any, responders: Sequence[OneResponse], taken: Sequence[bool]) -> list[InferenceResponse]:
+def _responses(
+    result: Any, responders: Sequence[OneResponse], taken: Sequence[bool], sent: Sequence[bool]
+) -> list[InferenceResponse]:
     """Each request's response: what ``execute`` returned for it, or else what its sender was given."""
     if result is None:
         result = [None] * len(responders)
@@ -245,17 +248,17 @@ def _responses(result: Any, responders: Sequence[OneResponse], taken: Sequence[b
         raise TypeError(f"execute gave {type(result).__name__}, expected a list of pb_utils.InferenceResponse")
     if len(result) != len(responders):
         raise RuntimeError(f"execute gave {len(result)} responses for {len(responders)} requests")
-    return [_response(*each) for each in zip(result, responders, taken, strict=True)]
+    return [_response(*each) for each in zip(result, responders, taken, sent, strict=True)]
 
 
-def _response(returned: Any, responder: OneResponse, taken: bool) -> InferenceResponse:
+def _response(returned: Any, responder: OneResponse, taken: bool, sent: bool) -> InferenceResponse:
     if returned is None and taken:
         return responder.wait()
     if returned is None:
         return _failure("execute gave no response to the request, and did not take its response sender either")
     if not isinstance(returned, InferenceResponse):
         return _failure(f"execute gave a {type(returned).__name__}, expected a pb_utils.InferenceResponse")
-    if responder.done:
+    if sent:
         return _failure("execute gave a response to a request that its response sender had answered")
     return returned
 
