@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-import grpc
-
 from headrace.calls import CallDesk
 from headrace.config import Settings
 from headrace.core.errors import InvalidRequest
 from headrace.engine import Engine
 from headrace.frontends.forwarding import HeaderForwarding
-from headrace.frontends.grpc import GrpcServer, InferenceService
+from headrace.frontends.grpc import HealthService, InferenceService
 from headrace.frontends.grpc_infer import GrpcInfer
+from headrace.frontends.grpc_lane import InferLane
+from headrace.frontends.grpc_server import GrpcServer
 from headrace.frontends.grpc_settings import SettingsService
 from headrace.frontends.grpc_shared_memory import SharedMemoryService
 from headrace.frontends.grpc_statistics import StatisticsService
@@ -47,6 +47,7 @@ from headrace.repository.watcher import Watcher, take_prints
 from headrace.response_cache import Cache, ResponseCache
 from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
 from headrace.tracing import Tracer, settings_at_start
+from headrace.wire import pb
 from headrace.workers.cpus import usable_cpus
 from headrace.workers.placement import PlacementLimits
 from headrace.workers.supervisor import Supervisor
@@ -54,11 +55,6 @@ from headrace.workers.supervisor import Supervisor
 log = logging.getLogger("headrace")
 
 SWEEP_INTERVAL_S = 5.0
-_COMPRESSION = {
-    "none": grpc.Compression.NoCompression,
-    "deflate": grpc.Compression.Deflate,
-    "gzip": grpc.Compression.Gzip,
-}
 
 
 class CannotStart(Exception):
@@ -129,9 +125,9 @@ class App:
             ],
             restrictions,
         )
-        grpc_infer = GrpcInfer(regions=regions, forwarding=forwarding)
+        grpc_infer = GrpcInfer(self.engine.count_unreadable, regions=regions, forwarding=forwarding)
         services = [
-            InferenceService(self.engine, self.state, grpc_infer),
+            InferenceService(self.repository, self.state),
             StreamService(self.engine, grpc_infer),
             StatisticsService(self.repository, readings.workers),
             SettingsService(log_settings, self.tracer, self._has_model),
@@ -140,18 +136,16 @@ class App:
         with contextlib.ExitStack() as bound:
             http_socket = bound.enter_context(_bind(settings.host, settings.http_port, "--http-port"))
             metrics_socket = bound.enter_context(_bind(settings.host, settings.metrics_port, "--metrics-port"))
-            try:
-                self.grpc = GrpcServer(
-                    services,
-                    self.state,
-                    (settings.host, settings.grpc_port),
-                    settings.max_grpc_bytes,
-                    compression=_COMPRESSION[settings.grpc_compression],
-                    restrictions=restrictions,
-                )
-            except RuntimeError as error:
-                raise _taken(settings.host, settings.grpc_port, "--grpc-port", error) from error
+            grpc_socket = bound.enter_context(_bind(settings.host, settings.grpc_port, "--grpc-port"))
             bound.pop_all()
+        self.grpc = GrpcServer(
+            {pb.SERVICE: (pb.RPCS, services), pb.HEALTH_SERVICE: (pb.HEALTH_RPCS, [HealthService(self.state)])},
+            InferLane(self.engine, grpc_infer),
+            grpc_socket,
+            settings.max_grpc_bytes,
+            compression=settings.grpc_compression,
+            restrictions=restrictions,
+        )
         protocol = lane(http_infer, settings.max_request_bytes, restrictions)
         self.http = HttpServer(app, http_socket, protocol, settings.read_timeout)
         self.metrics = HttpServer(

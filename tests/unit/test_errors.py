@@ -5,7 +5,7 @@ import pytest
 
 from headrace.core import errors
 from headrace.core.errors import HeadraceError, Kind, of_kind
-from headrace.frontends.status import GRPC_STATUS, HTTP_STATUS, http_status
+from headrace.frontends.status import GRPC_STATUS, HTTP_STATUS, StatusCode, http_status
 
 CLASSES = [
     value
@@ -22,6 +22,10 @@ def test_both_front_ends_have_a_status_for_every_kind():
     assert set(HTTP_STATUS) == set(GRPC_STATUS) == set(Kind)
 
 
+def test_status_codes_are_those_of_grpc():
+    assert {one.name: one.value for one in StatusCode} == {one.name: one.value[0] for one in grpc.StatusCode}
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_an_error_that_crossed_a_process_boundary_is_the_same_again(kind):
     error = of_kind(Kind(kind.value), "model 'm': broken")
@@ -34,9 +38,9 @@ def test_an_error_that_crossed_a_process_boundary_is_the_same_again(kind):
 def test_only_our_own_faults_look_like_ours(kind):
     is_ours = kind is Kind.INTERNAL
     assert (HTTP_STATUS[kind] == 500) is is_ours
-    assert (GRPC_STATUS[kind] is grpc.StatusCode.INTERNAL) is is_ours
+    assert (GRPC_STATUS[kind] is StatusCode.INTERNAL) is is_ours
     assert 400 <= HTTP_STATUS[kind] <= 599
-    assert GRPC_STATUS[kind] is not grpc.StatusCode.OK
+    assert GRPC_STATUS[kind] is not StatusCode.OK
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from headrace.batching.response_stream import ResponseStream
-from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady
+from headrace.core.errors import HeadraceError, InternalError, NotReady
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
-from headrace.frontends.grpc_infer import GrpcInfer
-from headrace.frontends.status import GRPC_STATUS
+from headrace.frontends.grpc_call import StreamingCall
+from headrace.frontends.grpc_infer import GrpcInfer, request_id
 from headrace.wire import pb
 
 log = logging.getLogger(__name__)
@@ -20,8 +18,6 @@ log = logging.getLogger(__name__)
 MAX_UNANSWERED = 1024  # requests of one stream; it is not read on before some are answered
 ERRORS_AS_STATUS = "triton_grpc_error"
 FINAL = "triton_final_response"
-
-Context = Any  # grpc.aio.ServicerContext, which the type stubs make generic and the library does not
 
 
 class StreamService:
@@ -33,9 +29,9 @@ class StreamService:
         self._open: set[_Conversation] = set()
         self._leaving = False
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], context: Context) -> None:  # noqa: N802 - the protocol's name
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], call: StreamingCall) -> None:  # noqa: N802 - the protocol's name
         """Answer every request of the stream; responses of different requests come as they are made."""
-        conversation = _Conversation(self._engine, self._reader, context)
+        conversation = _Conversation(self._engine, self._reader, call)
         self._open.add(conversation)
         if self._leaving:
             conversation.leave()
@@ -45,7 +41,7 @@ class StreamService:
             self._open.discard(conversation)
             conversation.close()
         if conversation.failure is not None:
-            await context.abort(GRPC_STATUS[conversation.failure.kind], str(conversation.failure)[:2000])
+            raise conversation.failure
 
     def leave(self) -> None:
         """The server stops: end each stream as soon as everything on it is answered."""
@@ -57,12 +53,12 @@ class StreamService:
 class _Conversation:
     """One stream."""
 
-    def __init__(self, engine: Engine, reader: GrpcInfer, context: Context) -> None:
+    def __init__(self, engine: Engine, reader: GrpcInfer, call: StreamingCall) -> None:
         self.failure: HeadraceError | None = None  # that ends the stream
         self._engine = engine
         self._reader = reader
-        self._context = context
-        self._metadata = tuple(context.invocation_metadata() or ())
+        self._call = call
+        self._metadata = tuple(call.metadata)
         self._errors_end_it = (ERRORS_AS_STATUS, "true") in self._metadata
         self._leaving = False
         self._writing = asyncio.Lock()
@@ -100,20 +96,14 @@ class _Conversation:
             await self._room.acquire()
             # Accepted here, in the order of the stream: the requests of a sequence must not overtake each other.
             try:
-                message = pb.ModelInferRequest.FromString(data)
-            except DecodeError as error:
-                self._start(self._refuse(InvalidRequest(f"the request is no ModelInferRequest message: {error}"), ""))
-                continue
-            try:
-                asked, final = self._reader.read(message, 0, self._metadata)
+                asked, final = self._reader.decode(data, 0, 0, self._metadata)
                 stream = self._engine.stream(asked)
             except HeadraceError as error:
-                self._engine.count_unreadable(message.model_name, message.model_version)
-                self._start(self._refuse(error, message.id))
+                self._start(self._refuse(error, request_id(data)))
             except Exception:
                 log.exception("ModelStreamInfer could not read a request")
                 ours = InternalError("the request could not be read; the server's log says why")
-                self._start(self._refuse(ours, message.id))
+                self._start(self._refuse(ours, request_id(data)))
             else:
                 task = self._start(self._answer(stream, asked, final))
                 # Not in the task: one that is cancelled before its first step never comes to its end.
@@ -151,7 +141,7 @@ class _Conversation:
 
     async def _respond(self, response: InferResponse, asked: InferRequest, *, is_final: bool) -> None:
         try:
-            message = self._reader.write(response, asked)
+            message = self._reader.message(response, asked)
         except HeadraceError as error:
             await self._refuse(error, asked.id)
             return
@@ -174,4 +164,4 @@ class _Conversation:
     async def _write(self, message: Any) -> None:
         async with self._writing:
             if not self._failed.is_set():
-                await self._context.write(message)
+                await self._call.write(message)

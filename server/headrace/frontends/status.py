@@ -1,8 +1,31 @@
 """What each kind of error is called in HTTP and in gRPC."""
 
-import grpc
+from enum import IntEnum
 
 from headrace.core.errors import HeadraceError, Kind
+
+
+class StatusCode(IntEnum):
+    """gRPC's status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
 
 HTTP_STATUS: dict[Kind, int] = {
     Kind.INVALID: 400,
@@ -18,18 +41,18 @@ HTTP_STATUS: dict[Kind, int] = {
     Kind.INTERNAL: 500,
 }
 
-GRPC_STATUS: dict[Kind, grpc.StatusCode] = {
-    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    Kind.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
-    Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Kind.NOT_READY: grpc.StatusCode.UNAVAILABLE,
-    Kind.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
-    Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Kind.CANCELLED: grpc.StatusCode.CANCELLED,
-    Kind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
-    Kind.FORBIDDEN: grpc.StatusCode.UNAVAILABLE,
-    Kind.RESTRICTED: grpc.StatusCode.PERMISSION_DENIED,  # Triton's UNAVAILABLE would have clients try again
-    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+GRPC_STATUS: dict[Kind, StatusCode] = {
+    Kind.INVALID: StatusCode.INVALID_ARGUMENT,
+    Kind.TOO_LARGE: StatusCode.INVALID_ARGUMENT,
+    Kind.NOT_FOUND: StatusCode.NOT_FOUND,
+    Kind.NOT_READY: StatusCode.UNAVAILABLE,
+    Kind.OVERLOADED: StatusCode.UNAVAILABLE,
+    Kind.DEADLINE: StatusCode.DEADLINE_EXCEEDED,
+    Kind.CANCELLED: StatusCode.CANCELLED,
+    Kind.UNSUPPORTED: StatusCode.UNIMPLEMENTED,
+    Kind.FORBIDDEN: StatusCode.UNAVAILABLE,
+    Kind.RESTRICTED: StatusCode.PERMISSION_DENIED,  # Triton's UNAVAILABLE would have clients try again
+    Kind.INTERNAL: StatusCode.INTERNAL,
 }
 
 # Kinds for which the same request may succeed in a moment, so that HTTP says when to come back.

@@ -1,0 +1,110 @@
+"""What the headers of a gRPC call say: which procedure, by when, and in which encoding (gRPC over HTTP/2)."""
+
+import base64
+import binascii
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from headrace.core.errors import HeadraceError, InvalidRequest
+from headrace.frontends.grpc_infer import Metadata
+from headrace.frontends.grpc_message import check_encoding
+from headrace.frontends.restrictions import Restrictions
+from headrace.http2.headers import Headers
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
+_NOT_METADATA = (b":", b"grpc-")
+_OF_HTTP = frozenset((b"te", b"content-type", b"content-length", b"host", b"connection"))
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure:
+    """One RPC of a service: who answers it and in which form.
+
+    ``answer`` is given the request (of a client that streams, an iterator of messages as bytes) and the call, and
+    returns the response, or writes responses to the call where there can be many.
+    """
+
+    name: str
+    answer: Callable[[Any, Any], Awaitable[Any]]
+    request: Any  # the message class
+    client_streaming: bool = False
+    server_streaming: bool = False
+
+
+class CallHead(msgspec.Struct, frozen=True):
+    """What is known of a call before its first message. ``http_status`` is not 200 for what is no gRPC at all."""
+
+    procedure: Procedure | None
+    path: str
+    metadata: Metadata = ()
+    timeout_ns: int = 0  # 0 for none
+    encoding: str = ""  # of the client's messages
+    accepts: frozenset[str] = frozenset()  # encodings that the client can read
+    refusal: HeadraceError | None = None
+    http_status: int = 200
+
+
+def parse_head(
+    headers: Headers, procedures: Mapping[bytes, Procedure], restrictions: Restrictions | None = None
+) -> CallHead:
+    """A call's headers; whatever is wrong with them is told in the head."""
+    said: dict[bytes, bytes] = {}
+    given: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name.startswith(_NOT_METADATA) or name in _OF_HTTP:
+            said[name] = value
+        else:
+            given.append((name, value))
+    path = said.get(b":path", b"")
+    procedure = procedures.get(path)
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    timeout_ns = 0
+    encoding = said.get(b"grpc-encoding", b"").decode("latin-1")
+    try:
+        metadata = tuple(_metadatum(name, value) for name, value in given)
+        timeout_ns = _timeout_ns(said.get(b"grpc-timeout"))
+        refusal: HeadraceError | None = check_encoding(encoding)
+    except InvalidRequest as error:
+        refusal = error
+    if procedure is not None and restrictions is not None and refusal is None:
+        refusal = restrictions.grpc_problem(procedure.name, metadata)
+    return CallHead(
+        procedure,
+        path.decode("latin-1"),
+        metadata,
+        timeout_ns,
+        encoding,
+        frozenset(one.strip() for one in said.get(b"grpc-accept-encoding", b"").decode("latin-1").split(",")),
+        refusal,
+        _http_status(said),
+    )
+
+
+def _http_status(said: Mapping[bytes, bytes]) -> int:
+    if said.get(b":method") != b"POST":
+        return 405
+    return 200 if said.get(b"content-type", b"").startswith(b"application/grpc") else 415
+
+
+def _timeout_ns(value: bytes | None) -> int:
+    if value is None:
+        return 0
+    given = _TIMEOUT.fullmatch(value)
+    if given is None:
+        raise InvalidRequest(f"grpc-timeout is {value[:40]!r}, expected up to 8 digits and a unit, as 50m")
+    return max(1, int(given[1]) * _UNIT_NS[given[2]])
+
+
+def _metadatum(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+    text = name.decode("latin-1")
+    if not name.endswith(b"-bin"):
+        return text, value.decode("latin-1")
+    try:
+        return text, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error:
+        raise InvalidRequest(f"metadata '{text}' is not base64, which names that end in -bin ask for") from None

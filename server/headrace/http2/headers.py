@@ -1,0 +1,98 @@
+"""Header blocks (HPACK, RFC 7541): read with a memory for those that come again, written without any state."""
+
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+from hpack.table import HeaderTable
+
+from headrace.http2.frames import ConnectionFault, ErrorCode
+
+MAX_HEADER_BYTES = 64 * 1024  # of all headers of one request together
+_REMEMBERED = 256  # blocks of one connection
+_REMEMBERED_BYTES = 1024  # the longest of them
+_RESIZE = 0b001  # how a block begins that changes the table's size (RFC 7541, section 6.3)
+
+Headers = list[tuple[bytes, bytes]]
+Head = TypeVar("Head")
+
+
+class _WatchedTable(HeaderTable):
+    """A dynamic table that counts what is put into it."""
+
+    changes = 0
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Put a header into the table."""
+        self.changes += 1
+        super().add(name, value)
+
+
+class HeaderReader(Generic[Head]):
+    """Reads the header blocks of one connection, each into whatever ``parse`` makes of its headers.
+
+    A client sends the same few headers with each of its requests, and once they are in the dynamic table the same
+    few bytes. Those are looked up instead of being read again: reading them costs as much as the rest of a small
+    request. ``parse`` must depend on nothing but the headers.
+    """
+
+    def __init__(self, parse: Callable[[Headers], Head]) -> None:
+        self._parse = parse
+        self._decoder = Decoder(max_header_list_size=MAX_HEADER_BYTES)
+        self._table = _WatchedTable()
+        self._decoder.header_table = self._table
+        self._remembered: dict[bytes, Head] = {}
+        self._changes = 0
+
+    def read(self, block: bytes) -> Head:
+        """What ``parse`` made of the block.
+
+        Raises:
+            ConnectionFault: the block cannot be read, so that nothing after it can be either.
+        """
+        head = self._remembered.get(block)
+        if head is not None:
+            return head
+        try:
+            headers = self._decoder.decode(block, raw=True)
+        except HPACKError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"a header block cannot be read: {error}") from error
+        head = self._parse([(bytes(name), bytes(value)) for name, value in headers])
+        resized = bool(block) and block[0] >> 5 == _RESIZE
+        if resized or self._table.changes != self._changes:
+            # Only while the table stays as it is, equal blocks mean equal headers.
+            self._changes = self._table.changes
+            self._remembered.clear()
+        elif len(block) <= _REMEMBERED_BYTES:
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.clear()
+            self._remembered[block] = head
+        return head
+
+
+def header_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as a block that is the same at any time and on any connection.
+
+    Nothing goes into the peer's dynamic table, so blocks can be made once and sent for ever.
+    """
+    pieces = []
+    for name, value in headers:
+        if name == b":status" and value == b"200":
+            pieces.append(b"\x88")
+        else:
+            pieces += (b"\x00", _length(len(name)), name, _length(len(value)), value)
+    return b"".join(pieces)
+
+
+def _length(value: int) -> bytes:
+    """The length of a string without Huffman coding: an integer with a prefix of seven bits."""
+    if value < 0x7F:
+        return bytes((value,))
+    rest = value - 0x7F
+    encoded = bytearray((0x7F,))
+    while rest >= 0x80:
+        encoded.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    encoded.append(rest)
+    return bytes(encoded)
