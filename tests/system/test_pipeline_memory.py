@@ -106,19 +106,23 @@ async def test_every_request_has_its_own_values_under_load(server):
 async def test_memory_and_descriptors_are_given_back(server):
     processes = [psutil.Process(server.process.pid), *server.workers()]
 
-    def held():
+    async def held():
+        for _ in range(3):
+            await load(server, 12, 10)
+        await asyncio.sleep(0.5)
         return [(one.num_fds(), one.memory_info().rss) for one in processes]
 
-    for _ in range(3):
-        await load(server, 12, 10)
-    await asyncio.sleep(0.5)
-    before = held()
-    for _ in range(3):
-        await load(server, 12, 10)
-    await asyncio.sleep(0.5)
-    for (fds, rss), (fds_after, rss_after) in zip(before, held(), strict=True):
-        assert fds_after <= fds + 8
-        assert rss_after <= rss + 40e6
+    # Pools grow until they have met the worst that the machine makes of 12 clients; a leak grows with every round.
+    before = await held()
+    for _ in range(6):
+        after = await held()
+        if all(
+            fds_after <= fds + 8 and rss_after <= rss + 40e6
+            for (fds, rss), (fds_after, rss_after) in zip(before, after, strict=True)
+        ):
+            return
+        before = after
+    pytest.fail(f"it grew with every round, at last to {after}")
 
 
 @pytest.mark.parametrize("victim", range(4))
