@@ -256,7 +256,7 @@ def _add_infer(app: FastAPI, reader: HttpInfer) -> None:
         asked = reader.decode(*schemas.model_in(request), headers, await request.body())
         reply = reader.encode(await engine.infer(asked), asked, headers)
         response = Response(b"".join(reply.chunks))
-        response.raw_headers = reply.headers
+        response.raw_headers = list(reply.headers)
         return response
 
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):

@@ -7,6 +7,7 @@ from typing import Protocol
 from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.frontends.infer import HttpInfer, InferHeaders, InferReply
+from headrace.frontends.known_heads import KnownHead, KnownHeads
 from headrace.frontends.status import http_status
 from headrace.wire.json_v2 import encode_error
 
@@ -66,6 +67,11 @@ class Exchange:
         self.response_complete = False
         self.message_event = _SILENT
 
+    def remember(self, heads: KnownHeads, data: bytes) -> None:
+        """Have the head known that came as the beginning of ``data``, all of which was the request."""
+        if self.keep_alive and not self.expects_100:
+            heads.remember(data, KnownHead(self.model, self.version, self.headers))
+
     def start(self) -> None:
         """The request is whole and nothing before it on its connection is unanswered: have it run."""
         reader = self._protocol.reader
@@ -92,7 +98,7 @@ class Exchange:
         body = encode_error(str(error))
         lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self._protocol.respond(self, status, InferReply([body], len(body), lines))
+        self._protocol.respond(self, status, InferReply([body], len(body), tuple(lines)))
 
     def _answer(self, future: asyncio.Future[InferResponse]) -> None:
         if future.cancelled() or self.disconnected:

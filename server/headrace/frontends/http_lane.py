@@ -8,6 +8,7 @@ The same conformance cases run over the lane and over the ordinary route.
 
 import asyncio
 import logging
+from functools import lru_cache
 from typing import Any
 
 import httptools
@@ -18,6 +19,7 @@ from headrace.core.errors import HeadraceError, InvalidRequest, NotReady, TooLar
 from headrace.frontends.http_exchange import Exchange
 from headrace.frontends.infer import HttpInfer, InferReply
 from headrace.frontends.infer_target import infer_target
+from headrace.frontends.known_heads import KnownHead, KnownHeads
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.status import http_status
 from headrace.wire.json_v2 import encode_error
@@ -33,6 +35,7 @@ class LaneProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the lane in front, bounded bodies, and a drain that resets nobody."""
 
     reader: HttpInfer | None  # None: no inference here, everything goes to the application
+    heads: KnownHeads
     max_request_bytes: int
     restrictions: Restrictions | None
 
@@ -49,6 +52,7 @@ class LaneProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._closing_since = 0.0
+        self._between = True  # requests: the parser has seen the last one whole, and nothing of the next
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left: what it waited for need not be computed."""
@@ -63,6 +67,7 @@ class LaneProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins; uvicorn's scope is made later, if the application is to see it."""
+        self._between = False
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -142,6 +147,7 @@ class LaneProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._between = True
         self.began_at = None
         cycle: Any = self.cycle
         if self._discarding:
@@ -166,15 +172,11 @@ class LaneProtocol(HttpToolsProtocol):
         exchange.response_complete = True
         exchange.request = exchange.future = None  # an idle connection keeps its last exchange, but not its tensors
         keep_alive = exchange.keep_alive and not self._leaving
-        pieces: list[bytes | memoryview] = [STATUS_LINE[status]]
-        for name, value in reply.headers:
-            pieces += (name, b": ", value, b"\r\n")
-        pieces.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        head = _head(status, reply.headers, keep_alive)
         if reply.size <= JOIN_BYTES:
-            pieces += reply.chunks
-            self.transport.write(b"".join(pieces))
+            self.transport.write(b"".join((head, *reply.chunks)))
         else:
-            self.transport.writelines([b"".join(pieces), *reply.chunks])
+            self.transport.writelines((head, *reply.chunks))
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -275,6 +277,13 @@ class LaneProtocol(HttpToolsProtocol):
         """Bytes from the client."""
         if self._discarding:
             return
+        begins = self._between and (self.cycle is None or self.cycle.response_complete) and not self._leaving
+        if begins:
+            known = self.heads.find(data)
+            if known is not None:
+                self._take_known(*known, data)
+                return
+        before = self.cycle
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -286,6 +295,17 @@ class LaneProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.close_with(InvalidRequest(f"the request's headers have more than {MAX_HEAD_BYTES} bytes"))
+        exchange: Any = self.cycle
+        if begins and self._between and exchange is not before and isinstance(exchange, Exchange):
+            exchange.remember(self.heads, data)
+
+    def _take_known(self, head: KnownHead, start: int, data: bytes) -> None:
+        """A whole request whose head was seen before: the parser need not see it."""
+        self.began_at = None
+        self.cycle = exchange = Exchange(self, head.model, head.version, head.headers, keep_alive=True)  # type: ignore[assignment]
+        exchange.more_body = False
+        exchange.body.append(data[start:])
+        self._begin(exchange)
 
     # -- the end of a connection --------------------------------------------------------------------------
 
@@ -332,6 +352,13 @@ class LaneProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+@lru_cache(maxsize=1024)
+def _head(status: int, headers: tuple[tuple[bytes, bytes], ...], keep_alive: bool) -> bytes:
+    """A response's head; that of most responses of a model is the same."""
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return STATUS_LINE[status] + lines + (b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+
+
 def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
     for name, value in headers:
         if name == b"content-length":
@@ -348,5 +375,10 @@ def lane(
     return type(
         "Lane",
         (LaneProtocol,),
-        {"reader": reader, "max_request_bytes": max_request_bytes, "restrictions": restrictions},
+        {
+            "reader": reader,
+            "heads": KnownHeads(),
+            "max_request_bytes": max_request_bytes,
+            "restrictions": restrictions,
+        },
     )

@@ -39,7 +39,7 @@ class InferReply(msgspec.Struct, gc=False):
 
     chunks: list[bytes | memoryview]
     size: int  # of all chunks, in bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: tuple[tuple[bytes, bytes], ...]
 
 
 class HttpInfer:
@@ -127,7 +127,7 @@ class HttpInfer:
             if report is not None:
                 lines.append((_LOAD_REPORT, report.encode("latin-1", "replace")))
         lines.append((b"content-length", b"%d" % size))
-        return InferReply(chunks, size, lines)
+        return InferReply(chunks, size, tuple(lines))
 
     def _decoded(self, model: str, version: str, header_length: str, body: bytes | memoryview) -> InferRequest:
         if not header_length:
