@@ -123,16 +123,20 @@ async def application(scope, receive, send):
 
 
 class Connection:
-    """One connection to the lane."""
+    """One connection to the lane; to another one's, if that is given."""
 
-    def __init__(self):
-        self.engine = Engine()
+    def __init__(self, other=None):
+        self.engine = Engine() if other is None else other.engine
         self.transport = Transport()
         self.state = ServerState()
-        made = lane(HttpInfer(self.engine, LIMIT), LIMIT)
-        config = uvicorn.Config(application, http=made, ws="none", lifespan="off", log_config=None, access_log=False)
+        self.lane = lane(HttpInfer(self.engine, LIMIT), LIMIT) if other is None else other.lane
+        config = uvicorn.Config(
+            application, http=self.lane, ws="none", lifespan="off", log_config=None, access_log=False
+        )
         config.load()
-        self.protocol = made(config=config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())
+        self.protocol = self.lane(
+            config=config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop()
+        )
         self.protocol.connection_made(self.transport)
 
     def send(self, *pieces):
@@ -156,9 +160,16 @@ class Connection:
         return [request.model for request, _ in self.engine.accepted]
 
 
-@pytest.fixture
-async def client(loop_errors):
+@pytest.fixture(params=["new heads", "known heads"])
+async def client(loop_errors, request):
     made = Connection()
+    if request.param == "known heads":
+        for model in ("a", "b", "c", "m", "digits"):
+            other = Connection(made)
+            other.send(infer(model))
+            other.hang_up()
+        await settle()
+        made.engine.accepted.clear()
     yield made
     if made.protocol in made.state.connections:
         made.hang_up()
@@ -254,6 +265,52 @@ async def test_a_request_is_answered_and_the_connection_stays(client):
     assert json.loads(answer.body)["outputs"][0]["data"] == [1]
     assert "connection" not in answer.headers
     assert not client.transport.closed
+
+
+async def test_a_head_that_was_seen_before_is_not_parsed_again(client, monkeypatch):
+    client.send(infer("digits"))
+    client.engine.answer(0)
+    await settle()
+    monkeypatch.setattr(client.protocol, "parser", None)
+    for number in (1, 2):
+        client.send(infer("digits", body_of().replace(b'"data": [1]', b'"data": [%d]' % (number + 1))))
+        client.engine.answer(number)
+        await settle()
+    assert client.statuses == [200, 200, 200]
+    assert [bytes(request.inputs[0].data) for request, _ in client.engine.accepted] == [b"\1", b"\2", b"\3"]
+
+
+async def test_known_and_unknown_heads_take_turns(client):
+    both = infer("a"), infer("x")
+    for turn in range(6):
+        whole = both[turn % 2]
+        client.send(*([whole] if turn % 3 else [whole[:20], whole[20:]]))
+        client.engine.answer(turn)
+        await settle()
+    assert client.models == list("axaxax")
+    assert client.statuses == [200] * 6
+
+
+async def test_a_head_that_is_known_waits_for_the_answer_before_it(client):
+    client.send(infer("a"), infer("b"), infer("b"))
+    assert client.models == ["a"]
+    for number in range(3):
+        client.engine.answer(number)
+        await settle()
+    assert client.models == ["a", "b", "b"]
+    assert client.statuses == [200] * 3
+
+
+@pytest.mark.parametrize("headers", [{"Connection": "close"}, {"Expect": "100-continue"}])
+async def test_heads_that_ask_for_more_are_parsed_each_time(client, headers):
+    for _ in range(2):
+        other = Connection(client)
+        other.send(infer("a", **headers))
+        client.engine.answer(len(client.engine.accepted) - 1)
+        await settle()
+        assert (b"100 Continue" in other.transport.sent) is ("Expect" in headers)
+        assert (b"connection: close" in other.transport.sent) is ("Connection" in headers)
+        other.hang_up()
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -76,7 +76,8 @@ class BatchQueue:
         if self._waiters:
             self._wake_if_due()
         if self._grown is not None and len(self._backlog) >= self._grown_size:
-            self._grown.set_result(None)
+            if not self._grown.done():
+                self._grown.set_result(None)
             self._grown = None
 
     def make_room(self) -> None:
@@ -121,11 +122,19 @@ class BatchQueue:
         """Return when ``size`` requests wait, or after ``timeout_s``. One instance at a time is told."""
         if len(self._backlog) >= size:
             return
-        self._grown_size = size
-        self._grown = grown = asyncio.get_running_loop().create_future()
+        grown = self.watch(size)
         await asyncio.wait([grown], timeout=timeout_s)
         if self._grown is grown:
             self._grown = None
+
+    def watch(self, size: int) -> asyncio.Future[None]:
+        """A future that is done as soon as ``size`` requests wait; only for a queue of fewer. The last one made counts.
+
+        Whoever waits for it may set it too, and for another reason.
+        """
+        self._grown_size = size
+        self._grown = asyncio.get_running_loop().create_future()
+        return self._grown
 
     def take_now(self) -> list[Pending]:
         """The next batch if the policy closes one now, else nothing. A batch is owed one ``finished`` call."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
+from headrace.batching.staging import Staging
 from headrace.batching.streamed import StreamedRequest
 from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
@@ -340,10 +341,17 @@ class Instance:
     async def _pump(self) -> None:
         assert self.loaded is not None, "only an instance that is up pumps"
         threads = min(self.loaded.cpu_threads, self._turns.cpus)
+        staging = None if threads or self.signature.decoupled or self.load.sequence is not None else Staging()
+        most = max(1, self.signature.max_batch_size)
         while True:
             if not self._slots.available or len(self.streams) >= MAX_OPEN:
                 await self._free_slot()
                 continue
+            if staging is not None and not self._slots.idle:
+                wanted = staging.wanted(self.in_flight + len(self._queue), most)
+                if len(self._queue) < wanted:
+                    await self._company(wanted)
+                    continue
             pending = await (self._take_in_turn(threads) if threads else self._queue.take())
             if not pending:
                 continue
@@ -375,6 +383,11 @@ class Instance:
         if not pending:
             self._end_turn()
         return pending
+
+    async def _company(self, wanted: int) -> None:
+        """Return when so many requests wait, or when the batch in flight has ended."""
+        self._slot_freed = self._queue.watch(wanted)
+        await self._slot_freed
 
     async def _free_slot(self) -> None:
         """Return when a batch in flight has ended, or a stream."""
