@@ -49,7 +49,9 @@ from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
 from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
 from headrace.workers.cpus import usable_cpus
+from headrace.workers.growth import GrowthLimits
 from headrace.workers.placement import PlacementLimits
+from headrace.workers.recycler import Recycler
 from headrace.workers.supervisor import Supervisor
 
 log = logging.getLogger("headrace")
@@ -89,6 +91,7 @@ class App:
             tracing = settings_at_start(
                 settings.trace_file, settings.trace_level, settings.trace_rate, settings.trace_count
             )
+            growth_limits = _growth_limits(settings)
             self.cache = _cache(settings)
         except (ValueError, InvalidRequest, RedisMissing) as error:
             raise CannotStart(str(error)) from error
@@ -105,7 +108,8 @@ class App:
         log_settings = LogSettings(levels_from(settings.log_level), json_lines=settings.log_format == "json")
         log_settings.on_change.append(self.supervisor.set_logging)
         self.supervisor.set_logging(log_settings.levels)
-        readings = Readings(self.engine, self.repository, self.supervisor, self.state, self.cache)
+        self.recycler = Recycler(self.supervisor, growth_limits, settings.recycle_grace)
+        readings = Readings(self.engine, self.repository, self.supervisor, self.state, self.cache, self.recycler)
         metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom)
         http_infer = HttpInfer(
             self.engine,
@@ -159,10 +163,13 @@ class App:
         for front_end in (self.http, self.metrics, self.grpc):
             await front_end.start()
         loading = asyncio.get_running_loop().create_task(self._load(announce))
-        loading.add_done_callback(_log_failure)
+        loading.add_done_callback(partial(_log_failure, "the repository is not followed"))
         sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        recycling = asyncio.get_running_loop().create_task(self.recycler.run())
+        recycling.add_done_callback(partial(_log_failure, "the memory of workers is not watched"))
         await stop.wait()
         sweeping.cancel()
+        recycling.cancel()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
@@ -181,7 +188,7 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, return_exceptions=True)
+        await asyncio.gather(loading, sweeping, recycling, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:
@@ -228,6 +235,24 @@ def _cache(settings: Settings) -> Cache | None:
     if settings.cache_redis:
         return RedisCache(settings.cache_redis)
     return ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
+
+
+def _growth_limits(settings: Settings) -> GrowthLimits:
+    """What a worker's memory may come to.
+
+    Raises:
+        ValueError: the bounds make no sense.
+    """
+    if 0 < settings.worker_memory_growth <= 1:
+        raise ValueError(
+            f"--worker-memory-growth is {settings.worker_memory_growth:g}, expected 0, or a factor above 1 as 1.5"
+        )
+    return GrowthLimits(
+        settings.worker_memory_growth,
+        settings.worker_memory_growth_bytes,
+        settings.worker_memory_limit,
+        settings.recycle_interval,
+    )
 
 
 def build_supervisor(settings: Settings) -> Supervisor:
@@ -288,9 +313,9 @@ def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
     return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(what: str, task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        log.error("the repository is not followed any more", exc_info=task.exception())
+        log.error("%s any more", what, exc_info=task.exception())
 
 
 def _raise_descriptor_limit() -> None:

@@ -42,6 +42,17 @@ class Settings:
         False, "Also export Triton's summaries, nv_*_summary_*: quantiles of the last minute."
     )
     max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
+    worker_memory_growth: float = _option(
+        0.0, "Replace a worker whose memory has grown to so many times what it was at first; 0: never.", min=0
+    )
+    worker_memory_growth_bytes: int = _option(
+        64 * 1024 * 1024, "A worker that has grown by less is not replaced for growth.", min=0
+    )
+    worker_memory_limit: int = _option(0, "Replace a worker that holds more bytes than this; 0: no bound.", min=0)
+    recycle_interval: float = _option(60.0, "Seconds between two replacements of workers for growth.", min=0.1)
+    recycle_grace: float = _option(
+        300.0, "Seconds that sequences and streams of a replaced worker have to end by themselves.", min=0
+    )
     read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)
     cache_bytes: int = _option(
         64 * 1024 * 1024, "Memory for the responses of models that have a response cache.", min=0

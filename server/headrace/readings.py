@@ -14,9 +14,10 @@ from headrace.metrics import ModelSample, ServerSample, WorkerSample
 from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.repository import Repository
 from headrace.response_cache import Cache
+from headrace.workers.process_memory import process_memory
+from headrace.workers.recycler import Recycler
 from headrace.workers.supervisor import Supervisor
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -29,13 +30,15 @@ class Readings:
         repository: Repository,
         supervisor: Supervisor,
         state: ServerState,
-        cache: Cache | None = None,
+        cache: Cache | None,
+        recycler: Recycler,
     ) -> None:
         self._engine = engine
         self._repository = repository
         self._supervisor = supervisor
         self._state = state
         self._cache = cache
+        self._recycler = recycler
         self._started = monotonic()
         self._cpu = CpuUtilization()
 
@@ -67,13 +70,15 @@ class Readings:
         """Every worker process that is running."""
         for process in self._supervisor.processes:
             pid = process.pid
-            usage = _usage(pid) if pid is not None else None
-            if pid is not None and usage is not None:
+            memory = process_memory(pid) if pid is not None else None
+            cpu_seconds = _cpu_seconds(pid) if pid is not None else None
+            if pid is not None and memory is not None and cpu_seconds is not None:
                 yield WorkerSample(
                     process.name,
                     pid,
-                    usage[0],
-                    usage[1],
+                    memory.resident_bytes,
+                    cpu_seconds,
+                    own_bytes=memory.own_bytes,
                     models=len(process.hosted),
                     restarts=max(0, process.restarts),
                     instances=frozenset(process.hosted),
@@ -101,14 +106,14 @@ class Readings:
             uptime_seconds=monotonic() - self._started,
             ready=not self._state.why_not_ready(),
             cache=self._cache.usage if self._cache is not None else None,
+            recycles=self._recycler.recycles,
         )
 
 
-def _usage(pid: int) -> tuple[int, float] | None:
-    """Resident bytes and CPU seconds of a process; None when it is gone."""
+def _cpu_seconds(pid: int) -> float | None:
+    """CPU seconds of a process; None when it is gone."""
     try:
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / _TICKS
     except (OSError, IndexError):
         return None
-    return resident, (int(after_name[11]) + int(after_name[12])) / _TICKS

@@ -823,3 +823,64 @@ async def test_memory_that_is_lent_outlives_the_worker(model, host):
     await settle()
     again.answer()
     assert answer_of(other) == [2]
+
+
+async def test_a_twin_takes_over_and_the_one_before_it_answers_what_it_has(model, host):
+    old = model.instance(host)
+    told = []
+    old.on_change = lambda: told.append("change")
+    old.on_replaced = lambda *pair: told.append(pair)
+    running = model.put(1)
+    await settle()
+    staged = model.put(2)
+    await settle()
+    twin = old.twin(77)
+    model.instances.append(twin)
+    assert (twin.load.instance, twin.load.name) == (77, "m")
+    other = Host()
+    twin.up(other, loaded())
+    twin.start()
+    old.replaced_by(twin)
+    assert told == [(old, twin)]
+    leaving = asyncio.get_running_loop().create_task(old.leave())
+    await settle()
+    later = model.put(3)
+    await settle()
+    assert other.rows() == [b"\3\3"]
+    assert not leaving.done()
+    host.answer()
+    host.answer()
+    other.answer()
+    await asyncio.wait_for(leaving, 5)
+    assert [answer_of(one) for one in (*running, *staged, *later)] == [[1], [2], [3]]
+    old.break_down("nobody is told of that any more")
+    assert told == [(old, twin)]
+    twin.break_down("but of this")
+    assert told[1:] == ["change"]
+
+
+async def test_one_that_leaves_does_not_come_back_with_its_process(model, host):
+    old = model.instance(host)
+    (one,) = model.put(1)
+    await settle()
+    leaving = asyncio.get_running_loop().create_task(old.leave())
+    await settle()
+    ((batch, _),) = host.asked
+    old.down(None, [batch], "signal SIGKILL")
+    await asyncio.wait_for(leaving, 5)
+    again = Host()
+    old.up(again, loaded())
+    old.start()
+    await settle()
+    assert not old.is_up
+    assert again.asked == []
+    model.instance(again)
+    await settle()
+    again.answer()
+    assert answer_of(one) == [1]
+
+
+async def test_a_twin_of_other_files_breaks(model, host):
+    twin = model.instance(host).twin(5)
+    twin.up(Host(), loaded(Signature((), (), 4)))
+    assert twin.broken == "the model's files have changed since it was loaded"

@@ -69,6 +69,7 @@ COUNTERS = {
     "headrace_retried_requests_total",
     "headrace_worker_cpu_seconds_total",
     "headrace_worker_restarts_total",
+    "headrace_worker_recycles_total",
     "process_cpu_seconds_total",
 }
 GAUGES = {
@@ -80,6 +81,7 @@ GAUGES = {
     "headrace_instances",
     "headrace_instances_up",
     "headrace_worker_resident_bytes",
+    "headrace_worker_memory_bytes",
     "headrace_worker_models",
     "headrace_inflight_requests",
     "headrace_inflight_bytes",
@@ -118,8 +120,10 @@ def sample(name="digits", version="3", statistics=None, **changes):
 
 def metrics(models=None, workers=None, server=None):
     models = [sample()] if models is None else models
-    workers = [WorkerSample("worker-0", 17, 1 << 28, 12.5, 3, 1)] if workers is None else workers
-    server = server or ServerSample(inflight_requests=9, inflight_bytes=4096, uptime_seconds=61.5, ready=True)
+    workers = [WorkerSample("worker-0", 17, 1 << 28, 12.5, 3, 1, own_bytes=1 << 27)] if workers is None else workers
+    server = server or ServerSample(
+        inflight_requests=9, inflight_bytes=4096, uptime_seconds=61.5, ready=True, recycles={"growth": 2, "limit": 0}
+    )
     return Metrics(lambda: models, lambda: workers, lambda: server)
 
 
@@ -237,6 +241,9 @@ def test_every_failure_reason_is_there_even_at_zero():
 def test_numbers_of_workers_and_server(accept):
     body = text(metrics(), accept)
     assert number(body, "headrace_worker_resident_bytes", worker="worker-0") == 1 << 28
+    assert number(body, "headrace_worker_memory_bytes", worker="worker-0") == 1 << 27
+    assert number(body, "headrace_worker_recycles_total", reason="growth") == 2
+    assert number(body, "headrace_worker_recycles_total", reason="limit") == 0
     assert number(body, "headrace_worker_cpu_seconds_total", worker="worker-0") == 12.5
     assert number(body, "headrace_worker_models", worker="worker-0") == 3
     assert number(body, "headrace_worker_restarts_total", worker="worker-0") == 1

@@ -29,6 +29,7 @@ optimize:
   objective: {p99_ms: 20}
 model_file: net.onnx
 execution_timeout_s: 2.5
+memory_limit_bytes: 6000000000
 decoupled: true
 sequence:
   strategy: oldest
@@ -86,6 +87,7 @@ def test_everything_is_read():
     assert config.optimize.objective.p99_ms == 20
     assert config.model_file == "net.onnx"
     assert config.execution_timeout_s == 2.5
+    assert config.memory_limit_bytes == 6_000_000_000
     assert config.decoupled
     assert not config.response_cache
     assert config.sequence is not None
@@ -185,6 +187,8 @@ def test_versions(text, latest, only):
         ("model_file: 1/model.onnx", "model_file: should be a file name without a path, got '1/model.onnx'"),
         ("model_file: ..", "model_file: should be a file name without a path, got '..'"),
         ("execution_timeout_s: -1", "execution_timeout_s: should be greater than or equal to 0, got -1"),
+        ("memory_limit_bytes: -1", "memory_limit_bytes: should be greater than or equal to 0, got -1"),
+        ("memory_limit_bytes: 4GB", "memory_limit_bytes: should be a valid integer, got '4GB'"),
         ("execution_timeout_s: .inf", "execution_timeout_s: should be a finite number, got inf"),
         ("execution_timeout_s: true", "execution_timeout_s: should be a valid number, got True"),
         ("optimize: {allow: [bf16]}", "optimize: allows what changes answers (bf16), so a budget is needed"),

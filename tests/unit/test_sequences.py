@@ -318,6 +318,54 @@ def test_an_instance_that_is_not_up_gets_no_sequences():
     assert model.take(0) == waiting[1:]
 
 
+def test_an_instance_that_leaves_keeps_its_sequences_and_gets_no_more():
+    model = Model(places=2, instances=2, up=False)
+    model.hand_out(model.sequences.open(0))
+    kept = model.put(request(1, "s"))
+    assert model.run(0) == kept
+    model.hand_out(model.sequences.leave(0))
+    model.hand_out(model.sequences.open(0))  # it asks for work all the while
+    model.put(request(2, "s"))
+    assert model.take(0) is None
+    model.hand_out(model.sequences.open(1))
+    model.run(1)
+    model.put(request(1), request(3, "s"))
+    assert [len(model.run(index)) for index in (0, 1)] == [1, 1]
+    assert (model.sequences.held_by(0), model.sequences.held_by(1)) == (1, 2)
+    model.put(request(1, "e"))
+    model.run(0)
+    assert model.sequences.held_by(0) == 0
+    model.sequences.forget(0)
+    waiting = model.put(request(4, "s"))
+    assert model.take(0) is None
+    model.put(request(2, "e"))
+    model.run(1)
+    assert model.take(1) == waiting
+
+
+def test_who_begins_anew_leaves_an_instance_that_leaves():
+    model = Model(places=2, instances=2)
+    first = model.put(request(1, "s"))
+    at = model.sequences.instance_of(first[0])
+    model.run(at)
+    model.hand_out(model.sequences.leave(at))
+    model.put(request(1), request(1, "s"))
+    model.run(at)
+    assert model.sequences.held_by(at) == 0
+    (again,) = model.take(1 - at)
+    assert again.starts
+
+
+def test_an_instance_goes_when_its_sequences_have():
+    model = Model()
+    model.put(request(1, "s"))
+    model.hand_out(model.sequences.leave(0))
+    with pytest.raises(AssertionError, match="an instance goes when its sequences have"):
+        model.sequences.forget(0)
+    model.lose()
+    model.sequences.forget(0)
+
+
 def test_what_was_put_back_is_the_next_of_its_sequence():
     model = Model()
     first, second = model.put(request(5, "s"), request(5))

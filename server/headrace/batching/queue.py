@@ -177,6 +177,21 @@ class BatchQueue:
     def lose(self, cause: str) -> None:
         """The worker of the instance that takes here has died: nothing to a model that remembers nothing."""
 
+    def successor(self) -> "BatchQueue":
+        """Where another instance takes its batches that is to take the place of one that takes here."""
+        return self
+
+    def leave(self) -> None:
+        """An instance that takes here is to be replaced: nothing to a model that remembers nothing."""
+
+    @property
+    def held(self) -> int:
+        """Sequences that the instance that takes here alone can go on with."""
+        return 0
+
+    def close(self) -> None:
+        """The instance that took here has been replaced."""
+
     def refuse(self, kind: Kind, message: str) -> None:
         """Answer everything that waits, and whatever comes until ``accept``, with this error."""
         self._refusal = (kind, message)

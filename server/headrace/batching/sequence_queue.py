@@ -150,11 +150,28 @@ class SequenceQueue:
             self._idle_waiters.append(waiter)
             await waiter
 
+    def another(self) -> "InstanceQueue":
+        """Where an instance takes its batches that comes beside those that there are."""
+        return self.for_instance(max(self._parts, default=-1) + 1)
+
     # -- what the instances' parts tell -------------------------------------------------------------------
 
     def opened(self, index: int) -> None:
         """The instance asks for work, so it is up."""
         self._hand_out(self._sequences.open(index))
+
+    def leave(self, index: int) -> None:
+        """The instance gets no further sequences."""
+        self._hand_out(self._sequences.leave(index))
+
+    def held_by(self, index: int) -> int:
+        """Sequences that the instance has."""
+        return self._sequences.held_by(index)
+
+    def forget(self, index: int) -> None:
+        """The instance is gone, and holds nothing."""
+        self._sequences.forget(index)
+        del self._parts[index]
 
     def backlog(self, limits: BatchLimits) -> SequenceBacklog:
         """A backlog for an instance's heads."""
@@ -238,6 +255,23 @@ class InstanceQueue(BatchQueue):
     def lose(self, cause: str) -> None:
         """The instance's worker has died, and the sequences that were begun there with it."""
         self._whole.lose(self._index, cause)
+
+    def successor(self) -> "InstanceQueue":
+        """Where another instance takes its batches that is to take the place of this part's."""
+        return self._whole.another()
+
+    def leave(self) -> None:
+        """Its instance is to keep the sequences that it has and get no more."""
+        self._whole.leave(self._index)
+
+    @property
+    def held(self) -> int:
+        """Sequences that its instance alone can go on with."""
+        return self._whole.held_by(self._index)
+
+    def close(self) -> None:
+        """Its instance is gone, and nothing is held."""
+        self._whole.forget(self._index)
 
     def drop_dead(self) -> None:
         """Forget heads that nobody waits for."""

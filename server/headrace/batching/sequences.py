@@ -34,12 +34,13 @@ class LiveSequence:
 
 
 class _Places:
-    """Those of one instance. A closed one, whose worker is down, is given no sequences."""
+    """Those of one instance. A closed one, whose worker is down, is given no sequences; nor is a ``leaving`` one."""
 
-    __slots__ = ("free", "held", "is_open")
+    __slots__ = ("free", "held", "is_open", "leaving")
 
     def __init__(self, places: int) -> None:
         self.is_open = False
+        self.leaving = False
         self.held: dict[int, LiveSequence] = {}
         self.free = list(range(places))  # a heap: low slots make small batches where each is a fixed row
 
@@ -173,8 +174,27 @@ class Sequences:
         instance = self._instances.get(index)
         if instance is None:
             instance = self._instances[index] = _Places(self._places)
-        instance.is_open = True
+        instance.is_open = not instance.leaving
         return self._fill()
+
+    def leave(self, index: int) -> list[Pending]:
+        """An instance is to keep the sequences that it has and get no more; gives back heads.
+
+        Those that have a place there and were not begun go elsewhere only when the instance is lost.
+        """
+        instance = self._instances.setdefault(index, _Places(self._places))
+        instance.is_open, instance.leaving = False, True
+        return self._fill()
+
+    def held_by(self, index: int) -> int:
+        """Sequences that have a place in an instance."""
+        instance = self._instances.get(index)
+        return len(instance.held) if instance is not None else 0
+
+    def forget(self, index: int) -> None:
+        """An instance that holds nothing is not there any more."""
+        instance = self._instances.pop(index, None)
+        assert instance is None or not instance.held, "an instance goes when its sequences have"
 
     def lose(self, index: int, cause: str) -> list[Pending]:
         """An instance's worker has died, and every sequence that was begun there with it; gives back heads.
@@ -258,7 +278,7 @@ class Sequences:
             self._idle_since[sequence.number] = now_ns
             return []
         if begins(sequence.waiting[0]):
-            if sequence.begun and self._unplaced:
+            if sequence.begun and (self._unplaced or self._instances[sequence.instance].leaving):
                 # The one before has ended; who begins anew goes behind those that wait for a place already.
                 sequence.begun = False
                 self._vacate(sequence)

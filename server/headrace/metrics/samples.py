@@ -1,6 +1,7 @@
 """What the metrics are made of: readings of one moment, as plain data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from headrace.core.statistics import CacheUsage, Statistics
 
@@ -38,6 +39,7 @@ class WorkerSample:
     models: int
     restarts: int
     instances: frozenset[int] = frozenset()  # the numbers of those that it holds
+    own_bytes: int = 0  # without shared memory and mapped files
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,4 @@ class ServerSample:
     uptime_seconds: float
     ready: bool
     cache: CacheUsage | None = None
+    recycles: Mapping[str, int] = field(default_factory=dict)  # workers that were replaced, by reason

@@ -51,6 +51,12 @@ def _server_families(server: ServerSample) -> Iterator[Metric]:
     yield _gauge("headrace_uptime_seconds", "Seconds since the server started", server.uptime_seconds)
     yield _gauge("headrace_inflight_requests", "Requests accepted and not yet answered", server.inflight_requests)
     yield _gauge("headrace_inflight_bytes", "Bytes that those requests hold", server.inflight_bytes)
+    recycles = CounterMetricFamily(
+        "headrace_worker_recycles_total", "Workers that were replaced because of their memory", labels=("reason",)
+    )
+    for reason, count in server.recycles.items():
+        recycles.add_metric((reason,), count)
+    yield recycles
     if server.cache is not None:
         yield from _cache_families(server.cache)
 
@@ -71,6 +77,11 @@ def _worker_families(workers: Iterable[WorkerSample]) -> tuple[Metric, ...]:
     resident = GaugeMetricFamily(
         "headrace_worker_resident_bytes", "Resident memory of a worker process", labels=("worker",)
     )
+    memory = GaugeMetricFamily(
+        "headrace_worker_memory_bytes",
+        "Memory of a worker process's own: resident, without shared memory and mapped files",
+        labels=("worker",),
+    )
     cpu = CounterMetricFamily(
         "headrace_worker_cpu_seconds_total", "CPU time that a worker process has used", labels=("worker",)
     )
@@ -81,7 +92,8 @@ def _worker_families(workers: Iterable[WorkerSample]) -> tuple[Metric, ...]:
     for worker in workers:
         labels = (worker.name,)
         resident.add_metric(labels, worker.resident_bytes)
+        memory.add_metric(labels, worker.own_bytes)
         cpu.add_metric(labels, worker.cpu_seconds)
         models.add_metric(labels, worker.models)
         restarts.add_metric(labels, worker.restarts)
-    return resident, cpu, models, restarts
+    return resident, memory, cpu, models, restarts

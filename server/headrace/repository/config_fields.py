@@ -41,6 +41,7 @@ Scalar = Annotated[Parameter, PlainValidator(_scalar)]
 Whole = Annotated[int, Field(strict=True, ge=0, le=_INT32_MAX)]
 Dimension = Annotated[int, Field(strict=True, ge=-1, le=_INT64_MAX)]
 Count = Annotated[int, Field(strict=True, ge=1, le=_INT32_MAX)]
+SizeBytes = Annotated[int, Field(strict=True, ge=0, le=_INT64_MAX)]
 DurationUs = Annotated[int, Field(strict=True, ge=0, le=_INT64_MAX // 1000)]  # holds as nanoseconds too
 Version = Annotated[int, Field(strict=True, ge=1, le=_INT64_MAX)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]

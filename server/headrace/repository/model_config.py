@@ -18,6 +18,7 @@ from headrace.repository.config_fields import (
     FileName,
     Scalar,
     Section,
+    SizeBytes,
     Text,
     Version,
     Whole,
@@ -145,6 +146,8 @@ class ModelConfig(Section):
     """The models that this one is made of; it runs nothing itself."""
     execution_timeout_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 300.0
     """A worker that takes longer for one batch is killed and started anew; 0 for never."""
+    memory_limit_bytes: SizeBytes = 0
+    """A worker of the model that holds more is replaced by another; 0 for no bound. It is shared with nobody then."""
 
 
 _SECTIONS: dict[KeyPath, type[Section]] = {

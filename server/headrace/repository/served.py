@@ -90,7 +90,12 @@ class ServedVersion:
             Instance(load, queue.for_instance(index), self.statistics, self._supervisor.turns, timeout_s)
             for index, load in enumerate(self._loads())
         ]
-        needs = Needs(self.files.model_bytes, self.files.backend in SHAREABLE)
+        limit_bytes = self.folder.config.memory_limit_bytes
+        for instance in self.instances:
+            instance.memory_limit_bytes = limit_bytes
+            instance.on_replaced = self._on_replaced
+        # What is bounded by itself must be measured by itself.
+        needs = Needs(self.files.model_bytes, self.files.backend in SHAREABLE and not limit_bytes)
         starts = [self._supervisor.start_instance(instance, needs) for instance in self.instances]
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
@@ -181,6 +186,9 @@ class ServedVersion:
             self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")
         else:
             self.queue.accept()
+
+    def _on_replaced(self, old: Instance, new: Instance) -> None:
+        self.instances = [new if one is old else one for one in self.instances]
 
     async def _stop_instances(self) -> None:
         await asyncio.gather(*(self._supervisor.stop_instance(instance) for instance in self.instances))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from time import monotonic_ns, time
 from typing import Protocol
 
+import msgspec
+
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 KILLED = "signal SIGKILL"
 SAME_STROKE_NS = 250_000_000
+LEAVE_INTERVAL_S = 0.02  # one that leaves is looked at so often
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -94,6 +97,9 @@ class Instance:
         self.in_flight = 0  # requests that the worker has
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
+        self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
+        self.used_at_ns = monotonic_ns()  # when a batch of it ended last
+        self.memory_limit_bytes = 0  # that its worker may have; 0 for no bound
         self.streams = OpenStreams(load.name)
         self.custom_metrics: tuple[CustomMetric, ...] = ()  # that the model's own code keeps
         self._queue = queue
@@ -106,6 +112,7 @@ class Instance:
         self._slots = Slots(self._wake_pump)  # of the present worker
         self._slot_freed: asyncio.Future[None] | None = None
         self._pump_task: asyncio.Task[None] | None = None
+        self._leaving = False
 
     @property
     def is_up(self) -> bool:
@@ -136,6 +143,8 @@ class Instance:
 
     def start(self) -> None:
         """Begin to take batches."""
+        if self._leaving:  # its process died meanwhile and has come back
+            return
         self._pump_task = asyncio.get_running_loop().create_task(self._pump())
         self._pump_task.add_done_callback(self._on_pump_end)
         self.on_change()
@@ -152,6 +161,31 @@ class Instance:
             self._pump_task.cancel()
             self._pump_task = None
             self._queue.nudge()
+
+    def twin(self, number: int) -> "Instance":
+        """Another one of the same model, to be loaded elsewhere in this one's place."""
+        load = msgspec.structs.replace(self.load, instance=number)
+        twin = Instance(load, self._queue.successor(), self._statistics, self._turns, self.execution_timeout_s)
+        twin.memory_limit_bytes = self.memory_limit_bytes
+        twin.loaded = self.loaded  # so that it breaks where the files have changed meanwhile
+        return twin
+
+    def replaced_by(self, twin: "Instance") -> None:
+        """Tell whoever has this one that the twin, which is up, stands in its place from now on."""
+        twin.on_change, twin.on_replaced = self.on_change, self.on_replaced
+        self.on_change = lambda: None
+        self.on_replaced(self, twin)
+
+    async def leave(self) -> None:
+        """Take nothing new; return when all that was taken is answered, and every sequence that it has has ended."""
+        self._queue.leave()
+        while self._queue.held:
+            await asyncio.sleep(LEAVE_INTERVAL_S)
+        self._leaving = True
+        self.stop()
+        while self.in_flight:
+            await asyncio.sleep(LEAVE_INTERVAL_S)
+        self._queue.close()
 
     def retire(self) -> None:
         """Stop for good, and let go of the shared memory."""
@@ -182,7 +216,8 @@ class Instance:
         pending = batch.pending
         rows = [one.rows for one in pending]
         most = max(1, self.signature.max_batch_size)
-        self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, monotonic_ns())
+        self.used_at_ns = now_ns = monotonic_ns()
+        self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
         for one in pending:
             if one.traced:
                 one.timings = (frame.input_ns, frame.infer_ns, frame.output_ns)

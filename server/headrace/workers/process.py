@@ -66,7 +66,8 @@ class WorkerProcess:
         self.shared = shared
         self.hosted: dict[int, Instance] = {}
         self.restarts = -1
-        self._threads = threads
+        self.threads = threads
+        self.leaving = False  # whether another is to take its place: nothing more is loaded here
         self._log_format = log_format
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: channel.Channel | None = None
@@ -91,6 +92,16 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """The process now, if there is one."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is being loaded, or is to be."""
+        return bool(self._loading)
+
+    @property
+    def batches(self) -> int:
+        """How many it was ever given."""
+        return self._sequence
 
     # -- what the supervisor asks -------------------------------------------------------------------------
 
@@ -134,6 +145,12 @@ class WorkerProcess:
         if unfinished:
             self.kill("did not stop when asked to")
             await asyncio.wait([self._task])
+
+    async def end(self, cause: str) -> None:
+        """End the process at once, for good: what it was at fails or runs elsewhere, as when it dies."""
+        self._stopping = True
+        self.kill(cause)
+        await asyncio.wait([self._task])
 
     def set_logging(self, levels: LogLevels) -> None:
         """Have the worker log so, in this life and the next ones."""
@@ -227,7 +244,7 @@ class WorkerProcess:
 
     def _spawn(self) -> asyncio.Future[None]:
         """Start the process; the future resolves when it has ended."""
-        spawned = spawn(self.name, shared=self.shared, threads=self._threads, log_format=self._log_format)
+        spawned = spawn(self.name, shared=self.shared, threads=self.threads, log_format=self._log_format)
         self._process = spawned.process
         self._channel = channel.Channel(spawned.socket, self._on_frame)
         self.attachments.forget_all()

@@ -9,7 +9,7 @@ from time import monotonic
 from headrace.log import LogLevels
 from headrace.workers.instance import Instance
 from headrace.workers.placement import Hosting, NewProcess, PlacementLimits, place
-from headrace.workers.process import CallDesk, WorkerProcess
+from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
@@ -83,9 +83,7 @@ class Supervisor:
         if process is None:
             return
         process.unload(instance)
-        if not process.hosted:
-            self._processes.pop(process.name, None)
-            await process.stop()
+        await self._end_if_empty(process)
 
     async def close(self) -> None:
         """End every process."""
@@ -94,16 +92,77 @@ class Supervisor:
         await asyncio.gather(*(process.stop() for process in self._processes.values()))
         self._processes.clear()
 
+    async def replace(self, old: WorkerProcess, grace_s: float) -> WorkerProcess:
+        """Have a new process take the place of this one: it loads what that hosts, and no request waits or is lost.
+
+        What the old one has been given it answers. What is unanswered after ``grace_s`` seconds, sequences and streams
+        for the most part, ends as when a worker dies.
+
+        Raises:
+            LoadRefused: a model cannot be loaded in the new one; all is as it was then.
+        """
+        old.leaving = True
+        successor = self._start_process(shared=old.shared, threads=old.threads)
+        twins: list[tuple[Instance, Instance]] = []
+        try:
+            for instance in list(old.hosted.values()):
+                if old.hosted.get(instance.load.instance) is instance:
+                    twin = instance.twin(self.number())
+                    twins.append((instance, twin))
+                    await self._load_twin(twin, successor)
+        except BaseException:
+            old.leaving = False
+            await asyncio.gather(*(self._take_away(twin, grace_s) for _, twin in twins))
+            await self._end_if_empty(successor)
+            raise
+        left = []
+        for instance, twin in twins:
+            if old.hosted.get(instance.load.instance) is instance:
+                instance.replaced_by(twin)
+                left.append(instance)
+            else:  # it was unloaded meanwhile
+                left.append(twin)
+        await asyncio.gather(*(self._take_away(one, grace_s) for one in left))
+        await asyncio.gather(self._end_if_empty(old), self._end_if_empty(successor))
+        return successor
+
+    async def _load_twin(self, twin: Instance, successor: WorkerProcess) -> None:
+        self._homes[twin.load.instance] = successor
+        async with self._loads:
+            await successor.load(twin)
+        if twin.broken:
+            raise LoadRefused(twin.broken)
+
+    async def _take_away(self, instance: Instance, grace_s: float) -> None:
+        """Stop an instance that another stands in for, when it has answered what it was given."""
+        try:
+            async with asyncio.timeout(grace_s):
+                await instance.leave()
+        except TimeoutError:
+            process = self._homes.get(instance.load.instance)
+            if process is not None:
+                await process.end(f"it is replaced, and its requests took longer than {grace_s:g} s")
+            await instance.leave()
+        await self.stop_instance(instance)
+
+    async def _end_if_empty(self, process: WorkerProcess) -> None:
+        if not process.hosted and self._processes.pop(process.name, None) is not None:
+            await process.stop()
+
     def _place(self, needs: Needs, threads: int) -> WorkerProcess:
-        hosting = [Hosting(one.name, one.shared, len(one.hosted)) for one in self._processes.values()]
+        staying = [one for one in self._processes.values() if not one.leaving]
+        hosting = [Hosting(one.name, one.shared, len(one.hosted)) for one in staying]
         where = place(needs.shareable, needs.file_bytes, hosting, self._limits)
         if not isinstance(where, NewProcess):
             return self._processes[where]
-        name = f"{'shared' if where.shared else 'worker'}-{next(self._names)}"
+        return self._start_process(shared=where.shared, threads=1 if where.shared else threads)
+
+    def _start_process(self, *, shared: bool, threads: int) -> WorkerProcess:
+        name = f"{'shared' if shared else 'worker'}-{next(self._names)}"
         process = WorkerProcess(
             name,
-            shared=where.shared,
-            threads=1 if where.shared else threads,
+            shared=shared,
+            threads=threads,
             log_format=self._log_format,
             desk=self.desk,
         )
