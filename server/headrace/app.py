@@ -41,6 +41,7 @@ from headrace.metrics import Metrics
 from headrace.readings import Readings
 from headrace.redis_cache import RedisCache, RedisMissing
 from headrace.repository.layout import list_models
+from headrace.repository.pager import Pager
 from headrace.repository.repository import Repository
 from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
@@ -96,7 +97,10 @@ class App:
         except (ValueError, InvalidRequest, RedisMissing) as error:
             raise CannotStart(str(error)) from error
         self.supervisor = build_supervisor(settings)
-        serve = partial(ServedVersion, supervisor=self.supervisor, with_summaries=settings.summary_metrics)
+        self.pager = Pager(settings.resident_bytes) if settings.resident_bytes else None
+        serve = partial(
+            ServedVersion, supervisor=self.supervisor, with_summaries=settings.summary_metrics, pager=self.pager
+        )
         self.repository = Repository(settings.repository, self.supervisor, settings.model_control, serve)
         self.tracer = Tracer(tracing)
         self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer)
@@ -109,7 +113,9 @@ class App:
         log_settings.on_change.append(self.supervisor.set_logging)
         self.supervisor.set_logging(log_settings.levels)
         self.recycler = Recycler(self.supervisor, growth_limits, settings.recycle_grace)
-        readings = Readings(self.engine, self.repository, self.supervisor, self.state, self.cache, self.recycler)
+        readings = Readings(
+            self.engine, self.repository, self.supervisor, self.state, self.cache, self.recycler, self.pager
+        )
         metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom)
         http_infer = HttpInfer(
             self.engine,
@@ -183,6 +189,8 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.1, deadline - monotonic())):
                 await self.repository.close()
+        if self.pager is not None:
+            await self.pager.close()
         await self.supervisor.close()
         await self.metrics.drain(0.5)
         await asyncio.to_thread(self.tracer.close)
@@ -262,6 +270,7 @@ def build_supervisor(settings: Settings) -> Supervisor:
         limits=PlacementLimits(own=settings.max_own_workers, shared=settings.max_shared_workers),
         load_timeout_s=settings.load_timeout,
         log_format=settings.log_format,
+        keeps_shared=settings.resident_bytes > 0,
     )
 
 

@@ -42,6 +42,9 @@ class Settings:
         False, "Also export Triton's summaries, nv_*_summary_*: quantiles of the last minute."
     )
     max_shared_workers: int = _option(8, "Worker processes that are shared.", min=1)
+    resident_bytes: int = _option(
+        0, "Memory for models: those used longest ago leave it, and come back when they are asked; 0: no bound.", min=0
+    )
     worker_memory_growth: float = _option(
         0.0, "Replace a worker whose memory has grown to so many times what it was at first; 0: never.", min=0
     )

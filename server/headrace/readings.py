@@ -10,9 +10,11 @@ from headrace.core.custom_metric import CustomMetric
 from headrace.engine import Engine
 from headrace.frontends.load_report import LoadSample
 from headrace.frontends.server_state import ServerState
-from headrace.metrics import ModelSample, ServerSample, WorkerSample
+from headrace.metrics import ModelSample, ResidencySample, ServerSample, WorkerSample
 from headrace.metrics.machine import CpuUtilization, read_memory
+from headrace.repository.pager import Pager
 from headrace.repository.repository import Repository
+from headrace.repository.served import ServedVersion
 from headrace.response_cache import Cache
 from headrace.workers.process_memory import process_memory
 from headrace.workers.recycler import Recycler
@@ -32,6 +34,7 @@ class Readings:
         state: ServerState,
         cache: Cache | None,
         recycler: Recycler,
+        pager: Pager | None,
     ) -> None:
         self._engine = engine
         self._repository = repository
@@ -39,6 +42,7 @@ class Readings:
         self._state = state
         self._cache = cache
         self._recycler = recycler
+        self._pager = pager
         self._started = monotonic()
         self._cpu = CpuUtilization()
 
@@ -56,6 +60,9 @@ class Readings:
                 instances_up=sum(instance.is_up for instance in served.instances),
                 decoupled=served.decoupled,
                 cached=served.cached,
+                pages=self._pager is not None and isinstance(served, ServedVersion),
+                resident=served.resident,
+                memory_bytes=served.memory_bytes,
                 active_streams=sum(len(instance.streams) for instance in served.instances),
                 active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
             )
@@ -107,7 +114,20 @@ class Readings:
             ready=not self._state.why_not_ready(),
             cache=self._cache.usage if self._cache is not None else None,
             recycles=self._recycler.recycles,
+            residency=_residency(self._pager) if self._pager is not None else None,
         )
+
+
+def _residency(pager: Pager) -> ResidencySample:
+    counts = pager.counts
+    return ResidencySample(
+        pager.limit_bytes,
+        pager.resident_bytes,
+        pager.resident_models,
+        counts.page_ins,
+        counts.evictions,
+        counts.page_in_seconds,
+    )
 
 
 def _cpu_seconds(pid: int) -> float | None:

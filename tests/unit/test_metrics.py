@@ -10,12 +10,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from headrace import __version__
-from headrace.core.statistics import CacheUsage, Statistics
+from headrace.core.statistics import CacheUsage, Histogram, Statistics
 from headrace.metrics import (
     CpuUtilization,
     Memory,
     Metrics,
     ModelSample,
+    ResidencySample,
     ServerSample,
     WorkerSample,
     prefers_openmetrics,
@@ -518,3 +519,34 @@ MACHINE = Memory(1000 * 1024, 600 * 1024)
 def test_memory_is_that_of_the_cgroup_where_it_has_a_limit(tmp_path: Path, own, groups, expected):
     proc, root = kernel(tmp_path, own, groups)
     assert read_memory(proc, root) == expected
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_models_that_come_and_go(accept):
+    seconds = Histogram((0.1, 1.0))
+    for value in (0.05, 0.07, 0.5, 3.0):
+        seconds.observe(value)
+    server = ServerSample(0, 0, 1.0, True, residency=ResidencySample(1000, 700, 2, 4, 3, seconds))
+    models = [
+        sample("there", pages=True, memory_bytes=600),
+        sample("away", pages=True, resident=False, memory_bytes=400),
+        sample("ensemble"),
+    ]
+    body = text(metrics(models, server=server), accept)
+    assert number(body, "headrace_model_resident", model="there", version="3") == 1
+    assert number(body, "headrace_model_resident", model="away", version="3") == 0
+    assert number(body, "headrace_model_memory_bytes", model="away", version="3") == 400
+    assert 'headrace_model_resident{model="ensemble"' not in body
+    assert number(body, "headrace_resident_limit_bytes") == 1000
+    assert number(body, "headrace_resident_bytes") == 700
+    assert number(body, "headrace_resident_models") == 2
+    assert number(body, "headrace_page_ins_total") == 4
+    assert number(body, "headrace_evictions_total") == 3
+    assert number(body, "headrace_page_in_duration_seconds_bucket", le="0.1") == 2
+    assert number(body, "headrace_page_in_duration_seconds_count") == 4
+    assert number(body, "headrace_page_in_duration_seconds_sum") == pytest.approx(3.62)
+
+
+def test_without_a_limit_nothing_is_said_of_coming_and_going():
+    said = types(text(metrics()))
+    assert {"headrace_resident_bytes", "headrace_model_resident", "headrace_page_ins_total"} & set(said) == set()

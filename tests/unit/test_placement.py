@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.workers.placement import Hosting, NewProcess, PlacementLimits, backoff_s, place
+from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, backoff_s, place
 
 MIB = 1024 * 1024
 LIMITS = PlacementLimits(own=2, shared=2)
@@ -21,35 +21,67 @@ def shared(name, instances):
 
 
 def test_while_they_are_few_each_has_a_process_to_itself():
-    assert place(True, MIB, [], LIMITS) == NewProcess(shared=False)
-    assert place(True, MIB, [own("worker-1")], LIMITS) == NewProcess(shared=False)
+    assert place(Needs(MIB, True), [], LIMITS) == NewProcess(shared=False)
+    assert place(Needs(MIB, True), [own("worker-1")], LIMITS) == NewProcess(shared=False)
 
 
 def test_past_the_cap_small_ones_share():
     full = [own("worker-1"), own("worker-2")]
-    assert place(True, MIB, full, LIMITS) == NewProcess(shared=True)
-    assert place(True, MIB, [*full, shared("shared-3", 9)], LIMITS) == NewProcess(shared=True)
+    assert place(Needs(MIB, True), full, LIMITS) == NewProcess(shared=True)
+    assert place(Needs(MIB, True), [*full, shared("shared-3", 9)], LIMITS) == NewProcess(shared=True)
 
 
 def test_the_emptiest_shared_process_is_next():
     full = [own("worker-1"), own("worker-2")]
-    assert place(True, MIB, [*full, shared("shared-3", 9), shared("shared-4", 8)], LIMITS) == "shared-4"
-    assert place(True, MIB, [*full, shared("shared-4", 3), shared("shared-3", 3)], LIMITS) == "shared-3"
+    assert place(Needs(MIB, True), [*full, shared("shared-3", 9), shared("shared-4", 8)], LIMITS) == "shared-4"
+    assert place(Needs(MIB, True), [*full, shared("shared-4", 3), shared("shared-3", 3)], LIMITS) == "shared-3"
 
 
 @pytest.mark.parametrize(("shareable", "file_bytes"), [(False, 1), (True, 64 * MIB + 1), (False, 10**12)])
 def test_large_ones_and_those_that_cannot_share_always_have_their_own(shareable, file_bytes):
     many = [own("worker-1"), own("worker-2"), shared("shared-3", 0), shared("shared-4", 0)]
-    assert place(shareable, file_bytes, many, LIMITS) == NewProcess(shared=False)
+    assert place(Needs(file_bytes, shareable), many, LIMITS) == NewProcess(shared=False)
 
 
 def test_a_model_of_exactly_the_bound_is_still_small():
     many = [own("worker-1"), own("worker-2"), shared("shared-3", 0), shared("shared-4", 0)]
-    assert place(True, LIMITS.shareable_bytes, many, LIMITS) == "shared-3"
+    assert place(Needs(LIMITS.shareable_bytes, True), many, LIMITS) == "shared-3"
 
 
 def test_a_cap_of_none_shares_from_the_first():
-    assert place(True, 1, [], PlacementLimits(own=0, shared=1)) == NewProcess(shared=True)
+    assert place(Needs(1, True), [], PlacementLimits(own=0, shared=1)) == NewProcess(shared=True)
+
+
+PAGES = Needs(MIB, shareable=True, pages=True)
+COMES_IN = Needs(MIB, shareable=True, pages=True, again=True)
+
+
+def test_small_ones_that_come_and_go_share_from_the_first_and_spread():
+    assert place(PAGES, [], LIMITS) == NewProcess(shared=True)
+    assert place(PAGES, [shared("shared-1", 1)], LIMITS) == NewProcess(shared=True)
+    assert place(PAGES, [shared("shared-1", 3), shared("shared-2", 2)], LIMITS) == "shared-2"
+
+
+def test_what_comes_in_goes_where_nobody_is_at_work():
+    """And not to the emptiest, whose one model would wait for the load."""
+    hot = Hosting("shared-1", shared=True, instances=1, active=True, used_at_ns=9)
+    quiet = [Hosting(f"shared-{number}", shared=True, instances=number, used_at_ns=number) for number in (5, 4)]
+    limits = PlacementLimits(own=2, shared=4)
+    assert place(COMES_IN, [hot, *quiet], limits) == "shared-4"
+    assert place(COMES_IN, [hot], limits) == NewProcess(shared=True)
+    assert place(COMES_IN, [], limits) == NewProcess(shared=True)
+
+
+def test_where_all_are_at_work_it_goes_to_the_one_used_longest_ago():
+    hot = [
+        Hosting(f"shared-{number}", shared=True, instances=1, active=True, used_at_ns=9 - number) for number in (1, 2)
+    ]
+    assert place(COMES_IN, hot, LIMITS) == "shared-2"
+
+
+def test_what_comes_in_and_cannot_share_has_its_own():
+    needs = Needs(MIB, shareable=False, pages=True, again=True)
+    assert place(needs, [shared("shared-1", 0)], LIMITS) == NewProcess(shared=False)
 
 
 @given(st.lists(st.booleans(), max_size=120), st.integers(0, 8), st.integers(1, 8))
@@ -58,7 +90,7 @@ def test_processes_stay_few_and_evenly_filled_however_many_models_come(shareable
     counts: Counter[str] = Counter()
     kinds: dict[str, bool] = {}
     for number, can_share in enumerate(shareable):
-        where = place(can_share, 1, [Hosting(name, kinds[name], counts[name]) for name in kinds], limits)
+        where = place(Needs(1, can_share), [Hosting(name, kinds[name], counts[name]) for name in kinds], limits)
         if isinstance(where, NewProcess):
             name = f"process-{number}"
             kinds[name] = where.shared

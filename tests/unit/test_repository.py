@@ -36,6 +36,7 @@ class Worker:
         self.instances = []
         self.broken = False
         self.ready = False
+        self.why_unready = "its worker is restarting"
         self.notes = ()
         self.idle = asyncio.Event()
         self.idle.set()

@@ -2,7 +2,7 @@
 
 from headrace.metrics.machine import CpuUtilization, Memory, read_memory
 from headrace.metrics.model_families import FAILURE_REASONS
-from headrace.metrics.samples import ModelSample, ServerSample, WorkerSample
+from headrace.metrics.samples import ModelSample, ResidencySample, ServerSample, WorkerSample
 from headrace.metrics.scrape import Metrics, prefers_openmetrics
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Memory",
     "Metrics",
     "ModelSample",
+    "ResidencySample",
     "ServerSample",
     "WorkerSample",
     "prefers_openmetrics",

@@ -16,6 +16,10 @@ def _cached(model: ModelSample) -> bool:
     return model.cached
 
 
+def _pages(model: ModelSample) -> bool:
+    return model.pages
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One number for each model that it applies to."""
@@ -148,6 +152,20 @@ FAMILIES = (
         lambda model: model.active_sequences,
     ),
     Family("headrace_model_ready", "gauge", "1 if the model can answer now, else 0", lambda model: int(model.ready)),
+    Family(
+        "headrace_model_resident",
+        "gauge",
+        "1 if the model is in memory, 0 if a request will bring it there",
+        lambda model: int(model.resident),
+        _pages,
+    ),
+    Family(
+        "headrace_model_memory_bytes",
+        "gauge",
+        "Memory that the model took when it was loaded last",
+        lambda model: model.memory_bytes,
+        _pages,
+    ),
     Family("headrace_instances", "gauge", "Instances that should be up", lambda model: model.instances),
     Family("headrace_instances_up", "gauge", "Instances that are up", lambda model: model.instances_up),
     Family(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headrace.core.statistics import CacheUsage, Statistics
+from headrace.core.statistics import CacheUsage, Histogram, Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class ModelSample:
     active_sequences: int = 0
     cached: bool = False  # whether the response cache is asked first
     decoupled: bool = False
+    pages: bool = False  # whether it may leave the memory and come back
+    resident: bool = True  # whether it is there
+    memory_bytes: int = 0  # that it takes there
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,18 @@ class WorkerSample:
 
 
 @dataclass(frozen=True, slots=True)
+class ResidencySample:
+    """The models that are in memory, where that has a limit. ``page_in_seconds``: from a request to ready."""
+
+    limit_bytes: int
+    resident_bytes: int
+    resident_models: int
+    page_ins: int
+    evictions: int
+    page_in_seconds: Histogram
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSample:
     """The front process now: requests accepted and not yet answered, and the bytes that they hold.
 
@@ -54,4 +69,5 @@ class ServerSample:
     uptime_seconds: float
     ready: bool
     cache: CacheUsage | None = None
+    residency: ResidencySample | None = None  # None where there is no limit
     recycles: Mapping[str, int] = field(default_factory=dict)  # workers that were replaced, by reason

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from headrace import __version__
 from headrace.core.statistics import CacheUsage
 from headrace.metrics.machine import CpuUtilization, read_memory
-from headrace.metrics.samples import ServerSample, WorkerSample
+from headrace.metrics.samples import ResidencySample, ServerSample, WorkerSample
 
 
 class ServerCollector(Collector):
@@ -57,8 +57,25 @@ def _server_families(server: ServerSample) -> Iterator[Metric]:
     for reason, count in server.recycles.items():
         recycles.add_metric((reason,), count)
     yield recycles
+    if server.residency is not None:
+        yield from _residency_families(server.residency)
     if server.cache is not None:
         yield from _cache_families(server.cache)
+
+
+def _residency_families(residency: ResidencySample) -> Iterator[Metric]:
+    yield _gauge("headrace_resident_limit_bytes", "Memory that models may have", residency.limit_bytes)
+    yield _gauge("headrace_resident_bytes", "Memory of the models that are there", residency.resident_bytes)
+    yield _gauge("headrace_resident_models", "Models that are in memory", residency.resident_models)
+    yield CounterMetricFamily("headrace_page_ins_total", "Models that came back into memory", residency.page_ins)
+    yield CounterMetricFamily("headrace_evictions_total", "Models that made room for others", residency.evictions)
+    seconds = residency.page_in_seconds
+    yield HistogramMetricFamily(
+        "headrace_page_in_duration_seconds",
+        "Seconds from the first request for a model that was not in memory until it was",
+        buckets=seconds.cumulative(),
+        sum_value=seconds.total,
+    )
 
 
 def _cache_families(cache: CacheUsage) -> Iterator[Metric]:

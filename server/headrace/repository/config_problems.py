@@ -9,7 +9,7 @@ KeyPath = tuple[str | int, ...]  # ("batching", "preferred_sizes", 1)
 Problem = tuple[KeyPath, str]
 
 # What an ensemble cannot have of its own, since it runs nothing itself.
-_NOT_FOR_ENSEMBLES = ("batching", "instances", "memory_limit_bytes", "model_file", "optimize", "sequence")
+_NOT_FOR_ENSEMBLES = ("batching", "instances", "memory_limit_bytes", "model_file", "optimize", "residency", "sequence")
 
 
 class ConfigError(InvalidRequest):

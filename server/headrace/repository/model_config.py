@@ -110,6 +110,12 @@ class VersionPolicy(Section):
         return value
 
 
+class ResidencyConfig(Section):
+    """Whether the model may leave the memory, where the server has a limit for that (``--resident-bytes``)."""
+
+    pinned: StrictBool = False  # it is loaded at start and stays
+
+
 class StepConfig(Section):
     """One step of an ensemble: a model, and for each of its tensors the ensemble's tensor that it takes or makes."""
 
@@ -146,6 +152,7 @@ class ModelConfig(Section):
     """The models that this one is made of; it runs nothing itself."""
     execution_timeout_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 300.0
     """A worker that takes longer for one batch is killed and started anew; 0 for never."""
+    residency: ResidencyConfig = ResidencyConfig()
     memory_limit_bytes: SizeBytes = 0
     """A worker of the model that holds more is replaced by another; 0 for no bound. It is shared with nobody then."""
 
@@ -164,6 +171,7 @@ _SECTIONS: dict[KeyPath, type[Section]] = {
     ("sequence", "controls"): ControlConfig,
     ("sequence", "states"): StateConfig,
     ("ensemble",): StepConfig,
+    ("residency",): ResidencyConfig,
 }
 
 

@@ -93,7 +93,7 @@ def index_entries(name: str, record: ModelRecord | None) -> list[IndexEntry]:
 def _why_unready(served: Served) -> str:
     if isinstance(served, ServedEnsemble):
         return f"of its models these are not ready: {', '.join(served.unready_parts)}"
-    return next((one.broken for one in served.instances if one.broken), "its worker is restarting")
+    return served.why_unready
 
 
 def why_not(  # noqa: PLR0911 - one return for each reason

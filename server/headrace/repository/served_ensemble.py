@@ -43,6 +43,8 @@ class ServedEnsemble:
         self.default_priority = 0
         self.max_batch_size = plan.signature.max_batch_size
         self.decoupled = plan.signature.decoupled
+        self.resident = True  # what leaves the memory are its models
+        self.memory_bytes = 0
         self.cached = folder.config.response_cache
         self.checker = InputChecker(folder.name, plan.signature)
         self.info = ModelInfo(

@@ -159,7 +159,7 @@ class Transition:
             version,
             served.info.backend,
             signature.max_batch_size,
-            len(served.instances),
+            sum(group.count for group in served.folder.config.instances),
             served.statistics.load_seconds,
         )
         for note in served.notes:

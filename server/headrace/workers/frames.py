@@ -163,6 +163,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=5, array_like=True):
     notes: tuple[str, ...]
     seconds: float
     remembers: bool = False  # whether its own code may keep what it was given
+    memory_bytes: int = 0  # that the worker's own memory has grown by
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=6, array_like=True):

@@ -98,7 +98,7 @@ class Instance:
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
-        self.used_at_ns = monotonic_ns()  # when a batch of it ended last
+        self.used_at_ns = 0  # when a batch of it ended last; 0 while none has
         self.memory_limit_bytes = 0  # that its worker may have; 0 for no bound
         self.streams = OpenStreams(load.name)
         self.custom_metrics: tuple[CustomMetric, ...] = ()  # that the model's own code keeps

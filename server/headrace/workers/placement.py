@@ -11,6 +11,21 @@ class Hosting:
     name: str
     shared: bool
     instances: int
+    active: bool = False  # whether a model of it was used just now, or is being loaded
+    used_at_ns: int = 0  # when one was used last
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What placement has to know of an instance. One that ``pages`` comes and goes with its requests.
+
+    ``again``: it was loaded before, and a request waits for it to come in.
+    """
+
+    file_bytes: int
+    shareable: bool
+    pages: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +44,25 @@ class NewProcess:
     shared: bool
 
 
-def place(shareable: bool, file_bytes: int, processes: Sequence[Hosting], limits: PlacementLimits) -> str | NewProcess:
+def place(needs: Needs, processes: Sequence[Hosting], limits: PlacementLimits) -> str | NewProcess:
     """The name of the process to use, or the wish for a new one.
 
     While they are few, every instance has a process to itself: a crash or a hang touches nobody else. Past
     the cap small models that can share do, in as many processes as the limits say, the emptiest first.
+
+    Small models that come and go share from the first: a process of its own takes more memory than one of them, and
+    longer to start. Loading holds up the neighbours, so what comes in goes where nobody is at work.
     """
     own = sum(1 for process in processes if not process.shared)
-    if not shareable or file_bytes > limits.shareable_bytes or own < limits.own:
+    if not needs.shareable or needs.file_bytes > limits.shareable_bytes or (own < limits.own and not needs.pages):
         return NewProcess(shared=False)
     shared = [process for process in processes if process.shared]
+    if needs.again:
+        quiet = [process for process in shared if not process.active]
+        if quiet:
+            return min(quiet, key=lambda process: (process.instances, process.name)).name
+        if len(shared) >= limits.shared:
+            return min(shared, key=lambda process: (process.used_at_ns, process.name)).name
     if len(shared) < limits.shared:
         return NewProcess(shared=True)
     return min(shared, key=lambda process: (process.instances, process.name)).name

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Protocol
 
 import msgspec
@@ -97,6 +97,13 @@ class WorkerProcess:
     def is_loading(self) -> bool:
         """Whether a model is being loaded, or is to be."""
         return bool(self._loading)
+
+    @property
+    def used_at_ns(self) -> int:
+        """When a model of it was used last: now, where one is at work; 0 where none ever was."""
+        if any(instance.in_flight for instance in self.hosted.values()):
+            return monotonic_ns()
+        return max((instance.used_at_ns for instance in self.hosted.values()), default=0)
 
     @property
     def batches(self) -> int:

@@ -1,5 +1,6 @@
 """What memory a process has, as the kernel counts it."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,3 +27,10 @@ def process_memory(pid: int, proc: Path = Path("/proc")) -> ProcessMemory | None
     except (OSError, ValueError):
         return None
     return ProcessMemory(int(resident) * _PAGE_BYTES, (int(resident) - int(shared)) * _PAGE_BYTES)
+
+
+def give_back() -> None:
+    """Have this process give memory that it has freed back to the system, where the C library keeps it (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -3,32 +3,38 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, monotonic_ns
 
 from headrace.log import LogLevels
 from headrace.workers.instance import Instance
-from headrace.workers.placement import Hosting, NewProcess, PlacementLimits, place
+from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
 from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
+from headrace.workers.process_memory import process_memory
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What placement has to know of an instance beside its Load frame."""
-
-    file_bytes: int
-    shareable: bool
+QUIET_NS = 10 * 10**9  # a process of which no model was used for so long has nobody to disturb
 
 
 class Supervisor:
-    """Starts and stops worker processes as instances come and go."""
+    """Starts and stops worker processes as instances come and go.
 
-    def __init__(self, *, cpus: int, limits: PlacementLimits, load_timeout_s: float, log_format: str) -> None:
+    With ``keeps_shared`` a shared one stays when it hosts nothing: another model is expected, and a start takes longer
+    than most loads.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpus: int,
+        limits: PlacementLimits,
+        load_timeout_s: float,
+        log_format: str,
+        keeps_shared: bool = False,
+    ) -> None:
         self.turns = CpuTurns(cpus)
         self._limits = limits
+        self._keeps_shared = keeps_shared
         self._load_timeout_s = load_timeout_s
         self._log_format = log_format
         self.desk: CallDesk | None = None  # set before the first process is started
@@ -76,6 +82,15 @@ class Supervisor:
             await self.stop_instance(instance)
             raise
 
+    def memory_of(self, instance: Instance) -> int:
+        """What an instance that is up takes: its process, or what it added to one that it shares."""
+        process = self._homes.get(instance.load.instance)
+        loaded = instance.loaded
+        if process is None or process.pid is None or loaded is None:
+            return 0
+        memory = None if process.shared else process_memory(process.pid)
+        return memory.own_bytes if memory is not None else loaded.memory_bytes
+
     async def stop_instance(self, instance: Instance) -> None:
         """Unload the instance; a process that hosts nothing more is ended."""
         number = instance.load.instance
@@ -113,6 +128,7 @@ class Supervisor:
         except BaseException:
             old.leaving = False
             await asyncio.gather(*(self._take_away(twin, grace_s) for _, twin in twins))
+            successor.leaving = True
             await self._end_if_empty(successor)
             raise
         left = []
@@ -146,13 +162,24 @@ class Supervisor:
         await self.stop_instance(instance)
 
     async def _end_if_empty(self, process: WorkerProcess) -> None:
-        if not process.hosted and self._processes.pop(process.name, None) is not None:
+        stays = self._keeps_shared and process.shared and not process.leaving
+        if not process.hosted and not stays and self._processes.pop(process.name, None) is not None:
             await process.stop()
 
     def _place(self, needs: Needs, threads: int) -> WorkerProcess:
+        now_ns = monotonic_ns()
         staying = [one for one in self._processes.values() if not one.leaving]
-        hosting = [Hosting(one.name, one.shared, len(one.hosted)) for one in staying]
-        where = place(needs.shareable, needs.file_bytes, hosting, self._limits)
+        hosting = [
+            Hosting(
+                one.name,
+                one.shared,
+                len(one.hosted),
+                one.is_loading or now_ns - one.used_at_ns < QUIET_NS,
+                one.used_at_ns,
+            )
+            for one in staying
+        ]
+        where = place(needs, hosting, self._limits)
         if not isinstance(where, NewProcess):
             return self._processes[where]
         return self._start_process(shared=where.shared, threads=1 if where.shared else threads)

@@ -1,6 +1,7 @@
 """What a worker process does: loads models, runs batches, advances streams, one thing at a time."""
 
 import logging
+import os
 import threading
 import traceback
 from functools import partial
@@ -17,6 +18,7 @@ from headrace.workers.arena import Segment, mark_begun
 from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
+from headrace.workers.process_memory import give_back, process_memory
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (
     NOWHERE,
@@ -105,7 +107,9 @@ class Worker:
         started_ns = monotonic_ns()
         calls = Calls(self._conversation, self._desk, frame.instance)
         try:
-            backend = resolve(frame.backend).load(_source(frame, calls))
+            kind = resolve(frame.backend)
+            before_bytes = _own_bytes()  # with the framework, which others use as well
+            backend = kind.load(_source(frame, calls))
             notes = backend.notes()
             if frame.reshapes:
                 backend = Reshaped(backend, frame.reshapes)
@@ -120,6 +124,7 @@ class Worker:
             self._conversation.send(frames.LoadFailed(frame.instance, described(error)[1]))
         else:
             model = self._models[frame.instance] = _Model(frame.name, backend, calls)
+            give_back()  # what only the load needed
             seconds = (monotonic_ns() - started_ns) * 1e-9
             self._conversation.send(
                 frames.Loaded(
@@ -130,6 +135,7 @@ class Worker:
                     tuple(notes),
                     seconds,
                     backend.remembers,
+                    max(0, _own_bytes() - before_bytes),
                 )
             )
             self._tell_metrics(frame.instance, model)
@@ -142,6 +148,8 @@ class Worker:
             model.backend.close()
         except Exception:
             log.exception("model %s: its unload failed", model.name)
+        del model
+        give_back()
 
     def _run(self, frame: frames.Run, descriptors: list[int]) -> None:
         model = self._models[frame.instance]
@@ -246,6 +254,11 @@ class Worker:
                 log.exception("model %s: its metrics cannot be told", model.name)
                 return
             self._conversation.send_encoded(told)
+
+
+def _own_bytes() -> int:
+    memory = process_memory(os.getpid())
+    return memory.own_bytes if memory is not None else 0
 
 
 def _source(frame: frames.Load, calls: Calls) -> ModelSource:
