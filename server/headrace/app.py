@@ -51,6 +51,7 @@ from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
 from headrace.workers.cpus import usable_cpus
 from headrace.workers.growth import GrowthLimits
+from headrace.workers.numa import read_nodes
 from headrace.workers.placement import PlacementLimits
 from headrace.workers.recycler import Recycler
 from headrace.workers.supervisor import Supervisor
@@ -266,10 +267,11 @@ def _growth_limits(settings: Settings) -> GrowthLimits:
 def build_supervisor(settings: Settings) -> Supervisor:
     """The worker side of a server; the commands that only look at models use it too."""
     return Supervisor(
-        cpus=usable_cpus(),
+        cpus=usable_cpus,
         limits=PlacementLimits(own=settings.max_own_workers, shared=settings.max_shared_workers),
         load_timeout_s=settings.load_timeout,
         log_format=settings.log_format,
+        nodes=read_nodes(),
         keeps_shared=settings.resident_bytes > 0,
     )
 

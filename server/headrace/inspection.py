@@ -118,7 +118,7 @@ def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
     for instance in served.instances:
         say(
             f"  instance: {instance.load.device}, at most {instance.load.threads} thread(s) of "
-            f"{supervisor.turns.cpus} usable CPU(s), loaded in {_seconds(instance):.2f} s"
+            f"{supervisor.cpus()} usable CPU(s), loaded in {_seconds(instance):.2f} s"
         )
     for note in served.notes:
         say(f"  note: {note}")

@@ -84,6 +84,20 @@ def test_version_one_of_control_groups(machine, quota, cpus):
     assert machine(files, "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n") == cpus
 
 
+@pytest.mark.parametrize(("own", "cpus"), [("/docker/abc", 3), ("/docker", 5), ("/", 8), ("/from/outside", 8)], ids=str)
+def test_the_tightest_level_of_version_one_counts(machine, own, cpus):
+    files = {}
+    for folder, quota in (("", 800000), ("/docker", 500000), ("/docker/abc", 300000)):
+        files[f"cpu,cpuacct{folder}/cpu.cfs_quota_us"] = str(quota)
+        files[f"cpu,cpuacct{folder}/cpu.cfs_period_us"] = "100000"
+    assert machine(files, f"5:memory:/other\n4:cpu,cpuacct:{own}\n0::/\n") == cpus
+
+
+def test_a_quota_that_changes_is_read_anew(machine):
+    assert machine({"cpu.max": "400000 100000"}) == 4
+    assert machine({"cpu.max": "200000 100000"}) == 2
+
+
 def test_this_machine_has_one_at_least():
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
 

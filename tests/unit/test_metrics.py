@@ -521,6 +521,22 @@ def test_memory_is_that_of_the_cgroup_where_it_has_a_limit(tmp_path: Path, own, 
     assert read_memory(proc, root) == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [("/pod/one", 40000), ("/pod", 50000), ("/from/outside", None), ("/pod/two", 50000)],
+)
+def test_memory_is_that_of_version_one_of_cgroups(tmp_path: Path, own, expected):
+    proc, root = kernel(tmp_path, "/", {})
+    (proc / "self" / "cgroup").write_text(f"7:cpu:/\n4:memory:{own}\n0::/\n")
+    for name, limit in (("", 9223372036854771712), ("pod", 50000), ("pod/one", 40000), ("pod/two", 60000)):
+        folder = root / "memory" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("9000\n")
+        (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 3000\n")
+    assert read_memory(proc, root) == (MACHINE if expected is None else Memory(expected, 6000))
+
+
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_models_that_come_and_go(accept):
     seconds = Histogram((0.1, 1.0))

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.core.cgroups import ROOT, groups_v1, groups_v2, read
+
 
 class CpuUtilization:
     """The machine's CPU use between two readings, as Triton has it: of all CPUs, whatever the cgroup allows."""
@@ -38,32 +40,44 @@ class Memory:
     used_bytes: int
 
 
-def read_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """The tightest limit of cgroup v2 from this process's group up, else the machine.
+def read_memory(proc: Path = Path("/proc"), cgroups: Path = ROOT) -> Memory:
+    """The tightest cgroup limit (v2 or v1) from this process's group up, else the machine.
 
     Used is what would have to be killed to get it back: file cache that nobody touched lately is not counted, as
     Kubernetes counts for evictions. Tensors in memfds are counted.
     """
     machine = _numbers(proc / "meminfo")
     total_bytes = machine["MemTotal:"] * 1024
-    limit_bytes, group = min(_limits(proc / "self" / "cgroup", cgroups), default=(total_bytes, None))
-    if group is None or limit_bytes >= total_bytes:
+    limits = [*_limits_v2(proc, cgroups), *_limits_v1(proc, cgroups)]
+    limit = min(limits, key=lambda one: one.nbytes, default=None)
+    if limit is None or limit.nbytes >= total_bytes:
         return Memory(total_bytes, total_bytes - machine["MemAvailable:"] * 1024)
-    current_bytes = int((group / "memory.current").read_text())
-    return Memory(limit_bytes, max(0, current_bytes - _numbers(group / "memory.stat")["inactive_file"]))
+    return Memory(limit.nbytes, max(0, int(limit.usage.read_text()) - _numbers(limit.stat)[limit.inactive]))
 
 
-def _limits(self_cgroup: Path, root: Path) -> Iterator[tuple[int, Path]]:
-    """Each group from this process's up to the root that has a limit, and that limit in bytes."""
-    own = next((line[3:] for line in self_cgroup.read_text().splitlines() if line.startswith("0::")), "/")
-    folder = root / own.strip("/")
-    for group in (folder, *folder.parents):
-        limit = group / "memory.max"
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A group's limit, and where it says what of that is used and what of it is idle file cache."""
+
+    nbytes: int
+    usage: Path
+    stat: Path
+    inactive: str
+
+
+def _limits_v2(proc: Path, root: Path) -> Iterator[_Limit]:
+    for group in groups_v2(root, proc / "self" / "cgroup"):
         # No such file: the root group, cgroup v1, or a path from outside of this container.
-        if group.is_relative_to(root) and limit.exists():
-            text = limit.read_text().strip()
-            if text != "max":
-                yield int(text), group
+        text = read(group / "memory.max")
+        if text and text != "max":
+            yield _Limit(int(text), group / "memory.current", group / "memory.stat", "inactive_file")
+
+
+def _limits_v1(proc: Path, root: Path) -> Iterator[_Limit]:
+    for group in groups_v1("memory", root, proc / "self" / "cgroup"):
+        text = read(group / "memory.limit_in_bytes")  # without a limit it is a number past any machine
+        if text:
+            yield _Limit(int(text), group / "memory.usage_in_bytes", group / "memory.stat", "total_inactive_file")
 
 
 def _numbers(path: Path) -> dict[str, int]:

@@ -317,7 +317,7 @@ class ServedVersion:
         groups = [(group.device, group.count) for group in config.instances]
         total = sum(count for _, count in groups)
         threads = threads_for(
-            self._supervisor.turns.cpus,
+            self._supervisor.cpus(),
             total,
             wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None,
         )

@@ -17,6 +17,7 @@ from headrace.workers import channel, frames
 from headrace.workers.arena import Segment
 from headrace.workers.instance import Batch, Instance
 from headrace.workers.lending import PASS_BYTES, Attachments
+from headrace.workers.numa import Node
 from headrace.workers.placement import backoff_s
 from headrace.workers.spawn import spawn
 
@@ -61,12 +62,22 @@ class WorkerProcess:
     So the oldest unanswered batch is the one that it was executing when it died.
     """
 
-    def __init__(self, name: str, *, shared: bool, threads: int, log_format: str, desk: CallDesk | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        shared: bool,
+        threads: int,
+        log_format: str,
+        desk: CallDesk | None = None,
+        node: Node | None = None,
+    ) -> None:
         self.name = name
         self.shared = shared
         self.hosted: dict[int, Instance] = {}
         self.restarts = -1
         self.threads = threads
+        self.node = node  # whose CPUs it is kept to
         self.leaving = False  # whether another is to take its place: nothing more is loaded here
         self._log_format = log_format
         self._process: subprocess.Popen[bytes] | None = None
@@ -251,7 +262,13 @@ class WorkerProcess:
 
     def _spawn(self) -> asyncio.Future[None]:
         """Start the process; the future resolves when it has ended."""
-        spawned = spawn(self.name, shared=self.shared, threads=self.threads, log_format=self._log_format)
+        spawned = spawn(
+            self.name,
+            shared=self.shared,
+            threads=self.threads,
+            log_format=self._log_format,
+            cpus=self.node.cpus if self.node is not None else None,
+        )
         self._process = spawned.process
         self._channel = channel.Channel(spawned.socket, self._on_frame)
         self.attachments.forget_all()

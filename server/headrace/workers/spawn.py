@@ -1,10 +1,12 @@
 """Starting a worker process, and being told of its end."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from headrace.workers import channel
@@ -24,8 +26,8 @@ class Spawned:
     exited: asyncio.Future[None]
 
 
-def spawn(name: str, *, shared: bool, threads: int, log_format: str) -> Spawned:
-    """Start a worker process.
+def spawn(name: str, *, shared: bool, threads: int, log_format: str, cpus: Collection[int] | None = None) -> Spawned:
+    """Start a worker process, on these CPUs only if any are named.
 
     Raises:
         OSError: the system gives none now; nothing is left of the attempt.
@@ -39,6 +41,9 @@ def spawn(name: str, *, shared: bool, threads: int, log_format: str) -> Spawned:
                 stdin=subprocess.DEVNULL,
                 env=_environment(shared, threads),
             )
+        if cpus is not None:
+            with contextlib.suppress(OSError):  # it has ended already, or the CPUs are not this process's any more
+                os.sched_setaffinity(process.pid, cpus)  # before it has any other thread, as those inherit it
         try:
             return Spawned(process, ours, _end_of(process))
         except OSError:

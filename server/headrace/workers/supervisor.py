@@ -2,11 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from time import monotonic, monotonic_ns
 
 from headrace.log import LogLevels
 from headrace.workers.instance import Instance
+from headrace.workers.numa import Node, assign
 from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
 from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
 from headrace.workers.process_memory import process_memory
@@ -26,13 +28,16 @@ class Supervisor:
     def __init__(
         self,
         *,
-        cpus: int,
+        cpus: Callable[[], int],
         limits: PlacementLimits,
         load_timeout_s: float,
         log_format: str,
         keeps_shared: bool = False,
+        nodes: Sequence[Node] = (),
     ) -> None:
-        self.turns = CpuTurns(cpus)
+        self.cpus = cpus  # that may be used now: a container's quota can change
+        self.turns = CpuTurns(cpus())
+        self._nodes = nodes
         self._limits = limits
         self._keeps_shared = keeps_shared
         self._load_timeout_s = load_timeout_s
@@ -44,7 +49,7 @@ class Supervisor:
         self._names = itertools.count(1)
         self._numbers = itertools.count()
         # More loads at once than CPUs only make each of them slower.
-        self._loads = asyncio.Semaphore(max(2, cpus))
+        self._loads = asyncio.Semaphore(max(2, self.turns.cpus))
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -186,12 +191,17 @@ class Supervisor:
 
     def _start_process(self, *, shared: bool, threads: int) -> WorkerProcess:
         name = f"{'shared' if shared else 'worker'}-{next(self._names)}"
+        assigned: Counter[int] = Counter()
+        for one in self._processes.values():
+            if one.node is not None and not one.leaving:
+                assigned[one.node.number] += one.threads
         process = WorkerProcess(
             name,
             shared=shared,
             threads=threads,
             log_format=self._log_format,
             desk=self.desk,
+            node=assign(threads, self._nodes, assigned),
         )
         if self._levels is not None:
             process.set_logging(self._levels)
