@@ -1,0 +1,131 @@
+"""Workers that are being replaced, or models that are coming in, while files vanish and processes are killed."""
+
+import threading
+import time
+
+import psutil
+from running_server import RunningServer
+from system.load import Load, fake_model, infer, python_model, wait_for
+from system.streams import generate_stream
+from system.test_recycling import COUNTING, LEAKY, OFTEN, SETTLED_S, ask, recycles
+
+LIMIT = ("--worker-memory-limit", str(150 << 20), *OFTEN)
+MB = 1 << 20
+SLOW_START = LEAKY.replace("self.kept = []", "self.kept = []\n            import time; time.sleep(2)")
+
+
+def leak(server, model, times=8):
+    for _ in range(times):
+        ask(server, model, 0, leak_mb=16)
+
+
+def test_a_model_that_cannot_be_loaded_again_stays_where_it_is(tmp_path):
+    python_model(tmp_path, "leaky", LEAKY)
+    with RunningServer(tmp_path, "--model-control", "none", *LIMIT) as server:
+        before = ask(server, "leaky", 1)[1]["pid"]
+        (tmp_path / "leaky/1/model.py").rename(tmp_path / "elsewhere")
+        with Load(server, "leaky", http=2) as load:
+            leak(server, "leaky")
+            server.wait_for(lambda: "is not replaced any more for now" in server.output)
+            load.wait_answers(50)
+        assert load.failed == []
+        assert ask(server, "leaky", 1)[1]["pid"] == before
+        wait_for(lambda: len(server.workers()) == 1)
+        assert recycles(server, "limit") == 0
+        assert server.model_ready("leaky")
+
+
+def test_a_successor_that_is_killed_while_it_loads_is_started_again(tmp_path):
+    python_model(tmp_path, "leaky", SLOW_START)
+    with RunningServer(tmp_path, *LIMIT) as server:
+        (old,) = server.workers()
+        with Load(server, "leaky", http=2) as load:
+            leak(server, "leaky")
+            server.wait_for(lambda: len(server.workers()) == 2)
+            (successor,) = [one for one in server.workers() if one.pid != old.pid]
+            time.sleep(0.7)  # it is loading by now
+            successor.kill()
+            server.wait_for(lambda: recycles(server, "limit") == 1)
+            load.wait_answers(20)
+        assert load.failed == []
+        (left,) = server.workers()
+        assert left.pid not in (old.pid, successor.pid)
+
+
+def test_one_that_is_killed_while_it_leaves_ends_what_it_had_and_nothing_else(tmp_path):
+    python_model(tmp_path, "counting", COUNTING)
+    with RunningServer(tmp_path, *LIMIT) as server:
+        (old,) = server.workers()
+        stream = generate_stream(server, "counting", 1000, {"pause_ms": 50})
+        assert next(stream).index == 0
+        for _ in range(8):
+            list(generate_stream(server, "counting", 1, {"leak_mb": 16}))
+        server.wait_for(lambda: len(server.workers()) == 2)
+        server.wait_for(lambda: ready_elsewhere(server, old))
+        old.kill()
+        *_, last = stream
+        assert "the worker died (signal SIGKILL)" in last.error
+        server.wait_for(lambda: recycles(server, "limit") == 1)
+        assert [item.index for item in generate_stream(server, "counting", 3)] == [0, 1, 2]
+        assert len(server.workers()) == 1
+
+
+def ready_elsewhere(server, old):
+    """Whether new requests are answered without the old process using any CPU worth the name."""
+    before = sum(old.cpu_times()[:2])
+    for _ in range(20):
+        list(generate_stream(server, "counting", 50))
+    return sum(old.cpu_times()[:2]) - before < 0.03
+
+
+def test_killed_again_and_again_while_it_is_replaced(tmp_path):
+    """Whichever worker dies and when, every request has its answer."""
+    python_model(tmp_path, "leaky", LEAKY)
+    with RunningServer(tmp_path, "--worker-memory-growth", "1.2", *OFTEN) as server:
+        with Load(server, "leaky", http=3, interval_s=0.005) as load:
+            for round_ in range(3):
+                time.sleep(SETTLED_S)
+                leak(server, "leaky")
+                time.sleep(0.3 * round_)
+                for worker in server.workers():
+                    worker.kill()
+                    psutil.wait_procs([worker], 10)
+                    time.sleep(0.4)  # one stroke a worker
+            load.wait_answers(50)
+        assert load.failed == []
+        assert server.stop() == 0
+
+
+def test_a_worker_that_is_killed_while_a_model_comes_in_is_started_again(tmp_path):
+    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 1000, fake_memory_mb: 60}")
+    fake_model(tmp_path, "other", "parameters: {fake_memory_mb: 60}")
+    with RunningServer(tmp_path, "--resident-bytes", str(150 * MB)) as server:
+        assert infer(server.http, "other", [1.0]).ok
+        (before,) = server.workers()
+        outcomes = []
+        client = threading.Thread(target=lambda: outcomes.append(infer(server.http, "slow", [3.0])))
+        client.start()
+        (worker,) = wait_for(lambda: [one for one in server.workers() if one.pid != before.pid])
+        time.sleep(0.6)
+        worker.kill()
+        client.join(30)
+        assert [one.values for one in outcomes] == [[3.0]]
+        assert infer(server.http, "other", [2.0]).values == [2.0]
+
+
+def test_a_model_that_crashes_whenever_it_comes_in_refuses_its_requests_and_nobody_elses(tmp_path):
+    flag = tmp_path / "crash"
+    code = LEAKY.replace(
+        "self.kept = []", f"self.kept = [b'x' * {60 * MB}]\n            if os.path.exists({str(flag)!r}): os._exit(3)"
+    )
+    python_model(tmp_path / "models", "crashing", code)
+    python_model(tmp_path / "models", "other", code.replace(str(flag), str(flag) + "-never"))
+    with RunningServer(tmp_path / "models", "--resident-bytes", str(150 * MB)) as server:
+        assert infer(server.http, "other", [1.0]).ok
+        flag.touch()
+        outcome = infer(server.http, "crashing", [1.0])
+        assert outcome.status == 503
+        assert "the worker died while it loaded the model: exit status 3" in outcome.detail
+        assert infer(server.http, "other", [1.0]).ok
+        flag.unlink()
+        wait_for(lambda: infer(server.http, "crashing", [4.0]).values == [4.0], 20)
