@@ -8,30 +8,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import onnx
 import typer
 import uvloop
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
 from loadtests import cpu
-from loadtests.graph import IR_VERSION, OPSET
 from loadtests.http_client import HttpConnection, get
 from loadtests.http_message import BadResponse
 from loadtests.http_response import Response
 from loadtests.latency import LatencySummary, summarize
 from loadtests.machine import describe_machine, describe_versions
+from loadtests.metrics import counter
 from loadtests.run import RESULTS
 from loadtests.server import HOST, Server, ServerFailure
+from loadtests.small_models import WIDTH, answer, model_name, place_models, row
 
-WIDTH = 16  # numbers in and out
 COLD_GAP_S = 0.05  # between an answer of one cold model and the request for the next
 ANSWER_TIMEOUT_S = 60.0
 MIB = 2**20
@@ -83,7 +80,11 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that was measured. ``alone`` is the load of the cold models without a server, as ONNX Runtime opens them."""
+    """All that was measured.
+
+    ``load`` is what the server took to load each of the cold models when they were asked for, ``alone`` what ONNX
+    Runtime takes to open them.
+    """
 
     everything: Footprint  # all models in memory
     limited: Footprint  # under the limit
@@ -92,64 +93,9 @@ class Result:
     hot_alone: LatencySummary
     hot_beside_cold: LatencySummary
     cold: LatencySummary
+    load: LatencySummary
     alone: LatencySummary
     errors: tuple[str, ...]
-
-
-# ---- what is served ----
-
-
-def model_name(number: int) -> str:
-    """The name of one of them."""
-    return f"many_{number:04}"
-
-
-def weights(number: int, weight_kib: int) -> tuple[Any, Any]:
-    """Small whole numbers, so that the sums are exact in any order; each model has its own."""
-    hidden = max(1, weight_kib * 1024 // (2 * WIDTH * 4))
-    random = np.random.default_rng(number)
-    return (
-        random.integers(-3, 4, (WIDTH, hidden)).astype(np.float32),
-        random.integers(-3, 4, (hidden, WIDTH)).astype(np.float32),
-    )
-
-
-def row(number: int) -> Any:
-    """The input that a model is asked with."""
-    return ((np.arange(WIDTH) + number) % 3 - 1).astype(np.float32)
-
-
-def answer(number: int, weight_kib: int) -> list[float]:
-    """What it has to answer."""
-    first, second = weights(number, weight_kib)
-    return [float(one) for one in np.maximum(row(number) @ first, 0) @ second]
-
-
-def place_models(repository: Path, plan: Plan) -> None:
-    """Write them all."""
-    for number in range(plan.models):
-        path = repository / model_name(number) / "1" / "model.onnx"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(_model(number, plan.weight_kib).SerializeToString())
-
-
-def _model(number: int, weight_kib: int) -> onnx.ModelProto:
-    tensor = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "first"], ["sums"]),
-            helper.make_node("Relu", ["sums"], ["hidden"]),
-            helper.make_node("MatMul", ["hidden", "second"], ["y"]),
-        ],
-        "many",
-        [tensor("x", TensorProto.FLOAT, ["n", WIDTH])],
-        [tensor("y", TensorProto.FLOAT, ["n", WIDTH])],
-        [
-            numpy_helper.from_array(array, name)
-            for array, name in zip(weights(number, weight_kib), ("first", "second"), strict=True)
-        ],
-    )
-    return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
 
 
 # ---- asking ----
@@ -190,12 +136,12 @@ class Asker:
             self._connection.close()
 
     def _answered(self, response: Response) -> None:
-        assert self._answer is not None
-        self._answer.set_result(response)
+        if self._answer is not None and not self._answer.done():  # else whoever asked has gone
+            self._answer.set_result(response)
 
     def _failed(self, problem: str) -> None:
-        assert self._answer is not None
-        self._answer.set_exception(BadResponse(problem))
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(BadResponse(problem))
 
 
 def _request(number: int, port: int) -> bytes:
@@ -243,24 +189,34 @@ async def _hot_for(port: int, number: int, plan: Plan) -> Hot:
     return hot
 
 
-async def _ask_cold(port: int, numbers: Sequence[int], plan: Plan) -> tuple[list[int], list[str]]:
-    """Ask one after the other; latencies, and what was wrong."""
-    asker = Asker(port)
-    latencies_ns, errors = [], []
-    for number in numbers:
-        expected = answer(number, plan.weight_kib)
-        await asyncio.sleep(COLD_GAP_S)
-        started_ns = time.perf_counter_ns()
-        try:
-            said = await asker.ask(number)
-        except (BadResponse, TimeoutError, OSError) as error:
-            errors.append(str(error))
-            continue
-        latencies_ns.append(time.perf_counter_ns() - started_ns)
-        if said != expected:
-            errors.append(f"{model_name(number)}: a wrong answer")
-    asker.close()
-    return latencies_ns, errors
+@dataclass(slots=True)
+class Cold:
+    """Models that are away, asked one after the other: how long each took to answer, and to be loaded of that."""
+
+    numbers: list[int]
+    latencies_ns: list[int] = field(default_factory=list)
+    loads_ns: list[int] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    async def run(self, server: Server, plan: Plan) -> None:
+        """Ask them all."""
+        asker = Asker(server.http_port)
+        for number in self.numbers:
+            expected = answer(number, plan.weight_kib)
+            await asyncio.sleep(COLD_GAP_S)
+            started_ns = time.perf_counter_ns()
+            try:
+                said = await asker.ask(number)
+            except (BadResponse, TimeoutError, OSError) as error:
+                self.errors.append(str(error))
+                continue
+            self.latencies_ns.append(time.perf_counter_ns() - started_ns)
+            if said != expected:
+                self.errors.append(f"{model_name(number)}: a wrong answer")
+        asker.close()
+        page = (await get(HOST, server.metrics_port, "/metrics")).body.decode()
+        loads = [counter(page, "nv_model_load_duration_secs", model_name(number)) for number in self.numbers]
+        self.loads_ns = [int(seconds * 1e9) for seconds in loads if seconds is not None]
 
 
 # ---- measuring ----
@@ -321,7 +277,7 @@ def measure(plan: Plan, folder: Path, tell: Any) -> Result:
         ProcessLookupError: one ended meanwhile.
     """
     repository = folder / "repository"
-    place_models(repository, plan)
+    place_models(repository, plan.models, plan.weight_kib)
     tell(f"{plan.models} models of {plan.weight_kib} KiB; all in memory")
     server, started = _serve(repository, folder / "all.log", plan)
     with server:
@@ -331,7 +287,7 @@ def measure(plan: Plan, folder: Path, tell: Any) -> Result:
     server, started = _serve(repository, folder / "limited.log", plan, "--resident-bytes", str(plan.resident_bytes))
     with server:
         limited = footprint(server, time.monotonic() - started, plan.idle_seconds)
-        hot, beside, cold_ns, cold_errors, numbers, residents = uvloop.run(_under_limit(server, plan))
+        hot, beside, cold, residents = uvloop.run(_under_limit(server, plan))
     return Result(
         everything,
         limited,
@@ -339,27 +295,29 @@ def measure(plan: Plan, folder: Path, tell: Any) -> Result:
         summarize(hot_everything.latencies_ns),
         summarize(hot.latencies_ns),
         summarize(beside.latencies_ns),
-        summarize(cold_ns),
-        load_alone(repository, numbers),
-        (*hot_everything.errors, *hot.errors, *beside.errors, *cold_errors),
+        summarize(cold.latencies_ns),
+        summarize(cold.loads_ns),
+        load_alone(repository, cold.numbers),
+        (*hot_everything.errors, *hot.errors, *beside.errors, *cold.errors),
     )
 
 
-async def _under_limit(server: Server, plan: Plan) -> tuple[Hot, Hot, list[int], list[str], list[int], int]:
+async def _under_limit(server: Server, plan: Plan) -> tuple[Hot, Hot, Cold, int]:
+    """The hot model alone and beside cold ones, those, and how many models were in memory before."""
     hot = await _hot_for(server.http_port, 0, plan)
     residents = await _residents(server.metrics_port)
     away = [number for number in range(plan.models) if number not in residents]
-    numbers = away[:: max(1, len(away) // plan.cold)][: plan.cold]
-    if not numbers:
+    cold = Cold(away[:: max(1, len(away) // plan.cold)][: plan.cold])
+    if not cold.numbers:
         raise ServerFailure(f"all {plan.models} models are in memory, expected that some are away; lower the share")
     beside = Hot(server.http_port, 0, plan)
     task = asyncio.get_running_loop().create_task(beside.run())
-    cold_ns, errors = await _ask_cold(server.http_port, numbers, plan)
+    await cold.run(server, plan)
     task.cancel()
     await asyncio.wait([task])
-    if not cold_ns:
-        raise ServerFailure(f"no cold model has answered: {errors[0]}")
-    return hot, beside, cold_ns, errors, numbers, len(residents)
+    if not cold.latencies_ns:
+        raise ServerFailure(f"no cold model has answered: {cold.errors[0]}")
+    return hot, beside, cold, len(residents)
 
 
 # ---- what a person reads ----
@@ -384,6 +342,7 @@ def tables(plan: Plan, result: Result) -> list[Table]:
         ("hot, under the limit", result.hot_alone),
         ("hot, while cold ones come in", result.hot_beside_cold),
         ("cold", result.cold),
+        ("of that, the load in its worker", result.load),
         ("ONNX Runtime alone: open and run", result.alone),
     ):
         asked.add_row(

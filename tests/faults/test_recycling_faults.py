@@ -129,3 +129,48 @@ def test_a_model_that_crashes_whenever_it_comes_in_refuses_its_requests_and_nobo
         assert infer(server.http, "other", [1.0]).ok
         flag.unlink()
         wait_for(lambda: infer(server.http, "crashing", [4.0]).values == [4.0], 20)
+
+
+TWO_OF_WHICH_ONE_FAILS = """
+    import os
+    import time
+    from pathlib import Path
+
+    class Model:
+        inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
+        outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
+
+        def load(self, context):
+            self.kept = b"x" * %d
+            folder = Path(%r)
+            if not (folder / "fail").exists():
+                return
+            try:
+                os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                time.sleep(1)
+                raise RuntimeError("not today")
+
+        def infer(self, inputs):
+            time.sleep(2)
+            return {"y": inputs["x"]}
+"""
+
+
+def test_what_one_instance_has_taken_is_answered_though_the_other_cannot_come(tmp_path):
+    code = TWO_OF_WHICH_ONE_FAILS % (60 * MB, str(tmp_path))
+    python_model(tmp_path / "models", "pair", code, config="instances: [{count: 2}]")
+    fake_model(tmp_path / "models", "other", "parameters: {fake_memory_mb: 120}")
+    with RunningServer(tmp_path / "models", "--resident-bytes", str(260 * MB)) as server:
+        assert infer(server.http, "other", [1.0]).ok
+        assert server.metric("headrace_model_resident", model="pair") == 0
+        (tmp_path / "fail").touch()
+        outcome = infer(server.http, "pair", [5.0])
+        assert outcome.values == [5.0]
+        refused = infer(server.http, "pair", [5.0])
+        assert refused.status == 503
+        assert "not today" in refused.detail
+        assert server.metric("headrace_model_resident", model="pair") == 0
+        assert server.metric("headrace_resident_models") == 0
+        (tmp_path / "fail").unlink()
+        wait_for(lambda: infer(server.http, "pair", [6.0]).values == [6.0], 30)

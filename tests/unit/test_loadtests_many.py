@@ -6,25 +6,15 @@ import numpy as np
 import onnxruntime
 import pytest
 from loadtests.latency import summarize
-from loadtests.many_models import (
-    Footprint,
-    Plan,
-    Result,
-    answer,
-    load_alone,
-    model_name,
-    place_models,
-    row,
-    tables,
-    write,
-)
+from loadtests.many_models import Footprint, Plan, Result, load_alone, tables, write
+from loadtests.small_models import answer, model_name, place_models, row
 
 PLAN = Plan(3, 40, 0.5, 2, 100.0, 1.0, 1.0)
 
 
 @pytest.fixture
 def repository(tmp_path):
-    place_models(tmp_path / "repository", PLAN)
+    place_models(tmp_path / "repository", PLAN.models, PLAN.weight_kib)
     return tmp_path / "repository"
 
 
@@ -53,7 +43,7 @@ def test_loads_alone_are_timed_one_by_one(repository):
 def test_what_is_told_and_written(tmp_path):
     rest = Footprint(2.5, 70.0, 600.0, 16, 0.4)
     one = summarize([1_000_000, 2_000_000])
-    result = Result(rest, rest, 2, one, one, one, summarize([9_000_000]), one, ())
+    result = Result(rest, rest, 2, one, one, one, summarize([9_000_000]), one, one, ())
     shown = [list(table.columns[0].cells) for table in tables(PLAN, result)]
     assert shown[0] == ["all in memory", "2 in 0 MiB"]
     assert "cold" in shown[1]

@@ -1,12 +1,8 @@
-"""One version of a model while it is served: its instances, its queue, and what clients may ask about it.
-
-Under a limit of memory (``pager``) it may be away: known, ready and without instances. A stand-in waits at its queue
-then, as an idle instance would, and brings it in.
-"""
+"""One version of a model while it is served: its instances, its queue, and what clients may ask about it."""
 
 import asyncio
 import logging
-from time import monotonic, monotonic_ns
+from time import monotonic
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
@@ -19,6 +15,7 @@ from headrace.core.validation import InputChecker
 from headrace.repository.declared import config_json, declared_signature, reshapes
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.pager import Pager
+from headrace.repository.residence import Residence
 from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load, Loaded
 from headrace.workers.instance import Instance
@@ -30,12 +27,13 @@ from headrace_backends.registry import PLATFORMS, SHAREABLE
 log = logging.getLogger(__name__)
 
 WORKER_BYTES = 64 << 20  # about what a process of its own takes beside the model
-STAND_IN_S = 3600.0  # a stand-in looks up so often, for no reason but that every wait has an end
-PAGE_IN_AGAIN_S = 5.0  # after one that failed; requests are refused meanwhile
 
 
 class ServedVersion:
-    """Made for a version that is to be loaded; usable once ``start`` has returned, until ``drain`` is called."""
+    """Made for a version that is to be loaded; usable once ``start`` has returned, until ``drain`` is called.
+
+    Where the memory has a limit (``pager``) it may be away: known, ready and without instances.
+    """
 
     def __init__(
         self,
@@ -61,13 +59,8 @@ class ServedVersion:
         self.cached = folder.config.response_cache
         self._priority_levels = batching.priority_levels
         self._supervisor = supervisor
-        self._pager = pager
-        self._bytes = 0  # that it took when it was loaded last
-        self._loaded: Loaded | None = None  # at first
-        self._used_at_ns = 0
-        self._stand_in: asyncio.Task[None] | None = None
-        self._moving = asyncio.Lock()  # while it goes out or comes in
-        self._unready = ""  # why it could not be brought in
+        self._residence = Residence(self, pager) if pager is not None else None
+        self._loaded: Loaded | None = None  # as it was the first time
         # Filled by start, when the model file has told what it takes.
         self.info: ModelInfo
         self.checker: InputChecker
@@ -76,8 +69,8 @@ class ServedVersion:
     @property
     def ready(self) -> bool:
         """Whether an instance is up, or will be for a request; false while all workers are being started again."""
-        if self._stand_in is not None:
-            return not self._unready
+        if self._residence is not None and self._residence.is_away:
+            return not self._residence.unready
         return any(instance.is_up for instance in self.instances)
 
     @property
@@ -88,7 +81,8 @@ class ServedVersion:
     @property
     def why_unready(self) -> str:
         """Why it is not ready."""
-        return self._unready or next((one.broken for one in self.instances if one.broken), "its worker is restarting")
+        unready = self._residence.unready if self._residence is not None else ""
+        return unready or next((one.broken for one in self.instances if one.broken), "its worker is restarting")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,12 +92,12 @@ class ServedVersion:
     @property
     def resident(self) -> bool:
         """Whether it is in memory, in its workers' at least."""
-        return self._stand_in is None
+        return self._residence is None or not self._residence.is_away
 
     @property
     def memory_bytes(self) -> int:
-        """What it took in memory when it was loaded last: its workers', or its share of theirs."""
-        return self._bytes
+        """What it took in memory when it was loaded last: its workers', or its share of theirs. 0: not measured."""
+        return self._residence.nbytes if self._residence is not None else 0
 
     def priority(self, parameters: Parameters) -> int:
         """The request's level: 1 is served first; 0 or none asks for the default."""
@@ -123,23 +117,26 @@ class ServedVersion:
         Raises:
             LoadRefused: one of them was refused; none is left running then.
         """
-        started = monotonic()
         self._queue_until_known()
-        await self._bring_in()
-        self.statistics.load_seconds = monotonic() - started
+        if self._residence is None:
+            await self.start_instances()
+        else:
+            await self._residence.come()
 
     async def drain(self) -> None:
         """Answer what was accepted, then stop the instances. Nobody may put requests into the queue any more."""
         await self.queue.drained()
-        if self._stand_in is not None:
-            self._stand_in.cancel()
-            await asyncio.wait([self._stand_in])
-        async with self._moving:
-            await self._stop_instances()
-            if self._pager is not None:
-                self._pager.release(self)
+        if self._residence is None:
+            await self.stop_instances()
+        else:
+            await self._residence.close()
 
-    # -- what the pager asks ------------------------------------------------------------------------------
+    # -- what its residence asks --------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.folder.name
 
     @property
     def label(self) -> str:
@@ -152,108 +149,22 @@ class ServedVersion:
         return self.folder.config.residency.pinned or self.folder.sequence is not None
 
     @property
-    def busy(self) -> bool:
-        """Whether a request waits for it or is under way."""
-        return bool(len(self.queue) or self.queue.executing)
+    def estimated_bytes(self) -> int:
+        """What it may take in memory, before anybody knows."""
+        count = sum(group.count for group in self.folder.config.instances)
+        return count * (self.files.model_bytes + (0 if self._needs.shareable else WORKER_BYTES))
 
-    @property
-    def used_at_ns(self) -> int:
-        """When it was used last, or loaded."""
-        return max(self._used_at_ns, *(one.used_at_ns for one in self.instances), 0)
+    def measured_bytes(self) -> int:
+        """What its instances take, which are up."""
+        return max(self.files.model_bytes, sum(map(self._supervisor.memory_of, self.instances)))
 
-    def page_out(self) -> asyncio.Task[None]:
-        """Leave the memory: from the call on it takes no batch; the task ends when its workers are free of it.
-
-        A request brings it in again.
-        """
-        assert not self.busy, "what is in use stays"
-        self._used_at_ns = self.used_at_ns
-        for instance in self.instances:
-            instance.stop()
-        loop = asyncio.get_running_loop()
-        leaving = loop.create_task(self._leave())
-        self._stand_in = loop.create_task(self._wait_for_request(leaving))
-        self._stand_in.add_done_callback(self._on_stand_in_end)
-        return leaving
-
-    def _on_stand_in_end(self, task: asyncio.Task[None]) -> None:
-        """A bug must not leave requests waiting for ever."""
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("%s cannot be brought in any more", self.label, exc_info=task.exception())
-            self._unready = "it cannot be brought into memory any more; the server's log says why"
-            self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {self._unready}")
-
-    async def _leave(self) -> None:
-        async with self._moving:
-            await self._stop_instances()
-            self.instances = []
-            assert self._pager is not None, "nobody else pages out"
-            self._pager.release(self)
-            log.debug("%s is paged out", self.label)
-
-    async def _wait_for_request(self, leaving: asyncio.Task[None]) -> None:
-        """Stand in for the instances while there are none, and bring them in when there is something to do."""
-        await asyncio.wait([leaving])
-        assert self._pager is not None, "without one nothing is paged out"
-        queue = self.queue
-        assert isinstance(queue, BatchQueue), "a stateful model is not paged out"
-        while True:
-            while not len(queue):
-                await queue.grown(1, STAND_IN_S)
-            started = monotonic()
-            try:
-                async with self._moving:
-                    await self._bring_in()
-            except LoadRefused as error:
-                self._unready = f"it cannot be brought into memory: {error}"
-                log.error("%s: %s", self.label, self._unready)  # noqa: TRY400 - the reason is the model's owner's
-                queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {self._unready}")
-                await asyncio.sleep(PAGE_IN_AGAIN_S)
-                self._unready = ""
-                queue.accept()
-            else:
-                self._stand_in = None
-                seconds = monotonic() - started
-                self._pager.came_in(seconds)
-                log.debug("%s is paged in, in %.3f s", self.label, seconds)
-                return
-
-    # -- coming and going ---------------------------------------------------------------------------------
-
-    async def _bring_in(self) -> None:
-        """Have every instance loaded, in memory for which there is room.
+    async def start_instances(self) -> None:
+        """Load every instance.
 
         Raises:
             LoadRefused: one of them was refused; none is left running then.
         """
-        if self._pager is None:
-            await self._start_instances()
-            return
-        await self._pager.admit(self, self._bytes or self._estimate())
-        try:
-            await self._start_instances()
-            self._bytes = max(self.files.model_bytes, sum(map(self._supervisor.memory_of, self.instances)))
-            self._used_at_ns = monotonic_ns()
-            self._pager.settle(self, self._bytes)
-        except BaseException:
-            await self._stop_instances()
-            self.instances = []
-            self._pager.release(self)
-            raise
-
-    def _estimate(self) -> int:
-        """What it may take, before anybody knows."""
-        count = sum(group.count for group in self.folder.config.instances)
-        return count * (self.files.model_bytes + (0 if self._needs.shareable else WORKER_BYTES))
-
-    @property
-    def _needs(self) -> Needs:
-        # What is bounded by itself must be measured by itself.
-        shareable = self.files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
-        pages = self._pager is not None and not self.pinned
-        return Needs(self.files.model_bytes, shareable, pages=pages, again=self._loaded is not None)
-
-    async def _start_instances(self) -> None:
+        started = monotonic()
         queue = self.queue
         timeout_s = self.folder.config.execution_timeout_s
         self.instances = [
@@ -271,13 +182,33 @@ class ServedVersion:
         refused = [result for result in results if isinstance(result, BaseException)]
         refused += [LoadRefused(one.broken) for one in self.instances if one.broken]
         if refused:
-            await self._stop_instances()
+            await self.stop_instances()
             raise refused[0]
         if self._loaded is None:
             self._loaded = self.instances[0].loaded
             self._describe(self.instances[0].signature)
         for instance in self.instances:
             instance.on_change = self._on_instance_change
+        self.statistics.load_seconds = monotonic() - started
+
+    async def stop_instances(self) -> None:
+        """Stop every instance; what one has taken it answers first. There are none then."""
+        await asyncio.gather(*(self._stop(instance) for instance in self.instances))
+        self.instances = []
+
+    # -- small things -------------------------------------------------------------------------------------
+
+    async def _stop(self, instance: Instance) -> None:
+        if instance.in_flight:
+            await instance.leave()
+        await self._supervisor.stop_instance(instance)
+
+    @property
+    def _needs(self) -> Needs:
+        # What is bounded by itself must be measured by itself.
+        shareable = self.files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
+        pages = self._residence is not None and not self.pinned
+        return Needs(self.files.model_bytes, shareable, pages=pages, again=self._loaded is not None)
 
     def _queue_until_known(self) -> None:
         batching, name, spec = self.folder.config.batching, self.folder.name, self.folder.sequence
@@ -355,9 +286,6 @@ class ServedVersion:
 
     def _on_replaced(self, old: Instance, new: Instance) -> None:
         self.instances = [new if one is old else one for one in self.instances]
-
-    async def _stop_instances(self) -> None:
-        await asyncio.gather(*(self._supervisor.stop_instance(instance) for instance in self.instances))
 
 
 def version_print(folder: ModelFolder, version: int) -> str:
