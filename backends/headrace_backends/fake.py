@@ -10,7 +10,8 @@ What it does to every batch stands in the configuration's ``parameters``, what i
     fake_bad_rows       give outputs of so many rows, or of one too many (true)
     fake_memory_mb      hold so much memory: while loaded if configured, for its batch if requested
 
-and, in the configuration only: fake_load_delay_ms, fake_load_fail (message), fake_load_crash.
+and, in the configuration only: fake_load_delay_ms, fake_load_fail (message), fake_load_crash, and fake_cpu_threads: say
+that a batch keeps so many CPU threads busy, and so take turns with other models that do.
 """
 
 import ctypes
@@ -48,6 +49,7 @@ _FAULTS = frozenset(
         "fake_memory_mb",
     }
 )
+_LOAD_TRAITS = frozenset({"fake_cpu_threads"})
 _EXIT_STATUS = 70
 
 
@@ -63,11 +65,12 @@ class FakeBackend(Backend):
             (given.name, made.name) for given, made in zip(signature.inputs, signature.outputs, strict=False)
         ]
         self._ballast = _ballast(self._faults.pop("fake_memory_mb", 0))
+        self.cpu_threads = int(_number(source.parameters, "fake_cpu_threads"))
 
     @classmethod
     def load(cls, source: ModelSource) -> "FakeBackend":
         """Check the parameters, and do to the load what they ask for."""
-        refuse_unknown("fake", source.parameters, sorted(_FAULTS | _LOAD_FAULTS))
+        refuse_unknown("fake", source.parameters, sorted(_FAULTS | _LOAD_FAULTS | _LOAD_TRAITS))
         try:
             _check_values(source.parameters)
         except ValueError as error:
@@ -175,7 +178,7 @@ def _check_values(faults: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} is {value!r}, expected the message")
         elif key in {"fake_hang", "fake_bad_rows"} and (_is_true(value) or _is_false(value)):
             continue
-        elif not _is_amount(value, whole=key == "fake_bad_rows"):
+        elif not _is_amount(value, whole=key in {"fake_bad_rows", "fake_cpu_threads"}):
             raise ValueError(f"{key} is {value!r}, expected a number from 0")
 
 

@@ -154,3 +154,10 @@ def test_a_requests_own_parameters_are_left_alone(tmp_path):
     run(load(tmp_path), {"priority": 1, "sequence_id": 7})
     with pytest.raises(InputError, match="fake_load_fail"):
         run(load(tmp_path), {"fake_load_fail": "x"})
+
+
+def test_it_takes_turns_only_where_it_is_told_that_its_batches_are_heavy(tmp_path):
+    assert load(tmp_path).cpu_threads == 0
+    assert load(tmp_path, fake_cpu_threads=3).cpu_threads == 3
+    with pytest.raises(LoadError, match="fake_cpu_threads is 1"):
+        load(tmp_path, fake_cpu_threads=1.5)
