@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from time import monotonic_ns
 from types import SimpleNamespace
 
 import pytest
@@ -311,6 +312,39 @@ async def test_heads_that_ask_for_more_are_parsed_each_time(client, headers):
         assert (b"100 Continue" in other.transport.sent) is ("Expect" in headers)
         assert (b"connection: close" in other.transport.sent) is ("Connection" in headers)
         other.hang_up()
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("250m", 0.25), ("2S", 2), (" 1M ", 60), ("1H", 3600), ("7u", 7e-6), ("99999999n", 0.099999999)],
+)
+async def test_a_header_says_how_long_the_client_waits(client, value, seconds):
+    before_ns = monotonic_ns()
+    client.send(infer("digits", body_of(), **{"Grpc-Timeout": value}))
+    ((request, _),) = client.engine.accepted
+    assert 0 <= request.deadline_ns - before_ns - round(seconds * 1e9) < 1e9
+
+
+async def test_without_that_header_there_is_no_deadline(client):
+    client.send(infer("digits", body_of(timeout="soon")))
+    assert client.engine.accepted[0][0].deadline_ns == 0
+
+
+@pytest.mark.parametrize("value", ["", "5", "m", "1.5S", "-1S", "123456789m", "1s", "1 S", "1D"])
+async def test_a_header_that_says_no_time_is_the_clients_fault(client, value):
+    client.send(infer("digits", body_of(), **{"Grpc-Timeout": value}))
+    assert client.statuses == [400]
+    assert b"header grpc-timeout is" in client.answers[0].body
+    assert not client.engine.accepted
+
+
+async def test_the_time_of_a_head_that_comes_again_begins_anew(client):
+    for number in range(3):
+        client.send(infer("digits", **{"Grpc-Timeout": "1S"}))
+        client.engine.answer(number)
+        await settle()
+    first, *_, last = [request.deadline_ns for request, _ in client.engine.accepted]
+    assert last > first
 
 
 @pytest.mark.parametrize("size", [1, 7])

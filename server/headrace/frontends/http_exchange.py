@@ -69,7 +69,7 @@ class Exchange:
 
     def remember(self, heads: KnownHeads, data: bytes) -> None:
         """Have the head known that came as the beginning of ``data``, all of which was the request."""
-        if self.keep_alive and not self.expects_100:
+        if self.keep_alive and not self.expects_100 and not self.headers.timeout:  # a deadline is of one request only
             heads.remember(data, KnownHead(self.model, self.version, self.headers))
 
     def start(self) -> None:

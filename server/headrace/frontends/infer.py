@@ -1,6 +1,7 @@
 """One HTTP inference request from bytes to bytes: what the fast lane and the ordinary routes share."""
 
 from collections.abc import Iterable
+from time import monotonic_ns
 
 import msgspec
 
@@ -10,6 +11,7 @@ from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends.forwarding import HeaderForwarding, with_forwarded
 from headrace.frontends.load_report import FORMAT_HEADER, REPORT_HEADER, LoadReport
+from headrace.frontends.time_left import TIMEOUT_HEADER, time_left_ns
 from headrace.wire.binary_v2 import check_parameter_names, decode_raw_request, decode_request, encode_response
 from headrace.wire.compression import choose_encoding, compress, decompress
 
@@ -31,6 +33,8 @@ class InferHeaders(msgspec.Struct, gc=False):
     content_encoding: str = ""
     accept_encoding: str = ""
     load_format: str = ""
+    timeout: str = ""
+    came_at_ns: int = 0  # kept where there is a timeout
     forwarded: dict[str, str] = {}
 
 
@@ -74,6 +78,9 @@ class HttpInfer:
                 found.accept_encoding = value.decode("latin-1")
             elif name == _LOAD_FORMAT:
                 found.load_format = value.decode("latin-1")
+            elif name == TIMEOUT_HEADER:
+                found.timeout = value.decode("latin-1") or "?"
+                found.came_at_ns = monotonic_ns()
         if self._forwarding is not None:
             found.forwarded = self._forwarding.parameters(headers)
         return found
@@ -93,15 +100,19 @@ class HttpInfer:
             HeadraceError: it is not one; the message says why.
         """
         request = self._decoded(model, version, headers.header_length, self.body(headers, body))
+        if headers.timeout:
+            request = _with_deadline(request, headers)
         return with_forwarded(request, headers.forwarded) if headers.forwarded else request
 
     def accepted(self, request: InferRequest, headers: InferHeaders) -> InferRequest:
-        """A request of another form, with the headers that its model is to see among its parameters.
+        """A request of another form, with its deadline, and with the headers that its model sees as parameters.
 
         Raises:
-            InvalidRequest: it has a parameter of a name that is kept for the server.
+            InvalidRequest: it has a parameter of a name that is kept for the server, or its timeout is none.
         """
         check_parameter_names(request.parameters, request.model)
+        if headers.timeout:
+            request = _with_deadline(request, headers)
         return with_forwarded(request, headers.forwarded)
 
     def encode(self, response: InferResponse, request: InferRequest, headers: InferHeaders) -> InferReply:
@@ -142,3 +153,7 @@ class HttpInfer:
             signature = self.engine.repository.lookup(model, version).info.signature
             return decode_raw_request(body, signature, model, version)
         return decode_request(body, length, model, version, self._regions)
+
+
+def _with_deadline(request: InferRequest, headers: InferHeaders) -> InferRequest:
+    return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + time_left_ns(headers.timeout))

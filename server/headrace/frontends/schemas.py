@@ -254,6 +254,11 @@ _ENCODING_HEADER: tuple[str, dict[str, Any], str] = (
     {"type": "string"},
     "How the body is compressed: gzip or deflate.",
 )
+_TIMEOUT_HEADER: tuple[str, dict[str, Any], str] = (
+    "grpc-timeout",
+    {"type": "string", "pattern": "^[0-9]{1,8}[HMSmun]$"},
+    "How long the client waits, as in gRPC: up to 8 digits and H, M, S, m (milliseconds), u or n.",
+)
 _INFER_ANSWER_HEADERS = {
     "Inference-Header-Content-Length": {
         "description": "The length of the body's JSON part, where binary data follow it.",
@@ -322,7 +327,7 @@ def inference(path: str) -> dict[str, Any]:
         {"a handwritten digit": INFER_EXAMPLE},
         other={"application/octet-stream": {"schema": _BINARY}},
     )
-    headers = [_header(*one) for one in (*_INFER_HEADERS, _ENCODING_HEADER)]
+    headers = [_header(*one) for one in (*_INFER_HEADERS, _ENCODING_HEADER, _TIMEOUT_HEADER)]
     return operation(path, 400, 413, 500, 501, 503, body=body, headers=headers)
 
 
@@ -340,7 +345,8 @@ def infer(path: str) -> dict[str, Any]:
 def generation(path: str) -> dict[str, Any]:
     """The arguments that describe a path of the generate extension, but for its success."""
     body = json_body(GenerateRequestBody, {"a handwritten digit": GENERATE_EXAMPLE})
-    return operation(path, 400, 413, 500, 501, 503, body=body, headers=[_header(*_ENCODING_HEADER)])
+    headers = [_header(*one) for one in (_ENCODING_HEADER, _TIMEOUT_HEADER)]
+    return operation(path, 400, 413, 500, 501, 503, body=body, headers=headers)
 
 
 def streaming(described: dict[str, Any]) -> dict[str, Any]:
