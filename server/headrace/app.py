@@ -53,7 +53,9 @@ from headrace.workers.cpus import usable_cpus
 from headrace.workers.growth import GrowthLimits
 from headrace.workers.numa import read_nodes
 from headrace.workers.placement import PlacementLimits
+from headrace.workers.rate_limit import RateLimiter, parse_counts
 from headrace.workers.recycler import Recycler
+from headrace.workers.resources import Resources
 from headrace.workers.supervisor import Supervisor
 
 log = logging.getLogger("headrace")
@@ -265,9 +267,18 @@ def _growth_limits(settings: Settings) -> GrowthLimits:
 
 
 def build_supervisor(settings: Settings) -> Supervisor:
-    """The worker side of a server; the commands that only look at models use it too."""
+    """The worker side of a server; the commands that only look at models use it too.
+
+    Raises:
+        CannotStart: the resources for the rate limiter cannot be read.
+    """
+    try:
+        counts = parse_counts(settings.rate_limit_resource)
+    except ValueError as error:
+        raise CannotStart(str(error)) from None
     return Supervisor(
         cpus=usable_cpus,
+        limiter=RateLimiter(Resources(counts)) if settings.rate_limit != "off" else None,
         limits=PlacementLimits(own=settings.max_own_workers, shared=settings.max_shared_workers),
         load_timeout_s=settings.load_timeout,
         log_format=settings.log_format,

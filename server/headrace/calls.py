@@ -6,12 +6,13 @@ import os
 from collections import Counter
 from time import monotonic_ns
 
+from headrace.batching.queue_policy import MAX_TIMEOUT_US
 from headrace.batching.response_stream import ResponseStream
 from headrace.batching.room import Room
 from headrace.core.errors import Cancelled, HeadraceError, InternalError, InvalidRequest, Kind
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, Buffer, Tensor
-from headrace.engine import MAX_TIMEOUT_US, Engine
+from headrace.engine import Engine
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.workers.arena import Segment, aligned
 from headrace.workers.frames import (

@@ -56,6 +56,12 @@ class Settings:
     recycle_grace: float = _option(
         300.0, "Seconds that sequences and streams of a replaced worker have to end by themselves.", min=0
     )
+    rate_limit: Literal["off", "execution_count"] = _option(
+        "off", "execution_count: instances run only with the resources that their configuration asks for."
+    )
+    rate_limit_resource: tuple[str, ...] = _option(
+        (), "NAME:COUNT[:DEVICE]: how much there is of a resource, on a GPU (its number) or cpu; may be repeated."
+    )
     read_timeout: float = _option(60.0, "Seconds that a client may take to send one HTTP request.", min=1)
     cache_bytes: int = _option(
         64 * 1024 * 1024, "Memory for the responses of models that have a response cache.", min=0

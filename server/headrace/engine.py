@@ -5,11 +5,20 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 from headrace.batching.pending import OutputForm, Pending
+from headrace.batching.queue_policy import MAX_TIMEOUT_US
 from headrace.batching.response_stream import ResponseStream
 from headrace.batching.split import SplitRequest
 from headrace.batching.streamed import StreamedRequest
 from headrace.core.classification import classification_count, classify
-from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, NotReady, Overloaded, Unsupported
+from headrace.core.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    Unsupported,
+)
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.rows import slice_rows
 from headrace.core.tensor import Tensor
@@ -24,7 +33,6 @@ from headrace.tracing import Trace, Tracer
 # Requests smaller than this are bounded well enough by the number that may wait; larger ones are counted.
 COUNTED_BYTES = 64 * 1024
 MAX_PARTS = 1024  # batches that one request may take
-MAX_TIMEOUT_US = 10**15  # thirty years: a longer timeout is none
 
 Answer = asyncio.Future[InferResponse]
 
@@ -80,27 +88,28 @@ class Engine:
         if not served.decoupled:
             return _single(self.infer(request))
         inputs = self._checked(served, request)
-        deadline_ns = _deadline_ns(request, served.default_timeout_us)
         size = self._room_for(served, request)
-        if isinstance(served, ServedEnsemble):
-            form = _form(self.repository, served, request)
-            return StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
+        try:
+            priority, deadline_ns, late_ns = _terms(served, request)
+            if isinstance(served, ServedEnsemble):
+                form = _form(self.repository, served, request)
+                return StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
+            served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
+        except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
+            _count_refusal(served, error)
+            raise
         pending = StreamedRequest(
             request,
             inputs,
             served.version,
             served.statistics,
             self._loop,
-            priority=served.priority(request.parameters),
+            priority=priority,
             deadline_ns=deadline_ns,
+            late_ns=late_ns,
         )
         pending.form = _form(self.repository, served, request)
-        try:
-            served.queue.put(pending)
-        except (Overloaded, InvalidRequest) as error:
-            pending.stop_clock()
-            served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
-            raise
+        served.queue.put_part(pending)
         if self._tracer is not None and self._tracer.active:
             self._trace(self._tracer, pending)
         if size >= COUNTED_BYTES:
@@ -143,11 +152,13 @@ class Engine:
         for tensor in request.inputs:
             size += len(tensor.data)
         if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
-            served.statistics.failed("REJECTED", 0)
-            raise Overloaded(
+            error = Overloaded(
                 f"model '{request.model}': the server holds {self.inflight_bytes} bytes of unanswered requests and "
-                f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)"
+                f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)",
+                "inflight_bytes",
             )
+            _count_refusal(served, error)
+            raise error
         return size
 
     def _count(self, size: int, future: Answer) -> None:
@@ -161,31 +172,46 @@ class Engine:
     # -- running ------------------------------------------------------------------------------------------
 
     def _run(self, served: Served, request: InferRequest, inputs: ModelInputs) -> Answer:
-        deadline_ns = _deadline_ns(request, served.default_timeout_us)
         size = self._room_for(served, request)
         try:
+            priority, deadline_ns, late_ns = _terms(served, request)
             if isinstance(served, ServedEnsemble):
                 future = Pipeline(
                     served, request, inputs, deadline_ns, _form(self.repository, served, request), self.infer
                 ).future
             else:
-                future = self._enqueue(served, request, inputs, deadline_ns)
-        except (Overloaded, InvalidRequest) as error:
-            served.statistics.failed("REJECTED" if isinstance(error, Overloaded) else "OTHER", 0)
+                future = self._enqueue(served, request, inputs, priority, deadline_ns, late_ns)
+        except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
+            _count_refusal(served, error)
             raise
         if size >= COUNTED_BYTES:
             self._count(size, future)
         return future
 
-    def _enqueue(self, served: Served, request: InferRequest, inputs: ModelInputs, deadline_ns: int) -> Answer:
-        priority = served.priority(request.parameters) if request.parameters else served.default_priority
-        served.queue.make_room()  # before anything is made of the request, so that a refused one leaves nothing
+    def _enqueue(
+        self,
+        served: Served,
+        request: InferRequest,
+        inputs: ModelInputs,
+        priority: int,
+        deadline_ns: int,
+        late_ns: int,
+    ) -> Answer:
+        # Before anything is made of the request, so that a refused one leaves nothing.
+        served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
         form = _form(self.repository, served, request) if request.outputs else None
         largest = served.max_batch_size
         if largest and inputs.rows > largest and served.folder.sequence is None:
-            return self._enqueue_in_parts(served, request, inputs, deadline_ns, priority, form)
+            return self._enqueue_in_parts(served, request, inputs, priority, deadline_ns, late_ns, form)
         pending = Pending(
-            request, inputs, served.version, served.statistics, self._loop, priority=priority, deadline_ns=deadline_ns
+            request,
+            inputs,
+            served.version,
+            served.statistics,
+            self._loop,
+            priority=priority,
+            deadline_ns=deadline_ns,
+            late_ns=late_ns,
         )
         pending.form = form
         if self._tracer is not None and self._tracer.active:
@@ -198,8 +224,9 @@ class Engine:
         served: Served,
         request: InferRequest,
         inputs: ModelInputs,
-        deadline_ns: int,
         priority: int,
+        deadline_ns: int,
+        late_ns: int,
         form: OutputForm | None,
     ) -> Answer:
         if inputs.rows > MAX_PARTS * served.max_batch_size:
@@ -208,7 +235,16 @@ class Engine:
                 f"{MAX_PARTS * served.max_batch_size} ({MAX_PARTS} batches of {served.max_batch_size}); send several"
             )
         parts = [
-            Pending(request, part, served.version, None, self._loop, priority=priority, deadline_ns=deadline_ns)
+            Pending(
+                request,
+                part,
+                served.version,
+                None,
+                self._loop,
+                priority=priority,
+                deadline_ns=deadline_ns,
+                late_ns=late_ns,
+            )
             for part in slice_rows(inputs, served.max_batch_size)
         ]
         for part in parts:
@@ -352,16 +388,30 @@ def _follow(trace: Trace, pending: Pending) -> None:
     pending.future.add_done_callback(on_done)
 
 
-def _deadline_ns(request: InferRequest, default_timeout_us: int) -> int:
-    """The earlier of the transport's deadline and the ``timeout`` parameter (or the model's default)."""
-    timeout_us = default_timeout_us
-    if request.parameters:
-        given = request.parameters.get("timeout", 0)
-        if given:
-            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-                raise InvalidRequest(f"parameter 'timeout' is {given!r}, expected a positive number of microseconds")
-            timeout_us = min(given, MAX_TIMEOUT_US)
-    if not timeout_us:
-        return request.deadline_ns
-    own_ns = monotonic_ns() + timeout_us * 1000
-    return min(own_ns, request.deadline_ns) if request.deadline_ns else own_ns
+def _terms(served: Served, request: InferRequest) -> tuple[int, int, int]:
+    """The request's priority, until when it has to be answered, and from when on it is late; 0 for never.
+
+    Raises:
+        InvalidRequest: it asks for a priority or a timeout that there is not.
+    """
+    parameters = request.parameters
+    if not parameters and not served.default_timeout_us:
+        return served.default_priority, request.deadline_ns, 0
+    priority = served.priority(parameters)
+    policy = served.policies.get(priority, served.policy)
+    given_us = parameters.get("timeout", 0)
+    if not given_us and not policy.default_timeout_us:
+        return priority, request.deadline_ns, 0
+    if isinstance(given_us, bool) or not isinstance(given_us, int) or given_us < 0:
+        raise InvalidRequest(f"parameter 'timeout' is {given_us!r}, expected a positive number of microseconds")
+    return priority, *policy.time_limits(min(given_us, MAX_TIMEOUT_US), request.deadline_ns, monotonic_ns())
+
+
+def _count_refusal(served: Served, error: HeadraceError) -> None:
+    """A request was not accepted: note it in the model's statistics."""
+    if isinstance(error, Overloaded):
+        served.statistics.refused(error.reason)
+    elif isinstance(error, DeadlineExceeded):
+        served.statistics.refused("expired")
+    else:
+        served.statistics.failed("OTHER", 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic_ns
 
-from headrace.batching.pending import OutputForm, failure_reason
+from headrace.batching.pending import OutputForm, count_failure
 from headrace.core.ensemble import EnsemblePlan, PlannedStep
 from headrace.core.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
@@ -169,7 +169,7 @@ class Pipeline:
         self._fail(InternalError(f"model '{self._request.model}': its steps could not be run: {bug}"))
 
     def _fail(self, error: BaseException) -> None:
-        self._served.statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
+        count_failure(self._served.statistics, error, monotonic_ns() - self._started_ns)
         self.future.set_exception(error)
 
     def _expire(self) -> None:

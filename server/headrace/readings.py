@@ -13,7 +13,7 @@ from headrace.frontends.server_state import ServerState
 from headrace.metrics import ModelSample, ResidencySample, ServerSample, WorkerSample
 from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.pager import Pager
-from headrace.repository.repository import Repository
+from headrace.repository.repository import Repository, Served
 from headrace.repository.served import ServedVersion
 from headrace.response_cache import Cache
 from headrace.workers.process_memory import process_memory
@@ -63,6 +63,7 @@ class Readings:
                 pages=self._pager is not None and isinstance(served, ServedVersion),
                 resident=served.resident,
                 memory_bytes=served.memory_bytes,
+                waiting_by_priority=_by_priority(served),
                 active_streams=sum(len(instance.streams) for instance in served.instances),
                 active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
             )
@@ -115,6 +116,7 @@ class Readings:
             cache=self._cache.usage if self._cache is not None else None,
             recycles=self._recycler.recycles,
             residency=_residency(self._pager) if self._pager is not None else None,
+            resources=limiter.resources.usage() if (limiter := self._supervisor.limiter) is not None else {},
         )
 
 
@@ -128,6 +130,12 @@ def _residency(pager: Pager) -> ResidencySample:
         counts.evictions,
         counts.page_in_seconds,
     )
+
+
+def _by_priority(served: Served) -> dict[int, int]:
+    """Requests that wait at each of the model's priority levels, but no more of them than metrics are to show."""
+    waiting = served.queue.levels() if served.levels_shown else {}
+    return {level: waiting.get(level, 0) for level in served.levels_shown}
 
 
 def _cpu_seconds(pid: int) -> float | None:

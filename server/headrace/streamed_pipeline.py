@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from time import monotonic_ns
 
-from headrace.batching.pending import OutputForm, failure_reason
+from headrace.batching.pending import OutputForm, count_failure
 from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream, StreamItem
 from headrace.batching.room import Room
 from headrace.core.errors import HeadraceError, InternalError
@@ -69,7 +69,7 @@ class StreamedPipeline:
                     self._room.take(nbytes)
                     self.stream.put(item, nbytes)
                     if isinstance(item, HeadraceError):
-                        statistics.failed(failure_reason(item), monotonic_ns() - self._started_ns)
+                        count_failure(statistics, item, monotonic_ns() - self._started_ns)
                         return
             duration_ns = monotonic_ns() - self._started_ns
             statistics.executed(1, self._rows, 0, duration_ns, 0)

@@ -111,13 +111,15 @@ def test_a_request_under_way_is_answered_at_its_deadline(server):
     assert infer(server.http, "patient", [2.0]).values == [2.0]
 
 
-def test_the_models_own_timeout_holds_for_requests_that_bring_none(server):
+def test_the_models_own_timeout_holds_unless_a_request_has_a_shorter_one(server):
     assert infer(server.http, "impatient", [1.0]).ok
     outcome = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700})
     assert outcome.status == 503
     assert outcome.seconds < 0.6
-    allowed = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 300, "timeout": 5_000_000})
-    assert allowed.ok, "a request may ask for more"
+    longer = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700, "timeout": 5_000_000})
+    assert (longer.status, longer.seconds < 0.6) == (503, True), "a request may ask for less, not for more"
+    shorter = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700, "timeout": 20_000})
+    assert (shorter.status, shorter.seconds < 0.15) == (503, True)
 
 
 def test_a_grpc_deadline_takes_the_request_back(server):

@@ -100,7 +100,7 @@ def test_options_that_may_be_repeated_add_up(parse, field):
 
 
 def test_the_lists_are_these():
-    assert {one.name for one in REPEATABLE} == {"load_model", "restricted_api", "trace_level"}
+    assert {one.name for one in REPEATABLE} == {"load_model", "rate_limit_resource", "restricted_api", "trace_level"}
 
 
 @pytest.mark.parametrize("field", [one for one in FIELDS if "min" in one.metadata], ids=lambda it: it.name)

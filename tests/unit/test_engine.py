@@ -8,6 +8,7 @@ import pytest
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
+from headrace.batching.queue_policy import QueuePolicy
 from headrace.core.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, NotReady, Overloaded
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest, RequestedOutput
@@ -31,6 +32,8 @@ class Served:
     def __init__(self, max_batch_size=4, max_size=3, default_timeout_us=0, inputs=(X,)):
         self.max_batch_size = max_batch_size
         self.default_timeout_us = default_timeout_us
+        self.policy = QueuePolicy(max_size, default_timeout_us)
+        self.policies = {3: QueuePolicy(max_size, 60_000, delays=True), 4: QueuePolicy(max_size, 5000)}
         self.statistics = Statistics()
         self.checker = InputChecker("m", Signature(inputs, (TensorSpec("y", DataType.UINT8, None),), max_batch_size))
         self.queue = BatchQueue("m", BatchLimits(max(1, max_batch_size)), max_size)
@@ -163,6 +166,35 @@ async def test_the_requests_own_timeout():
     with pytest.raises(DeadlineExceeded, match="did not answer within the"):
         await engine_of(served).infer(request(timeout=5000))
     assert served.statistics.failures == {"REJECTED": 1}
+
+
+async def test_a_level_that_delays_keeps_a_request_whose_time_is_over():
+    served = Served(max_batch_size=1)
+    future = engine_of(served).infer(request(priority=3, timeout=1))
+    await asyncio.sleep(0.01)
+    assert not future.done()
+    await served.answer()
+    await future
+
+
+async def test_a_timeout_can_shorten_a_levels_own_and_not_lengthen_it():
+    future = engine_of(Served()).infer(request(priority=4, timeout=60_000_000))
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(future, 5)
+
+
+async def test_what_is_refused_or_given_up_is_counted_by_its_reason():
+    served = Served(max_size=1)
+    engine = engine_of(served)
+    with pytest.raises(DeadlineExceeded):
+        engine.infer(request(deadline_ns=1))
+    waiting = engine.infer(request(timeout=5000))
+    with pytest.raises(Overloaded):
+        engine.infer(request())
+    with pytest.raises(DeadlineExceeded):
+        await waiting
+    assert served.statistics.refusals == {"queue_full": 1, "expired": 2}
+    assert served.statistics.failures == {"REJECTED": 3}
 
 
 async def test_the_models_default_timeout():

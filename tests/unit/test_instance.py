@@ -36,6 +36,8 @@ from headrace.workers.frames import (
     encode,
 )
 from headrace.workers.instance import MAX_DEATHS, Instance
+from headrace.workers.rate_limit import RateLimiter
+from headrace.workers.resources import Claim, Resources
 from headrace.workers.slots import AT_WORKER
 from headrace.workers.turns import CpuTurns
 
@@ -490,11 +492,11 @@ async def test_what_cannot_be_handed_over_is_answered_and_the_next_is_served_rig
 
 async def test_a_heavy_model_waits_for_its_turn(model, host):
     model.instance(host, cpu_threads=2)
-    await model.turns.take(1)
+    turn = await model.turns.take(1)
     (request,) = model.put(1)
     await settle()
     assert host.asked == []
-    model.turns.give(1)
+    model.turns.give(turn)
     await settle()
     host.answer()
     assert answer_of(request) == [1]
@@ -510,7 +512,7 @@ async def test_turns_are_given_back_after_a_batch_and_on_death(model, host):
     assert not waiting.done()
     host.answer()
     await asyncio.wait_for(waiting, 5)
-    model.turns.give(2)
+    model.turns.give(waiting.result())
     await settle()
     instance.down(host.asked[0][0], [], "signal SIGKILL")
     await asyncio.wait_for(model.turns.take(2), 1)
@@ -546,16 +548,130 @@ async def test_when_one_dies_waiting_for_its_turn_another_takes_its_work(model, 
     other = Host()
     model.instance(other, cpu_threads=1)
     await settle()
-    await model.turns.take(2)
+    turn = await model.turns.take(2)
     (request,) = model.put(1)
     await settle()
     first.down(None, [], "signal SIGKILL")
     await settle()
-    model.turns.give(2)
+    model.turns.give(turn)
     await settle()
     assert other.asked, "an idle instance and free CPUs, and still the request waits"
     other.answer()
     assert answer_of(request) == [1]
+
+
+def limited(model, host, limiter, needs, **more):
+    """An instance that runs only with what it needs."""
+    instance = model.instance()
+    claim = Claim(f"m{id(model)}", needs)
+    limiter.resources.add(claim)
+    instance.limit(limiter, claim)
+    instance.up(host, loaded(**more))
+    instance.start()
+    return instance
+
+
+async def test_limited_instances_run_one_after_the_other():
+    limiter, models, hosts = RateLimiter(Resources({})), [Model(), Model()], [Host(), Host()]
+    for model, host in zip(models, hosts, strict=True):
+        limited(model, host, limiter, {("cpu", "R"): 1})
+        model.put(*range(12))
+    served = []
+    for _ in range(6):
+        await settle()
+        (busy,) = [host for host in hosts if host.asked]
+        assert len(busy.asked) == 1, "nothing is staged behind a batch that holds what others wait for"
+        assert limiter.resources.usage() == {("cpu", "R"): (1, 1)}
+        served.append(hosts.index(busy))
+        busy.answer()
+    await settle()
+    assert served == [0, 1, 0, 1, 0, 1], "each model gets its share, though either has always more work"
+    assert limiter.resources.usage() == {("cpu", "R"): (0, 1)}
+    for model in models:
+        model.instances[0].stop()
+    await settle()
+
+
+async def test_what_a_dead_worker_held_can_be_had_by_others():
+    limiter, models, hosts = RateLimiter(Resources({})), [Model(), Model()], [Host(), Host()]
+    for model, host in zip(models, hosts, strict=True):
+        limited(model, host, limiter, {("cpu", "R"): 1}, cpu_threads=1)
+        model.put(*range(8))
+    await settle()
+    (busy,) = [index for index, host in enumerate(hosts) if host.asked]
+    models[busy].instances[0].down(hosts[busy].asked[0][0], [], "signal SIGKILL")
+    await settle()
+    assert hosts[1 - busy].asked
+    models[1 - busy].instances[0].down(hosts[1 - busy].asked[0][0], [], "signal SIGKILL")
+    await settle()
+    assert limiter.resources.usage() == {("cpu", "R"): (0, 1)}
+    for model in models:
+        await asyncio.wait_for(model.turns.take(2), 1)
+
+
+async def test_an_instance_that_stands_in_line_and_stops_lets_others_pass():
+    turns = CpuTurns(1)
+    models, hosts = [Model(turns), Model(turns)], [Host(), Host()]
+    for model, host in zip(models, hosts, strict=True):
+        model.instance(host, cpu_threads=1)
+        model.put(*range(12))
+    await settle()
+    (busy,) = [index for index, host in enumerate(hosts) if host.asked]
+    hosts[busy].answer()  # it stands in line for its next batch now
+    models[busy].instances[0].stop()
+    await settle()
+    other = 1 - busy
+    assert hosts[other].asked
+    hosts[other].answer()
+    await settle()
+    assert hosts[other].asked, "nobody else wants the CPU"
+    models[other].instances[0].stop()
+    await settle()
+
+
+async def test_a_turn_that_was_stood_in_line_for_is_not_kept_when_others_have_taken_the_work():
+    """Two instances of one model and one CPU: what the first stood in line for is done by the second."""
+    model = Model(CpuTurns(2))
+    hosts = [Host(), Host()]
+    for host in hosts:
+        model.instance(host, cpu_threads=1)
+    model.put(*range(12))
+    await settle()
+    assert all(host.asked for host in hosts)
+    hosts[0].answer()
+    hosts[1].answer()  # one batch is left, and both stand in line
+    await settle()
+    (busy,) = [host for host in hosts if host.asked]
+    busy.answer()
+    await settle()
+    await asyncio.wait_for(model.turns.take(2), 1)
+    for instance in model.instances:
+        instance.stop()
+    await settle()
+
+
+async def test_in_a_shared_worker_a_quiet_model_stands_behind_two_batches_of_a_busy_one():
+    """The worker serves its socket in order, and no model has more than two batches in there."""
+    host, busy, quiet = Host(), Model(), Model()
+    busy.instance(host)
+    quiet.instance(host)
+    busy.put(*range(80))
+    await settle()
+    for _ in range(3):
+        host.answer()
+        await settle()
+    (request,) = quiet.put(99)
+    await settle()
+    served = 0
+    while not request.future.done():
+        host.answer()
+        served += 1
+        await settle()
+    assert served == AT_WORKER + 1
+    assert len(busy.queue) > 40, "the busy one always has more"
+    for model in (busy, quiet):
+        model.instances[0].stop()
+    await settle()
 
 
 async def test_in_order_answers_leave_as_requests_came():
@@ -576,6 +692,44 @@ async def test_in_order_answers_leave_as_requests_came():
     for instance in model.instances:
         instance.stop()
     await settle()
+
+
+async def test_in_order_a_batch_that_failed_or_died_is_answered_before_what_came_after_it():
+    model = Model(preserve_order=True)
+    hosts = [Host(), Host()]
+    for host in hosts:
+        model.instance(host)
+    requests = model.put(*range(6))
+    order = []
+    for number, one in enumerate(requests):
+        one.future.add_done_callback(lambda _, number=number: order.append(number))
+    await settle()
+    (busy,) = [index for index, host in enumerate(hosts) if host.asked]
+    hosts[busy].refuse()  # the first four run alone now
+    await settle()
+    (busy,) = [index for index, host in enumerate(hosts) if host.asked]
+    hosts[busy].answer()
+    await settle()
+    (busy,) = [index for index, host in enumerate(hosts) if host.asked]
+    model.instances[busy].down(hosts[busy].asked.pop()[0], [], "signal SIGKILL")
+    for _ in range(4):
+        await settle()
+        hosts[1 - busy].answer()
+    await settle()
+    assert order == list(range(6))
+    for instance in model.instances:
+        instance.stop()
+    await settle()
+
+
+async def test_how_long_batches_take_is_told_where_somebody_wants_to_know(model, host):
+    model.instance(host)
+    told = []
+    model.queue.observe = lambda rows, took_ns: told.append((rows, took_ns))
+    model.put([1, 2], 3)
+    await settle()
+    host.answer()
+    assert told == [(3, 115)]
 
 
 async def test_times_are_taken_from_the_queue_to_the_answer(model, host):
@@ -752,8 +906,7 @@ async def test_the_turn_of_a_heavy_model_ends_when_its_request_is_begun():
     streaming.instance.start()
     (request,) = streaming.put()
     sequence = await streaming.begin()
-    await asyncio.wait_for(streaming.model.turns.take(2), 5)
-    streaming.model.turns.give(2)
+    streaming.model.turns.give(await asyncio.wait_for(streaming.model.turns.take(2), 5))
     await streaming.end(sequence)
     assert request.dead
     streaming.instance.stop()

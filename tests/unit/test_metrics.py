@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from headrace import __version__
-from headrace.core.statistics import CacheUsage, Histogram, Statistics
+from headrace.core.statistics import REFUSALS, CacheUsage, Histogram, Statistics
 from headrace.metrics import (
     CpuUtilization,
     Memory,
@@ -68,6 +68,7 @@ CACHE_SUMMARIES = {"nv_cache_hit_summary_per_model", "nv_cache_miss_summary_per_
 COUNTERS = {
     "headrace_worker_deaths_total",
     "headrace_retried_requests_total",
+    "headrace_refused_requests_total",
     "headrace_worker_cpu_seconds_total",
     "headrace_worker_restarts_total",
     "headrace_worker_recycles_total",
@@ -176,6 +177,31 @@ def test_openmetrics_has_the_same_families_under_its_own_rules():
         | dict.fromkeys(HISTOGRAMS, "histogram")
         | {"headrace_build": "info"}
     )
+
+
+def test_refusals_are_told_by_their_reasons_at_0_too():
+    statistics = busy()
+    statistics.refused("too_late")
+    body = text(metrics([sample(statistics=statistics)]))
+    of_model = {"model": "digits", "version": "3"}
+    told = {one: number(body, "headrace_refused_requests_total", **of_model, reason=one) for one in REFUSALS}
+    assert told == dict.fromkeys(REFUSALS, 0) | {"too_late": 1}
+    assert number(body, "nv_inference_request_failure", **of_model, reason="REJECTED") == 3
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])
+def test_queues_by_priority_and_resources_are_told_where_there_are_any(accept, parse):
+    server = ServerSample(0, 0, 1.0, ready=True, resources={("", "licence"): (1, 2), ("gpu:0", "R"): (0, 4)})
+    found = values(text(metrics([sample(waiting_by_priority={1: 0, 2: 4})], server=server), accept), parse)
+    by_priority = {
+        dict(labels)["priority"]: value
+        for (name, labels), value in found.items()
+        if name == "headrace_queue_requests_by_priority"
+    }
+    assert by_priority == {"1": 0, "2": 4}
+    for name, wanted in (("headrace_rate_limit_held", (1, 0)), ("headrace_rate_limit_count", (2, 4))):
+        assert found[name, (("device", "global"), ("resource", "licence"))] == wanted[0]
+        assert found[name, (("device", "gpu:0"), ("resource", "R"))] == wanted[1]
 
 
 def test_every_series_has_the_same_name_in_both_formats():

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.batching.queue_policy import QueuePolicy
 from headrace.core.ensemble import Step
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import TensorSpec
@@ -17,8 +18,12 @@ max_batch_size: 32
 inputs: [{name: x, datatype: FP32, shape: [-1, 784], optional: true}]
 outputs: [{name: y, datatype: BYTES, shape: [-1, 10], labels: labels.txt}]
 batching: {max_queue_delay_us: 500, preferred_sizes: [8, 16], max_queue_size: 64,
-           default_timeout_us: 9, priority_levels: 3, preserve_order: true}
-instances: [{device: cpu, count: 2}, {device: "gpu:0"}]
+           default_timeout_us: 9, priority_levels: 1, default_priority: 1, timeout_action: reject,
+           allow_timeout_override: false, preserve_order: true, refuse_late: false,
+           priorities: {1: {max_queue_size: 7, default_timeout_us: 8, timeout_action: reject,
+                            allow_timeout_override: true}}}
+instances: [{device: cpu, count: 2}, {device: "gpu:0", rate_limit: {resources: {R: 1}, priority: 2}}]
+cpu_weight: 2.0
 versions: {only: [1, 3]}
 warmup: false
 parameters: {intra_op_threads: 1, ratio: 0.5, mode: fast, quiet: true}
@@ -80,6 +85,11 @@ def test_everything_is_read():
     assert config.outputs[0].labels == "labels.txt"
     assert config.batching.preferred_sizes == (8, 16)
     assert config.batching.preserve_order
+    assert config.batching.policy() == QueuePolicy(64, 9, delays=False, allow_timeout_override=False)
+    assert config.batching.level_policies() == {1: QueuePolicy(7, 8, delays=False, allow_timeout_override=True)}
+    assert not config.batching.refuse_late
+    assert config.instances[1].rate_limit.resources == {"R": 1}
+    assert config.cpu_weight == 2
     assert [(one.device, one.count) for one in config.instances] == [("cpu", 2), ("gpu:0", 1)]
     assert (config.versions.latest, config.versions.only) == (None, (1, 3))
     assert config.parameters == {"intra_op_threads": 1, "ratio": 0.5, "mode": "fast", "quiet": True}
@@ -314,6 +324,43 @@ def test_versions(text, latest, only):
             "inputs: [{name: x, datatype: FP32, shape: [1]}, {name: x, datatype: FP32, shape: [1]}]",
             "inputs[1].name: 'x' is already the name of the one at [0]",
         ),
+        (
+            "batching: {priority_levels: 2, priorities: {3: {}}}",
+            "batching.priorities[3]: is above priority_levels, which is 2",
+        ),
+        ("batching: {priorities: {1: {}}}", "batching.priorities[1]: is above priority_levels, which is 0"),
+        ("batching: {priorities: {high: {}}}", "batching.priorities: keys should be whole numbers from 1, got 'high'"),
+        (
+            "batching: {priority_levels: 1, priorities: {1: {max_size: 3}}}",
+            "batching.priorities[1].max_size: unknown key; did you mean max_queue_size?",
+        ),
+        (
+            "batching: {default_priority: 2}",
+            "batching.default_priority: is 2, and priority_levels is 0: expected no more",
+        ),
+        (
+            "batching: {priority_levels: 2, preserve_order: true}",
+            "batching.priority_levels: is 2, and with preserve_order nothing overtakes: expected 0",
+        ),
+        (
+            "batching: {timeout_action: delay, preserve_order: true}",
+            "batching.timeout_action: is delay, and with preserve_order nothing overtakes",
+        ),
+        (
+            "batching: {priority_levels: 1, priorities: {1: {timeout_action: delay}}, preserve_order: true}",
+            "batching.priorities[1].timeout_action: is delay, and with preserve_order nothing overtakes",
+        ),
+        ("batching: {timeout_action: wait}", "batching.timeout_action: should be 'reject' or 'delay', got 'wait'"),
+        (
+            "sequence: {}\nbatching: {timeout_action: delay}",
+            "batching.timeout_action: is delay, and nothing overtakes within a sequence: expected reject",
+        ),
+        (
+            "instances: [{rate_limit: {resources: {R: 0}}}]",
+            "instances[0].rate_limit.resources.R: should be greater than or equal to 1, got 0",
+        ),
+        ("instances: [{rate_limit: {priority: 0}}]", "instances[0].rate_limit.priority: should be greater than or"),
+        ("cpu_weight: 0.0", "cpu_weight: should be greater than 0, got 0.0"),
         ("backend: a\nbackend: b", "backend: is given twice, in line 1 and line 2"),
         ("batching: {priority_levels: 1, priority_levels: 2}", "batching.priority_levels: is given twice, in line 1"),
         ("instances:\n- {count: 1,\n   count: 1}", "instances[0].count: is given twice, in line 2 and line 3"),

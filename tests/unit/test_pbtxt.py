@@ -24,14 +24,22 @@ input [ { name: "data" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 3, 224, 
 input { name: "mask" data_type: TYPE_BOOL dims: -1 optional: true }
 output [ { name: "prob" data_type: TYPE_STRING dims: [ 1000 ] reshape { shape: [ 1000 ] }
            label_filename: "labels.txt" } ]
-instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 3 ] }, { kind: KIND_CPU } ]
+instance_group [
+  { count: 2 kind: KIND_GPU gpus: [ 0, 3 ]
+    rate_limiter { resources [ { name: "R1" count: 4 }, { name: "R2" global: true count: 2 }, { name: "R3" } ]
+                   priority: 2 } },
+  { kind: KIND_CPU rate_limiter {} }
+]
 dynamic_batching {
   preferred_batch_size: [ 4, 8 ]
   max_queue_delay_microseconds: 100
-  preserve_ordering: true
   priority_levels: 4
-  default_priority_level: 2
+  default_priority_level: 3
   default_queue_policy { default_timeout_microseconds: 7 max_queue_size: 64 allow_timeout_override: true }
+  priority_queue_policy [
+    { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 9 } },
+    { key: 4 value { max_queue_size: 2 allow_timeout_override: true } }
+  ]
 }
 version_policy: { specific { versions: [ 1, 3 ] } }
 default_model_filename: "net.onnx"
@@ -86,15 +94,27 @@ inputs:
 - {name: data, datatype: FP32, format: NCHW, shape: [-1, 3, 224, 224]}
 - {name: mask, datatype: BOOL, shape: [-1, -1], optional: true}
 outputs: [{name: prob, datatype: BYTES, shape: [-1, 1000], labels: labels.txt}]
-instances: [{device: "gpu:0", count: 2}, {device: "gpu:3", count: 2}, {device: cpu}]
-batching: {preferred_sizes: [4, 8], max_queue_delay_us: 100, preserve_order: true, priority_levels: 4,
-           default_timeout_us: 7, max_queue_size: 64}
+instances:
+- {device: "gpu:0", count: 2, rate_limit: {resources: {R1: 4}, global_resources: {R2: 2}, priority: 2}}
+- {device: "gpu:3", count: 2, rate_limit: {resources: {R1: 4}, global_resources: {R2: 2}, priority: 2}}
+- {device: cpu}
+batching:
+  preferred_sizes: [4, 8]
+  max_queue_delay_us: 100
+  priority_levels: 4
+  default_priority: 3
+  default_timeout_us: 7
+  max_queue_size: 64
+  priorities:
+    1: {timeout_action: delay, default_timeout_us: 9, max_queue_size: 1024, allow_timeout_override: false}
+    4: {timeout_action: reject, default_timeout_us: 0, max_queue_size: 2, allow_timeout_override: true}
 versions: {only: [1, 3]}
 model_file: net.onnx
 parameters: {intra_op_threads: "2"}
 """)
 
 
+TOO_LONG = "default_timeout_microseconds: 18446744073709551615"
 STATEFUL = """
 platform: "onnxruntime_onnx"
 max_batch_size: 8
@@ -421,16 +441,32 @@ def test_version_policies(text, latest, only):
         ("instance_group { kind: KIND_CPU gpus: 0 }", "instance_group[0].gpus: should be empty for KIND_CPU, got [0]"),
         ("instance_group { count: -1 }", "instance_group[0].count: should be greater than or equal to 1, got -1"),
         (
-            "dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
-            "dynamic_batching.default_queue_policy.timeout_action: is DELAY, which is not offered yet",
+            "dynamic_batching { preserve_ordering: true default_queue_policy { timeout_action: DELAY } }",
+            "dynamic_batching.default_queue_policy.timeout_action: is delay, and with preserve_order nothing overtakes",
         ),
         (
-            "dynamic_batching { priority_levels: 2 priority_queue_policy { key: 1 value {} } }",
-            "dynamic_batching.priority_queue_policy: is not offered yet",
+            "dynamic_batching { preserve_ordering: true priority_levels: 2 }",
+            "dynamic_batching.priority_levels: is 2, and with preserve_order nothing overtakes: expected 0",
         ),
         (
-            "dynamic_batching { priority_levels: 5 default_priority_level: 1 }",
-            "dynamic_batching.default_priority_level: is 1, which is not offered yet; expected 3",
+            "dynamic_batching { priority_levels: 2 priority_queue_policy { key: 3 value {} } }",
+            "dynamic_batching.priority_queue_policy[3]: is above priority_levels, which is 2",
+        ),
+        (
+            "dynamic_batching { priority_levels: 2 priority_queue_policy { key: 0 value {} } }",
+            "dynamic_batching.priority_queue_policy[0]: is no level; expected 1",
+        ),
+        (
+            "dynamic_batching { priority_levels: 5 default_priority_level: 6 }",
+            "dynamic_batching.default_priority_level: is 6, and priority_levels is 5: expected no more",
+        ),
+        (
+            f"dynamic_batching {{ priority_levels: 1 priority_queue_policy {{ key: 1 value {{ {TOO_LONG} }} }} }}",
+            "dynamic_batching.priority_queue_policy[1].default_timeout_microseconds: should be less than",
+        ),
+        (
+            "instance_group { rate_limiter { resources { name: '' count: 1 } } }",
+            "instance_group[0].rate_limiter.resources: ",
         ),
         (
             "max_batch_size: 2 dynamic_batching { preferred_batch_size: [2, 4] }",
@@ -550,6 +586,43 @@ versions: {latest: 2}
     assert {key: one.string_value for key, one in message.parameters.items()} == {"threads": "2", "fast": "true"}
     assert list(message.dynamic_batching.preferred_batch_size) == [4]
     assert message.dynamic_batching.default_priority_level == 2
+
+
+def test_message_tells_of_levels_and_of_what_instances_share():
+    config = parse_config("""
+instances:
+- {device: cpu, rate_limit: {resources: {R1: 4}, global_resources: {R2: 1}, priority: 3}}
+- {device: "gpu:0"}
+batching:
+  priority_levels: 3
+  default_priority: 3
+  default_timeout_us: 70
+  priorities: {1: {timeout_action: delay, max_queue_size: 5}, 2: {allow_timeout_override: false}}
+""")
+    message = to_message(config, info())
+    batching = message.dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (3, 3)
+    shown = {
+        level: (one.timeout_action, one.default_timeout_microseconds, one.allow_timeout_override, one.max_queue_size)
+        for level, one in {0: batching.default_queue_policy, **batching.priority_queue_policy}.items()
+    }
+    reject, delay = pb.ModelQueuePolicy.REJECT, pb.ModelQueuePolicy.DELAY
+    assert shown == {0: (reject, 70, True, 1024), 1: (delay, 70, True, 5), 2: (reject, 70, False, 1024)}
+    limiter = message.instance_group[0].rate_limiter
+    assert [(one.name, getattr(one, "global"), one.count) for one in limiter.resources] == [
+        ("R1", False, 4),
+        ("R2", True, 1),
+    ]
+    assert limiter.priority == 3
+    assert not message.instance_group[1].HasField("rate_limiter")
+
+
+def test_a_policy_that_is_given_counts_as_it_is_written():
+    """Where Triton's form says nothing of a policy, a request's own timeout counts; where it has one, as it says."""
+    assert parse_pbtxt("dynamic_batching {}", "m").batching.allow_timeout_override
+    given = parse_pbtxt("dynamic_batching { default_queue_policy { max_queue_size: 3 } }", "m").batching
+    assert not given.allow_timeout_override
+    assert given.max_queue_size == 3
 
 
 def test_message_of_a_model_that_does_not_batch():

@@ -5,10 +5,12 @@ from time import monotonic_ns
 
 import pytest
 
+from headrace.batching.admission import Admission
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
-from headrace.core.errors import Kind, NotReady, Overloaded
+from headrace.batching.service_times import ServiceTimes
+from headrace.core.errors import DeadlineExceeded, Kind, NotReady, Overloaded
 from headrace.core.request import InferRequest
 from headrace.core.validation import ModelInputs
 
@@ -108,6 +110,87 @@ async def test_places_of_those_that_left_go_to_others():
     new = request()
     queue.put(new)
     assert await queue.take() == [stays, new]
+
+
+async def test_levels_are_bounded_one_by_one():
+    queue = queue_of(max_size=2, level_sizes={1: 1})
+    put(queue, request(priority=1), request(priority=2), request(priority=2))
+    for priority, most in ((1, 1), (2, 2)):
+        with pytest.raises(Overloaded, match=f"model 'm' has {most} requests of priority {priority} waiting") as caught:
+            queue.make_room(priority)
+        assert caught.value.reason == "queue_full"
+    queue.make_room(3)
+    assert queue.levels() == {1: 1, 2: 2}
+    await queue.take()
+    queue.make_room(1)
+
+
+async def test_a_full_level_lets_go_of_what_nobody_waits_for():
+    queue = queue_of(max_size=1, level_sizes={})
+    (gone,) = put(queue, request(priority=2))
+    gone.future.cancel()
+    queue.make_room(2)
+    assert queue.levels() == {}
+
+
+async def test_what_comes_too_late_is_refused_at_once():
+    queue = queue_of()
+    with pytest.raises(DeadlineExceeded, match=r"Request timeout expired: .* model 'm' was over"):
+        queue.make_room(0, monotonic_ns() - 1)
+
+
+def learned(queue, batch_ms, rows=1):
+    """Have the queue's admission see batches that took so long."""
+    queue.make_room(0, monotonic_ns() + 60_000 * MS)
+    for _ in range(60):
+        queue.observe(rows, batch_ms * MS)
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_arrival_and_told_why():
+    queue = queue_of(max_rows=1, admission=Admission(ServiceTimes()))
+    learned(queue, 20)
+    put(queue, *(request() for _ in range(5)))
+    with pytest.raises(
+        Overloaded, match=r"Refused at arrival: model 'm' would answer in 2\d\d\d\.\d ms .* 5 rows"
+    ) as caught:
+        queue.make_room(0, monotonic_ns() + 1500 * MS, 100)
+    assert caught.value.reason == "too_late"
+    queue.make_room(0, monotonic_ns() + 1500 * MS, 1)
+    queue.make_room(0, 0, 1)
+    queue.make_room(0, monotonic_ns() + 50 * MS)  # those without a deadline are overtaken
+
+
+async def test_nothing_is_learned_before_somebody_comes_with_a_deadline():
+    queue = queue_of(admission=Admission(ServiceTimes()))
+    queue.make_room()
+    assert queue.observe is None
+    queue.make_room(0, monotonic_ns() + 60_000 * MS)
+    assert queue.observe is not None
+
+
+async def test_what_nobody_waits_for_does_not_make_others_late():
+    queue = queue_of(max_rows=1, max_size=500, admission=Admission(ServiceTimes()))
+    learned(queue, 20)
+    waiting = put(queue, *(request() for _ in range(200)))
+    deadline_ns = monotonic_ns() + 2000 * MS
+    with pytest.raises(Overloaded, match="Refused at arrival"):
+        queue.make_room(0, deadline_ns)
+    for one in waiting:
+        one.future.cancel()
+    queue._swept_ns = 0  # it looks for those again
+    queue.make_room(0, deadline_ns)
+    assert len(queue) == 0
+
+
+async def test_what_runs_is_counted_with_the_rest_of_its_time():
+    queue = queue_of(max_rows=1, admission=Admission(ServiceTimes()))
+    learned(queue, 2000)
+    put(queue, request())
+    batch = await queue.take()
+    with pytest.raises(Overloaded, match="Refused at arrival"):
+        queue.make_room(0, monotonic_ns() + 3000 * MS)
+    queue.finished(batch)
+    queue.make_room(0, monotonic_ns() + 3000 * MS)
 
 
 async def test_parts_of_one_request_count_as_one_against_the_bound():
@@ -238,6 +321,14 @@ async def test_in_order_the_next_batch_waits_for_the_one_before(taker):
     queue.finished([])
     await settle()
     assert task.result() == [second]
+
+
+async def test_in_order_another_shape_is_not_overtaken():
+    queue = queue_of(preserve_order=True)
+    waiting = put(queue, request(), request(key=((2,),)), request())
+    for one in waiting:
+        assert await queue.take() == [one]
+        queue.finished([one])
 
 
 async def test_in_order_a_batch_that_was_put_back_is_the_next(taker):

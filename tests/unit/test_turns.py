@@ -1,4 +1,4 @@
-"""Turns on the CPUs: never more threads than there are, first come first served, nothing lost by cancelling."""
+"""Turns on the CPUs: never more threads than there are, nothing lost by cancelling."""
 
 import asyncio
 
@@ -15,35 +15,31 @@ async def settle():
 async def test_what_is_free_is_had_at_once():
     turns = CpuTurns(4)
     await asyncio.wait_for(turns.take(3), 1)
-    await asyncio.wait_for(turns.take(1), 1)
+    one = await asyncio.wait_for(turns.take(1), 1)
     waiting = asyncio.create_task(turns.take(1))
     await settle()
     assert not waiting.done()
-    turns.give(1)
+    turns.give(one)
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_a_small_wish_does_not_overtake_a_large_one():
-    turns = CpuTurns(2)
-    await turns.take(1)
+async def test_the_model_that_has_used_less_goes_first():
+    now_ns = 0
+    turns = CpuTurns(2, clock=lambda: now_ns)
+    first = await turns.take(2, "hot")
     order = []
 
-    async def wish(name, threads):
-        await turns.take(threads)
-        order.append(name)
+    async def wish(model):
+        turn = await turns.take(2, model)
+        order.append(model)
+        turns.give(turn)
 
-    large = asyncio.create_task(wish("large", 2))
+    tasks = [asyncio.create_task(wish(model)) for model in ("hot", "hot", "quiet")]
     await settle()
-    small = asyncio.create_task(wish("small", 1))
-    await settle()
-    assert order == [], "one thread is free, and it is kept for the one that came first"
-    turns.give(1)
-    await large
-    await settle()
-    assert order == ["large"]
-    turns.give(2)
-    await small
-    assert order == ["large", "small"]
+    now_ns = 1000
+    turns.give(first)
+    await asyncio.gather(*tasks)
+    assert order == ["quiet", "hot", "hot"]
 
 
 async def test_one_that_gives_up_lets_the_next_pass():
@@ -61,10 +57,10 @@ async def test_one_that_gives_up_lets_the_next_pass():
 
 async def test_a_turn_that_comes_together_with_the_cancellation_is_not_lost():
     turns = CpuTurns(2)
-    await turns.take(2)
+    turn = await turns.take(2)
     waiting = asyncio.create_task(turns.take(2))
     await settle()
-    turns.give(2)
+    turns.give(turn)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -74,15 +70,35 @@ async def test_a_turn_that_comes_together_with_the_cancellation_is_not_lost():
 async def test_threads_given_back_in_the_tick_of_a_cancellation_go_to_the_next():
     """A cancelled wait is still in the row until its task runs."""
     turns = CpuTurns(2)
-    await turns.take(2)
+    turn = await turns.take(2)
     gone = asyncio.create_task(turns.take(2))
     await settle()
     next_one = asyncio.create_task(turns.take(2))
     await settle()
     gone.cancel()
-    turns.give(2)
-    await asyncio.wait_for(next_one, 1)
+    turns.give(turn)
+    turn = await asyncio.wait_for(next_one, 1)
     with pytest.raises(asyncio.CancelledError):
         await gone
-    turns.give(2)
+    turns.give(turn)
     await asyncio.wait_for(turns.take(2), 1)
+
+
+async def test_who_stands_in_line_again_is_not_passed_by_who_has_had_more():
+    now_ns = 0
+    turns = CpuTurns(1, clock=lambda: now_ns)
+    long = await turns.take(1, "long")
+    short = turns.ask(1, "short")
+    now_ns = 100
+    long = turns.give(long, again=True)
+    assert (await turns.wait(short)).granted_ns == 100
+    for now_ns in range(101, 200):  # noqa: B007 - the clock reads it
+        short = turns.give(short, again=True)
+        assert short.granted_ns >= 0
+        assert long.granted_ns < 0
+    now_ns = 202
+    short = turns.give(short, again=True)
+    assert long.granted_ns == 202
+    turns.drop(short)
+    assert turns.give(long) is None
+    await asyncio.wait_for(turns.take(1), 1)

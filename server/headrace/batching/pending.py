@@ -15,6 +15,10 @@ OutputForm = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 NO_PARAMETERS: Parameters = {}
 
+# A request without a deadline, or with one further off, ranks as if it had to be answered so long after its arrival:
+# who is pressed for time goes first, but nobody is overtaken by what came a second later.
+HORIZON_NS = 1_000_000_000
+
 # Triton's reasons for nv_inference_request_failure.
 _REASONS = {Kind.OVERLOADED: "REJECTED", Kind.DEADLINE: "REJECTED", Kind.CANCELLED: "CANCELED"}
 
@@ -24,12 +28,30 @@ def failure_reason(error: BaseException) -> str:
     return _REASONS.get(error.kind, "BACKEND") if isinstance(error, HeadraceError) else "OTHER"
 
 
+def count_failure(statistics: Statistics, error: BaseException, duration_ns: int) -> None:
+    """Note that a request ended with an error after so long."""
+    if isinstance(error, DeadlineExceeded):
+        statistics.refused("expired", duration_ns)
+    else:
+        statistics.failed(failure_reason(error), duration_ns)
+
+
+def rank_of(queued_at_ns: int, deadline_ns: int, late_ns: int) -> int:
+    """When a request is to be taken as overdue, for its place among others; 0 where it is not pressed for time."""
+    horizon_ns = queued_at_ns + HORIZON_NS
+    if late_ns:  # it has to be looked at when its time is over, however far off that is
+        return min(late_ns, deadline_ns or late_ns, horizon_ns)
+    return deadline_ns if 0 < deadline_ns < horizon_ns else 0
+
+
 class Pending:
     """A request that was accepted. Its holder owes it an answer, an error at the least.
 
     ``dead`` is true as soon as nobody waits for the answer any more: the client left, or its time is up. Dead
     requests are dropped when a batch is formed. ``alone`` asks for a batch of its own, because a batch that it
     was in has failed or has killed its worker; ``deaths`` counts the latter, ``died_at_ns`` is the last one's time.
+    ``rank_ns`` is its place among those of its priority, 0 for one that just waits its turn. From ``late_ns`` on, if
+    that is not 0, it goes behind all others.
     ``form`` is applied to the outputs that were asked for. ``timings`` are the nanoseconds that inputs, model and
     outputs of its batch took, kept for one that is ``traced``.
     """
@@ -43,8 +65,10 @@ class Pending:
         "future",
         "inputs",
         "key",
+        "late_ns",
         "priority",
         "queued_at_ns",
+        "rank_ns",
         "request",
         "rows",
         "sequence",
@@ -66,6 +90,7 @@ class Pending:
         *,
         priority: int = 0,
         deadline_ns: int = 0,
+        late_ns: int = 0,
     ) -> None:
         self.request = request
         self.inputs = inputs
@@ -86,6 +111,8 @@ class Pending:
         self.timings = (0, 0, 0)
         self.slot = -1  # the place that its sequence has in the instance, once it was taken
         self._timer: asyncio.TimerHandle | None = None
+        self.late_ns = late_ns
+        self.rank_ns = rank_of(self.queued_at_ns, deadline_ns, late_ns) if deadline_ns or late_ns else 0
         if deadline_ns:
             delay_s = max(0.0, (deadline_ns - self.queued_at_ns) * 1e-9)
             self._timer = loop.call_later(delay_s, self._expire, delay_s)
@@ -144,7 +171,8 @@ class Pending:
         if self.future.done():
             self._count_departure()
             return
-        self._count_failure(failure_reason(error))
+        if self.statistics is not None:
+            count_failure(self.statistics, error, monotonic_ns() - self.queued_at_ns)
         self.future.set_exception(error)
 
     def bury(self) -> None:
@@ -155,13 +183,9 @@ class Pending:
 
     def _count_departure(self) -> None:
         """The client has left; that counts once, whenever it is noticed."""
-        if self.future.cancelled():
-            self._count_failure("CANCELED")
+        if self.future.cancelled() and self.statistics is not None:
+            self.statistics.failed("CANCELED", monotonic_ns() - self.queued_at_ns)
             self.statistics = None
-
-    def _count_failure(self, reason: str) -> None:
-        if self.statistics is not None:
-            self.statistics.failed(reason, monotonic_ns() - self.queued_at_ns)
 
     def _expire(self, allowed_s: float) -> None:
         self.fail(

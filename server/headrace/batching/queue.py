@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns
 
+from headrace.batching.admission import Admission
 from headrace.batching.backlog import AnyBacklog, Backlog
-from headrace.batching.pending import Pending
+from headrace.batching.ordered_backlog import OrderedBacklog
+from headrace.batching.pending import Pending, rank_of
 from headrace.batching.policy import BatchLimits, Wait
-from headrace.core.errors import Kind, Overloaded, of_kind
+from headrace.core.errors import DeadlineExceeded, Kind, Overloaded, of_kind
 
 SWEEP_INTERVAL_NS = 10_000_000
 
@@ -18,6 +20,10 @@ class BatchQueue:
 
     With ``preserve_order`` the next batch is handed out when the one before it is finished, so that answers
     leave in the order in which requests came, whatever the number of instances.
+
+    ``level_sizes`` are the bounds of priority levels that have one of their own, None where there are no levels:
+    ``max_size`` bounds the whole queue then, else each other level. With an ``admission`` requests that cannot be
+    answered in time any more are refused; ``observe`` is where it learns, None until somebody asks it.
     """
 
     def __init__(
@@ -27,16 +33,26 @@ class BatchQueue:
         max_size: int,
         *,
         preserve_order: bool = False,
+        level_sizes: Mapping[int, int] | None = None,
+        admission: Admission | None = None,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         self._model = model
-        self._backlog: AnyBacklog = Backlog(limits)
+        self._new_backlog = OrderedBacklog if preserve_order else Backlog
+        self._backlog: AnyBacklog = self._new_backlog(limits)
+        self._level_sizes = level_sizes
+        self._admission = admission
+        if admission is not None:
+            admission.max_rows = limits.max_rows
+        self.observe: Callable[[int, int], None] | None = None
         self._max_size = max_size
         self._preserve_order = preserve_order
         self._clock = clock
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._executing = 0
+        self._taken_at: dict[int, int] = {}  # of batches that execute: when they were taken, and their requests
+        self._finished_ns = 0
         self._refusal: tuple[Kind, str] | None = None
         self._swept_ns = -SWEEP_INTERVAL_NS
         self._grown: asyncio.Future[None] | None = None
@@ -49,7 +65,9 @@ class BatchQueue:
     def set_limits(self, limits: BatchLimits, places: int = 1) -> None:  # noqa: ARG002 - places are for sequences
         """What batches may be, once the model file has told; only while the queue is empty."""
         assert not self._backlog, "limits are set before the first request"
-        self._backlog = Backlog(limits)
+        self._backlog = self._new_backlog(limits)
+        if self._admission is not None:
+            self._admission.max_rows = limits.max_rows
 
     def for_instance(self, index: int) -> "BatchQueue":  # noqa: ARG002 - which one it is matters to sequences
         """Where an instance of the model takes its batches."""
@@ -60,6 +78,10 @@ class BatchQueue:
         """Batches that were taken and are not finished."""
         return self._executing
 
+    def levels(self) -> dict[int, int]:
+        """Requests that wait, by priority level; empty where there are no levels."""
+        return self._backlog.levels()
+
     def put(self, pending: Pending) -> None:
         """Accept one request.
 
@@ -67,7 +89,7 @@ class BatchQueue:
             Overloaded: ``max_size`` requests wait already.
             HeadraceError: the queue refuses everything for now.
         """
-        self.make_room()
+        self.make_room(pending.priority)
         self.put_part(pending)
 
     def put_part(self, pending: Pending) -> None:
@@ -80,24 +102,86 @@ class BatchQueue:
                 self._grown.set_result(None)
             self._grown = None
 
-    def make_room(self) -> None:
-        """See that one more request fits.
+    def make_room(self, priority: int = 0, deadline_ns: int = 0, rows: int = 1, late_ns: int = 0) -> None:
+        """See that one more request fits, and can be answered by its deadline if it has one.
 
         Raises:
-            Overloaded: ``max_size`` requests wait already.
+            Overloaded: as many requests wait as may, or it would be answered too late.
+            DeadlineExceeded: its time is up already.
             HeadraceError: the queue refuses everything for now.
         """
         if self._refusal is not None:
             raise of_kind(*self._refusal)
-        if len(self._backlog) < self._max_size:
+        if self._level_sizes is None:
+            if len(self._backlog) >= self._max_size:
+                self._make_room_among(0, self._max_size)
+        else:
+            most = self._level_sizes.get(priority, self._max_size)
+            if self._backlog.waiting_at(priority) >= most:
+                self._make_room_among(priority, most)
+        if deadline_ns:
+            self._see_that_it_is_in_time(priority, deadline_ns, rows or 1, late_ns)
+
+    def _make_room_among(self, priority: int, most: int) -> None:
+        if self._sweep(self._clock()) and self._backlog.waiting_at(priority) < most:
             return
-        # Nobody may wait for some of them any more, but to look for those at each refusal would make overload worse.
+        of_level = f" of priority {priority}" if priority and self._level_sizes is not None else ""
+        raise Overloaded(
+            f"Exceeds maximum queue size: model '{self._model}' has {most} requests{of_level} waiting", "queue_full"
+        )
+
+    def _sweep(self, now_ns: int) -> bool:
+        """Let go of requests that nobody waits for any more, if that was not done just now.
+
+        To look for them at each refusal would make overload worse.
+        """
+        if now_ns - self._swept_ns <= SWEEP_INTERVAL_NS:
+            return False
+        self._swept_ns = now_ns
+        self._backlog.drop_dead()
+        return True
+
+    def _see_that_it_is_in_time(self, priority: int, deadline_ns: int, rows: int, late_ns: int) -> None:
         now_ns = self._clock()
-        if now_ns - self._swept_ns > SWEEP_INTERVAL_NS:
-            self._swept_ns = now_ns
-            self._backlog.drop_dead()
-        if len(self._backlog) >= self._max_size:
-            raise Overloaded(f"Exceeds maximum queue size: model '{self._model}' has {self._max_size} requests waiting")
+        left_ns = deadline_ns - now_ns
+        if left_ns <= 0:
+            raise DeadlineExceeded(
+                f"Request timeout expired: the time of the request for model '{self._model}' was over "
+                f"{-left_ns * 1e-6:.1f} ms before it could be queued"
+            )
+        admission = self._admission
+        if admission is None:
+            return
+        self.observe = self._observe
+        rank_ns = rank_of(now_ns, deadline_ns, late_ns)
+        ahead = self._backlog.rows_before(priority, rank_ns)
+        running = self._running(admission)
+        finish_ns = admission.finish_ns(ahead, rows, running, now_ns)
+        if finish_ns is None or finish_ns <= left_ns:
+            return
+        if self._sweep(now_ns):
+            ahead = self._backlog.rows_before(priority, rank_ns)
+            finish_ns = admission.finish_ns(ahead, rows, running, now_ns)
+            if finish_ns is None or finish_ns <= left_ns:
+                return
+        raise Overloaded(
+            f"Refused at arrival: model '{self._model}' would answer in {finish_ns * 1e-6:.1f} ms at the earliest, "
+            f"with {ahead} rows before the request's {rows}, and the request has {left_ns * 1e-6:.1f} ms",
+            "too_late",
+        )
+
+    def _running(self, admission: Admission) -> Sequence[tuple[int, int]]:
+        """Batches that execute: since when they can have run, and the rows that they have at the least."""
+        running = list(self._taken_at.items())
+        if admission.instances == 1 and running:
+            # What a lone instance runs was perhaps staged until the batch before it had ended.
+            taken_ns, requests = running[0]
+            running[0] = max(taken_ns, self._finished_ns), requests
+        return running
+
+    def _observe(self, rows: int, took_ns: int) -> None:
+        if self._admission is not None:
+            self._admission.observe(rows or 1, took_ns, self._clock())
 
     async def take(self) -> list[Pending]:
         """The next batch, as soon as the policy closes one. The caller owes one ``finished`` call for it."""
@@ -117,6 +201,13 @@ class BatchQueue:
                 await self._sleep_until(Wait(due_ns))
             else:
                 await self._sleep_until(None)
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy would close a batch now."""
+        if not self._backlog or (self._preserve_order and self._executing):
+            return False
+        return not self._backlog.due_ns(self._clock())
 
     async def grown(self, size: int, timeout_s: float) -> None:
         """Return when ``size`` requests wait, or after ``timeout_s``. One instance at a time is told."""
@@ -149,6 +240,8 @@ class BatchQueue:
     def _taken(self, batch: list[Pending]) -> list[Pending]:
         self._executing += 1
         now_ns = monotonic_ns()
+        if self.observe is not None:
+            self._taken_at[now_ns] = len(batch)
         for pending in batch:
             pending.taken_at_ns = now_ns
         if self._waiters:
@@ -162,9 +255,13 @@ class BatchQueue:
             self._notice_idle()
         await self._sleep()
 
-    def finished(self, batch: Sequence[Pending]) -> None:  # noqa: ARG002 - which one it was matters to sequences
+    def finished(self, batch: Sequence[Pending]) -> None:
         """A batch that was taken is answered, failed or put back."""
         self._executing -= 1
+        if self.observe is not None:
+            self._finished_ns = monotonic_ns()
+            if batch:
+                self._taken_at.pop(batch[0].taken_at_ns, None)
         self._notice_idle()
         if self._preserve_order and self._waiters:
             self._wake_if_due()

@@ -98,6 +98,18 @@ class SequenceBacklog:
         self._size = 0
         return everything
 
+    def waiting_at(self, priority: int) -> int:  # noqa: ARG002 - sequences have no levels
+        """Requests of a level: all, as there are no levels."""
+        return self._size
+
+    def levels(self) -> dict[int, int]:
+        """Requests by level: there are none."""
+        return {}
+
+    def rows_before(self, priority: int, rank_ns: int) -> int:  # noqa: ARG002
+        """Rows that go before a request which comes now; each head is one."""
+        return self._size
+
     def __iter__(self) -> Iterator[Pending]:
         yield from self._alone
         for group in self._groups.values():

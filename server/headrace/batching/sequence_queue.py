@@ -101,8 +101,12 @@ class SequenceQueue:
         else:
             self._hand_out(heads)
 
-    def make_room(self) -> None:
-        """See that one more request fits.
+    def levels(self) -> dict[int, int]:
+        """Requests that wait, by priority level: there are none."""
+        return {}
+
+    def make_room(self, priority: int = 0, deadline_ns: int = 0, rows: int = 1, late_ns: int = 0) -> None:  # noqa: ARG002
+        """See that one more request fits. When its turn would come depends on its sequence, which nobody can foretell.
 
         Raises:
             Overloaded: ``max_size`` requests wait already.
@@ -119,7 +123,9 @@ class SequenceQueue:
                 part.drop_dead()
             self._sequences.drop_dead()
         if len(self._sequences) >= self._max_size:
-            raise Overloaded(f"Exceeds maximum queue size: model '{self._model}' has {self._max_size} requests waiting")
+            raise Overloaded(
+                f"Exceeds maximum queue size: model '{self._model}' has {self._max_size} requests waiting", "queue_full"
+            )
 
     def lose(self, index: int, cause: str) -> None:
         """The instance's worker has died: every sequence that was begun there ends, with an error that says so."""

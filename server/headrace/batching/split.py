@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from time import monotonic_ns
 
-from headrace.batching.pending import Pending, failure_reason
+from headrace.batching.pending import Pending, count_failure
 from headrace.core.errors import InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.rows import join_rows
@@ -38,7 +38,7 @@ class SplitRequest:
         if part.cancelled():
             self.future.cancel()
         elif error is not None:
-            self._statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
+            count_failure(self._statistics, error, monotonic_ns() - self._started_ns)
             self.future.set_exception(error)
         elif not self._missing:
             self._join()
@@ -49,7 +49,7 @@ class SplitRequest:
                 [part.future.result().outputs for part in self._parts], [part.rows for part in self._parts]
             )
         except InternalError as error:
-            self._statistics.failed(failure_reason(error), monotonic_ns() - self._started_ns)
+            count_failure(self._statistics, error, monotonic_ns() - self._started_ns)
             self.future.set_exception(InternalError(f"model '{self._request.model}': {error}"))
             return
         queue_ns = min(part.taken_at_ns for part in self._parts) - self._started_ns

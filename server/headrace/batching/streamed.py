@@ -33,8 +33,11 @@ class StreamedRequest(Pending):
         *,
         priority: int = 0,
         deadline_ns: int = 0,
+        late_ns: int = 0,
     ) -> None:
-        super().__init__(request, inputs, version, statistics, loop, priority=priority, deadline_ns=deadline_ns)
+        super().__init__(
+            request, inputs, version, statistics, loop, priority=priority, deadline_ns=deadline_ns, late_ns=late_ns
+        )
         self.stream = ResponseStream(decoupled=True)
         self.stream.on_cancel = self._on_cancel
         self.future.add_done_callback(self._on_done)

@@ -66,9 +66,13 @@ class NotReady(HeadraceError):
 
 
 class Overloaded(HeadraceError):
-    """A bound was reached; the same request may work later."""
+    """A bound was reached; the same request may work later. ``reason`` is the bound's name in metrics."""
 
     kind = Kind.OVERLOADED
+
+    def __init__(self, message: str, reason: str = "other") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DeadlineExceeded(HeadraceError):

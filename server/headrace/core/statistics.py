@@ -24,6 +24,9 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 FIRST_RESPONSE_BUCKETS_MS = (100.0, 500.0, 2000.0, 5000.0)  # Triton's
 MAX_RESPONSE_INDEXES = 1024  # a request may have any number of responses; those past it count at the last index
 
+# Why a request was refused at arrival, or given up before it was answered.
+REFUSALS = ("queue_full", "too_late", "inflight_bytes", "expired", "other")
+
 Outcome = Literal["success", "fail", "empty_response", "cancel"]
 
 
@@ -157,6 +160,7 @@ class Statistics:
     success_ns: int = 0
     failures: dict[str, int] = field(default_factory=dict)  # by Triton's reason: REJECTED CANCELED BACKEND OTHER
     failure_ns: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)  # by one of REFUSALS; each is a failure as well
     rows: int = 0
     executions: int = 0
     queue_ns: int = 0
@@ -194,6 +198,11 @@ class Statistics:
         """One request was answered with an error."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
         self.failure_ns += duration_ns
+
+    def refused(self, reason: str, duration_ns: int = 0) -> None:
+        """One request was refused, or given up after ``duration_ns``, for one of REFUSALS."""
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+        self.failed("REJECTED", duration_ns)
 
     def succeeded(self, duration_ns: int, queue_ns: int) -> None:
         """One request was answered by the model; ``duration_ns`` counts from its arrival at the queue."""

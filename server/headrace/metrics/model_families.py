@@ -9,6 +9,8 @@ from headrace.metrics.samples import ModelSample
 
 FAILURES = "nv_inference_request_failure"
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+REFUSED = "headrace_refused_requests_total"
+BY_PRIORITY = "headrace_queue_requests_by_priority"
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 

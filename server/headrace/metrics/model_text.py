@@ -9,13 +9,15 @@ dashboard. ``rate()`` works on both.
 from collections.abc import Callable, Iterable, Sequence
 from math import isnan
 
-from headrace.core.statistics import Histogram, Summaries
+from headrace.core.statistics import REFUSALS, Histogram, Summaries
 from headrace.metrics.model_families import (
+    BY_PRIORITY,
     FAILURE_REASONS,
     FAILURES,
     FAMILIES,
     HISTOGRAMS,
     QUANTILES,
+    REFUSED,
     SUMMARIES,
     SummaryFamily,
 )
@@ -40,6 +42,18 @@ def model_text(models: Iterable[ModelSample], openmetrics: bool) -> str:
     lines += header(FAILURES, "counter", "Requests answered with an error, by reason", openmetrics)
     for labels, model in labelled:
         lines += _failure_lines(labels, model.statistics.failures)
+    lines += header(REFUSED, "counter", "Requests refused or given up for lack of room or time, by reason", openmetrics)
+    for labels, model in labelled:
+        refusals = model.statistics.refusals
+        lines += [f'{REFUSED}{{{labels},reason="{reason}"}} {refusals.get(reason, 0)}' for reason in REFUSALS]
+    levels = [
+        f'{BY_PRIORITY}{{{labels},priority="{level}"}} {count}'
+        for labels, model in labelled
+        for level, count in model.waiting_by_priority.items()
+    ]
+    if levels:
+        lines += header(BY_PRIORITY, "gauge", "Requests in the queue, by priority level", openmetrics)
+        lines += levels
     for histogram in HISTOGRAMS:
         samples = [
             line

@@ -10,6 +10,7 @@ from headrace.core.statistics import CacheUsage, Histogram, Statistics
 class ModelSample:
     """One model version now: ``waiting`` counts requests in its queue, ``executing`` batches on its instances.
 
+    ``waiting_by_priority`` is empty where there are no priority levels.
     ``active_streams`` are requests that are being answered with several responses, ``active_sequences`` those that
     have begun and not ended.
     """
@@ -29,6 +30,7 @@ class ModelSample:
     pages: bool = False  # whether it may leave the memory and come back
     resident: bool = True  # whether it is there
     memory_bytes: int = 0  # that it takes there
+    waiting_by_priority: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class ResidencySample:
 class ServerSample:
     """The front process now: requests accepted and not yet answered, and the bytes that they hold.
 
-    ``cache`` is None where this process holds no response cache.
+    ``cache`` is None where this process holds no response cache. ``resources`` are those of the rate limiter, by
+    device ("" for the whole server's) and name: how many are held, and how many there are.
     """
 
     inflight_requests: int
@@ -71,3 +74,4 @@ class ServerSample:
     cache: CacheUsage | None = None
     residency: ResidencySample | None = None  # None where there is no limit
     recycles: Mapping[str, int] = field(default_factory=dict)  # workers that were replaced, by reason
+    resources: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)

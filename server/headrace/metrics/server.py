@@ -61,6 +61,8 @@ def _server_families(server: ServerSample) -> Iterator[Metric]:
         yield from _residency_families(server.residency)
     if server.cache is not None:
         yield from _cache_families(server.cache)
+    if server.resources:
+        yield from _resource_families(server.resources)
 
 
 def _residency_families(residency: ResidencySample) -> Iterator[Metric]:
@@ -84,6 +86,20 @@ def _cache_families(cache: CacheUsage) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "headrace_cache_evictions_total", "Responses that made room for newer ones", cache.evictions
     )
+
+
+def _resource_families(resources: dict[tuple[str, str], tuple[int, int]]) -> Iterator[Metric]:
+    held = GaugeMetricFamily(
+        "headrace_rate_limit_held", "Of a resource, what running instances hold", labels=("resource", "device")
+    )
+    there = GaugeMetricFamily(
+        "headrace_rate_limit_count", "Of a resource, what there is", labels=("resource", "device")
+    )
+    for (device, name), (used, count) in resources.items():
+        labels = (name, device or "global")
+        held.add_metric(labels, used)
+        there.add_metric(labels, count)
+    yield from (held, there)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

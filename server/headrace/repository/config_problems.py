@@ -35,7 +35,35 @@ def pair_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
     yield from _kind_problems(raw)
     yield from _reshape_problems(raw)
     yield from _sequence_problems(raw.get("sequence"))
+    yield from _level_problems(raw.get("batching"))
+    if raw.get("sequence") is not None and _get(raw.get("batching"), "timeout_action") == "delay":
+        yield ("batching", "timeout_action"), "is delay, and nothing overtakes within a sequence: expected reject"
     yield from _batching_problems(raw)
+
+
+def _level_problems(batching: object) -> Iterator[Problem]:
+    levels = _get(batching, "priority_levels") or 0
+    if not isinstance(levels, int):
+        return
+    default = _get(batching, "default_priority")
+    if isinstance(default, int) and default > levels:
+        yield ("batching", "default_priority"), f"is {default}, and priority_levels is {levels}: expected no more"
+    priorities = _get(batching, "priorities")
+    own = priorities if isinstance(priorities, Mapping) else {}
+    for level in own:
+        if isinstance(level, int) and level > levels:
+            yield ("batching", "priorities", level), f"is above priority_levels, which is {levels}"
+    if _get(batching, "preserve_order") is not True:
+        return
+    # Answers that leave in the order in which requests came, and requests that overtake others.
+    if levels > 1:
+        yield (
+            ("batching", "priority_levels"),
+            f"is {levels}, and with preserve_order nothing overtakes: expected 0",
+        )
+    for path, section in ((), batching), *((("priorities", level), one) for level, one in own.items()):
+        if _get(section, "timeout_action") == "delay":
+            yield ("batching", *path, "timeout_action"), "is delay, and with preserve_order nothing overtakes"
 
 
 def _kind_problems(raw: Mapping[str, object]) -> Iterator[Problem]:

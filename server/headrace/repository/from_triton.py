@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 
 from headrace.repository.config_problems import ConfigError, KeyPath
 from headrace.repository.message_json import is_map
-from headrace.repository.model_config import ModelConfig, build_config, middle_level
+from headrace.repository.model_config import BatchingConfig, ModelConfig, build_config
 from headrace.repository.triton_ensemble import ensemble_problems, plain_steps
 from headrace.repository.triton_sequence import plain_sequence, plain_sequence_queue, sequence_problems
 from headrace.repository.triton_types import datatype_name
@@ -30,10 +30,6 @@ REFUSED: dict[str, str] = {
     "instance_group.passive": _NOT_OFFERED,
     "instance_group.profile": _NOT_OFFERED,
     "instance_group.secondary_devices": _NOT_OFFERED,
-    "dynamic_batching.priority_queue_policy": "is not offered yet; default_queue_policy holds for every level",
-    "dynamic_batching.default_queue_policy.timeout_action": (
-        "is DELAY, which is not offered yet; expected REJECT, since a request whose time is up is dropped"
-    ),
     "sequence_batching.iterative_sequence": (
         "is not offered yet; a decoupled model answers one request with many responses"
     ),
@@ -58,6 +54,12 @@ _SPELLING: dict[str, tuple[str, ...]] = {
     "preferred_sizes": ("preferred_batch_size",),
     "max_queue_size": ("default_queue_policy", "max_queue_size"),
     "default_timeout_us": ("default_queue_policy", "default_timeout_microseconds"),
+    "timeout_action": ("default_queue_policy", "timeout_action"),
+    "allow_timeout_override": ("default_queue_policy", "allow_timeout_override"),
+    "default_priority": ("default_priority_level",),
+    "priorities": ("priority_queue_policy",),
+    "rate_limit": ("rate_limiter",),
+    "global_resources": ("resources",),
     "preserve_order": ("preserve_ordering",),
     "instances": ("instance_group",),
     "versions": ("version_policy",),
@@ -83,6 +85,10 @@ _SPELLING_IN: dict[tuple[str, str], tuple[str, ...]] = {
     ("controls", "datatype"): ("control", "data_type"),
     ("states", "input"): ("input_name",),
     ("states", "output"): ("output_name",),
+    ("priorities", "max_queue_size"): ("max_queue_size",),
+    ("priorities", "default_timeout_us"): ("default_timeout_microseconds",),
+    ("priorities", "timeout_action"): ("timeout_action",),
+    ("priorities", "allow_timeout_override"): ("allow_timeout_override",),
     ("ensemble", "model"): ("model_name",),
     ("ensemble", "version"): ("model_version",),
     ("ensemble", "inputs"): ("input_map",),
@@ -101,9 +107,8 @@ _PARAMETER_NAMES = {
 def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     """The configuration that Triton's message holds.
 
-    Passed over: what ``IGNORED`` names, rate limiters, host policies and names of instance
-    groups, ``allow_timeout_override``, whether a state has one buffer or two, and an ensemble's
-    ``max_inflight_requests``. A queue without a bound gets our default one.
+    Passed over: what ``IGNORED`` names, host policies and names of instance groups, whether a state has one buffer
+    or two, and an ensemble's ``max_inflight_requests``. A queue without a bound gets our default one.
 
     Raises:
         ConfigError: with every problem that it has.
@@ -151,13 +156,9 @@ def _value_problems(message: pb.ModelConfig) -> Iterator[str]:
         yield from sequence_problems(message.sequence_batching)
     if message.HasField("ensemble_scheduling"):
         yield from ensemble_problems(message.ensemble_scheduling)
-    batching = message.dynamic_batching
-    middle = middle_level(batching.priority_levels)
-    if batching.default_priority_level not in (0, middle):
-        yield (
-            f"dynamic_batching.default_priority_level: is {batching.default_priority_level}, which is not offered "
-            f"yet; expected {middle}, the middle of the levels"
-        )
+    for level in message.dynamic_batching.priority_queue_policy:
+        if not level:
+            yield "dynamic_batching.priority_queue_policy[0]: is no level; expected 1, the first to be served, or more"
 
 
 def _parameters(message: pb.ModelConfig) -> dict[str, str]:
@@ -222,17 +223,30 @@ def _format(tensor: pb.ModelInput) -> str:
 
 
 def _batching(batching: pb.ModelDynamicBatching) -> dict[str, object]:
-    queue = batching.default_queue_policy
     plain: dict[str, object] = {
         "max_queue_delay_us": batching.max_queue_delay_microseconds,
         "preferred_sizes": list(batching.preferred_batch_size),
-        "default_timeout_us": queue.default_timeout_microseconds,
         "priority_levels": batching.priority_levels,
         "preserve_order": batching.preserve_ordering,
     }
-    if queue.max_queue_size:
-        plain["max_queue_size"] = queue.max_queue_size
+    if batching.HasField("default_queue_policy"):
+        plain |= _queue_policy(batching.default_queue_policy)
+    if batching.default_priority_level:
+        plain["default_priority"] = batching.default_priority_level
+    # A level's policy stands alone: what it does not say is not taken from the default one.
+    levels = {level: _queue_policy(one) for level, one in sorted(batching.priority_queue_policy.items()) if level}
+    if levels:
+        plain["priorities"] = levels
     return plain
+
+
+def _queue_policy(policy: pb.ModelQueuePolicy) -> dict[str, object]:
+    return {
+        "max_queue_size": policy.max_queue_size or BatchingConfig.model_fields["max_queue_size"].default,
+        "default_timeout_us": policy.default_timeout_microseconds,
+        "timeout_action": "delay" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "reject",
+        "allow_timeout_override": policy.allow_timeout_override,
+    }
 
 
 def _instances(group: pb.ModelInstanceGroup, tensorrt: bool) -> Iterator[dict[str, object]]:
@@ -244,8 +258,18 @@ def _instances(group: pb.ModelInstanceGroup, tensorrt: bool) -> Iterator[dict[st
         group.kind == pb.ModelInstanceGroup.KIND_AUTO and (group.gpus or tensorrt)
     )
     devices = [f"gpu:{number}" for number in group.gpus or (0,)] if on_gpu else ["cpu"]
+    limited = {"rate_limit": _rate_limit(group.rate_limiter)} if group.HasField("rate_limiter") else {}
     for device in devices:
-        yield {"device": device, "count": group.count or 1}
+        yield {"device": device, "count": group.count or 1, **limited}
+
+
+def _rate_limit(limiter: pb.ModelRateLimiter) -> dict[str, object]:
+    wanted = [one for one in limiter.resources if one.count]
+    return {
+        "resources": {one.name: one.count for one in wanted if not getattr(one, "global")},
+        "global_resources": {one.name: one.count for one in wanted if getattr(one, "global")},
+        "priority": limiter.priority or 1,
+    }
 
 
 def _spell(path: KeyPath, message: pb.ModelConfig) -> KeyPath:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationError, model_validator
 
+from headrace.batching.queue_policy import QueuePolicy
 from headrace.core.ensemble import Step
 from headrace.core.model import ReshapeSpec, TensorSpec
 from headrace.core.tensor import DataType
@@ -29,6 +30,8 @@ from headrace.repository.sequence_config import ControlConfig, SequenceConfig, S
 from headrace.repository.yaml_text import read_yaml
 
 TensorName = Annotated[str, Field(strict=True)]
+TimeoutAction = Literal["reject", "delay"]
+ResourceName = Annotated[str, Field(strict=True, min_length=1)]
 
 _MAX_INSTANCES = 1024  # processes: far past any machine, and a typing error does not take one down
 _MAX_STEPS = 1024
@@ -71,15 +74,56 @@ class OutputConfig(TensorConfig):
     labels: FileName | None = None
 
 
+class LevelConfig(Section):
+    """How requests of one priority level are queued, where that is to differ from the others."""
+
+    max_queue_size: Count | None = None
+    default_timeout_us: DurationUs | None = None
+    timeout_action: TimeoutAction | None = None
+    allow_timeout_override: StrictBool | None = None
+
+
 class BatchingConfig(Section):
     """How requests are queued and merged."""
 
     max_queue_delay_us: DurationUs = 0  # how long a batch may wait for company
     preferred_sizes: tuple[Count, ...] = ()  # rows; such a batch does not wait
-    max_queue_size: Count = 1024  # requests waiting; one more is refused as overload
+    max_queue_size: Count = 1024  # requests waiting, of each level; one more is refused as overload
     default_timeout_us: DurationUs = 0  # for requests that bring no timeout; 0 is none
+    timeout_action: TimeoutAction = "reject"  # a request whose timeout is over is refused, or goes behind all others
+    allow_timeout_override: StrictBool = True  # a request's own timeout counts; it can shorten the default
     priority_levels: Whole = 0  # 0: all are equal
+    default_priority: Count | None = None  # of requests that bring none; None: the middle level
+    priorities: dict[Annotated[int, Field(strict=True, ge=1)], LevelConfig] = Field(default_factory=dict)
     preserve_order: StrictBool = False  # answers leave in the order in which requests came
+    refuse_late: StrictBool = True  # at arrival, what cannot be answered by its deadline any more
+
+    @property
+    def default_level(self) -> int:
+        """The priority of requests that bring none; 0 where there are no levels."""
+        return self.default_priority or middle_level(self.priority_levels)
+
+    def policy(self) -> QueuePolicy:
+        """What requests of levels without a policy of their own may expect."""
+        return QueuePolicy(
+            self.max_queue_size,
+            self.default_timeout_us,
+            self.timeout_action == "delay",
+            self.allow_timeout_override,
+        )
+
+    def level_policies(self) -> dict[int, QueuePolicy]:
+        """The policies of those levels that have one of their own."""
+        own = self.policy()
+        return {
+            level: QueuePolicy(
+                own.max_size if one.max_queue_size is None else one.max_queue_size,
+                own.default_timeout_us if one.default_timeout_us is None else one.default_timeout_us,
+                own.delays if one.timeout_action is None else one.timeout_action == "delay",
+                own.allow_timeout_override if one.allow_timeout_override is None else one.allow_timeout_override,
+            )
+            for level, one in self.priorities.items()
+        }
 
 
 def middle_level(priority_levels: int) -> int:
@@ -87,11 +131,20 @@ def middle_level(priority_levels: int) -> int:
     return (priority_levels + 1) // 2
 
 
+class RateLimitConfig(Section):
+    """What an instance needs for as long as it runs a batch. It counts only with ``--rate-limit execution_count``."""
+
+    resources: dict[ResourceName, Count] = Field(default_factory=dict)  # so many of each, of those of its device
+    global_resources: dict[ResourceName, Count] = Field(default_factory=dict)  # of those that the server has once
+    priority: Count = 1  # 2 gets half as many batches as 1 where they compete
+
+
 class InstanceConfig(Section):
     """So many copies of the model on one device."""
 
     device: Device = "cpu"
     count: Annotated[int, Field(strict=True, ge=1, le=_MAX_INSTANCES)] = 1
+    rate_limit: RateLimitConfig = RateLimitConfig()
 
 
 class VersionPolicy(Section):
@@ -155,6 +208,8 @@ class ModelConfig(Section):
     residency: ResidencyConfig = ResidencyConfig()
     memory_limit_bytes: SizeBytes = 0
     """A worker of the model that holds more is replaced by another; 0 for no bound. It is shared with nobody then."""
+    cpu_weight: Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    """Its share of CPU time beside other heavy models: with 2 it gets twice as much as one with 1."""
 
 
 _SECTIONS: dict[KeyPath, type[Section]] = {
@@ -162,7 +217,9 @@ _SECTIONS: dict[KeyPath, type[Section]] = {
     ("inputs",): InputConfig,
     ("outputs",): OutputConfig,
     ("batching",): BatchingConfig,
+    ("batching", "priorities"): LevelConfig,
     ("instances",): InstanceConfig,
+    ("instances", "rate_limit"): RateLimitConfig,
     ("versions",): VersionPolicy,
     ("optimize",): OptimizeConfig,
     ("optimize", "budget"): BudgetConfig,
@@ -220,7 +277,8 @@ def _describe(error: Mapping[str, Any]) -> Problem:
     path: KeyPath = error["loc"]
     got = reprlib.repr(error["input"])
     if path and path[-1] == "[key]":
-        return path[:-2], f"keys should be strings, got {path[-2]!r}"
+        wanted = "whole numbers from 1" if path[-3:-2] == ("priorities",) else "strings"
+        return path[:-2], f"keys should be {wanted}, got {path[-2]!r}"
     match error["type"]:
         case "missing":
             said = "is required"

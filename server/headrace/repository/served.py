@@ -4,9 +4,11 @@ import asyncio
 import logging
 from time import monotonic
 
+from headrace.batching.admission import Admission
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.sequence_queue import SequenceQueue
+from headrace.batching.service_times import ServiceTimes
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
@@ -14,6 +16,7 @@ from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
 from headrace.repository.declared import config_json, declared_signature, reshapes
 from headrace.repository.layout import ModelFolder, VersionFiles
+from headrace.repository.model_config import InstanceConfig
 from headrace.repository.pager import Pager
 from headrace.repository.residence import Residence
 from headrace.workers.cpus import threads_for
@@ -21,12 +24,14 @@ from headrace.workers.frames import Load, Loaded
 from headrace.workers.instance import Instance
 from headrace.workers.placement import Needs
 from headrace.workers.process import LoadRefused
+from headrace.workers.resources import GLOBAL
 from headrace.workers.supervisor import Supervisor
 from headrace_backends.registry import PLATFORMS, SHAREABLE
 
 log = logging.getLogger(__name__)
 
 WORKER_BYTES = 64 << 20  # about what a process of its own takes beside the model
+MAX_LEVELS_SHOWN = 16  # a level is a number in a request; metrics are not to have a series for any of them
 
 
 class ServedVersion:
@@ -52,11 +57,15 @@ class ServedVersion:
         self.instances: list[Instance] = []
         # What every request asks for, as plain attributes.
         batching = folder.config.batching
-        self.default_timeout_us = batching.default_timeout_us  # for requests that bring no timeout; 0 is none
-        self.default_priority = (batching.priority_levels + 1) // 2  # the middle of the levels
+        self.policy = batching.policy()
+        self.policies = batching.level_policies()  # of the levels that have one of their own
+        self.default_priority = batching.default_level
+        # For requests that bring neither a priority nor a timeout; 0 is none.
+        self.default_timeout_us = self.policies.get(self.default_priority, self.policy).default_timeout_us
         self.max_batch_size = 0  # rows in one execution; 0 where requests are never merged
         self.decoupled = False  # whether a request is answered with any number of responses
         self.cached = folder.config.response_cache
+        self.levels_shown = range(1, min(batching.priority_levels, MAX_LEVELS_SHOWN) + 1)  # even if nothing waits
         self._priority_levels = batching.priority_levels
         self._supervisor = supervisor
         self._residence = Residence(self, pager) if pager is not None else None
@@ -152,7 +161,7 @@ class ServedVersion:
     def estimated_bytes(self) -> int:
         """What it may take in memory, before anybody knows."""
         count = sum(group.count for group in self.folder.config.instances)
-        return count * (self.files.model_bytes + (0 if self._needs.shareable else WORKER_BYTES))
+        return count * (self.files.model_bytes + (0 if self._shareable else WORKER_BYTES))
 
     def measured_bytes(self) -> int:
         """What its instances take, which are up."""
@@ -166,18 +175,25 @@ class ServedVersion:
         """
         started = monotonic()
         queue = self.queue
-        timeout_s = self.folder.config.execution_timeout_s
+        config, turns = self.folder.config, self._supervisor.turns
         self.instances = [
-            Instance(load, queue.for_instance(index), self.statistics, self._supervisor.turns, timeout_s)
+            Instance(
+                load,
+                queue.for_instance(index),
+                self.statistics,
+                turns,
+                config.execution_timeout_s,
+                config.cpu_weight,
+            )
             for index, load in enumerate(self._loads())
         ]
-        limit_bytes = self.folder.config.memory_limit_bytes
+        limit_bytes = config.memory_limit_bytes
         for instance in self.instances:
             instance.memory_limit_bytes = limit_bytes
             instance.on_replaced = self._on_replaced
             instance.loaded = self._loaded  # so that it breaks where the files have changed since the first time
-        needs = self._needs
-        starts = [self._supervisor.start_instance(instance, needs) for instance in self.instances]
+        needs = [self._needs(group) for group in config.instances for _ in range(group.count)]
+        starts = [self._supervisor.start_instance(*one) for one in zip(self.instances, needs, strict=True)]
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
         refused += [LoadRefused(one.broken) for one in self.instances if one.broken]
@@ -204,17 +220,39 @@ class ServedVersion:
         await self._supervisor.stop_instance(instance)
 
     @property
-    def _needs(self) -> Needs:
+    def _shareable(self) -> bool:
         # What is bounded by itself must be measured by itself.
-        shareable = self.files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
+        return self.files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
+
+    def _needs(self, group: InstanceConfig) -> Needs:
         pages = self._residence is not None and not self.pinned
-        return Needs(self.files.model_bytes, shareable, pages=pages, again=self._loaded is not None)
+        limit = group.rate_limit
+        resources = {(group.device, name): count for name, count in limit.resources.items()}
+        resources |= {(GLOBAL, name): count for name, count in limit.global_resources.items()}
+        return Needs(
+            self.files.model_bytes,
+            self._shareable,
+            pages=pages,
+            again=self._loaded is not None,
+            resources=resources,
+            priority=limit.priority,
+        )
 
     def _queue_until_known(self) -> None:
         batching, name, spec = self.folder.config.batching, self.folder.name, self.folder.sequence
         order = batching.preserve_order
         if spec is None:
-            self.queue = BatchQueue(name, BatchLimits(), batching.max_queue_size, preserve_order=order)
+            instances = 1 if order else sum(group.count for group in self.folder.config.instances)
+            self.queue = BatchQueue(
+                name,
+                BatchLimits(),
+                batching.max_queue_size,
+                preserve_order=order,
+                level_sizes={level: policy.max_size for level, policy in self.policies.items()}
+                if batching.priority_levels
+                else None,
+                admission=Admission(ServiceTimes(), instances) if batching.refuse_late else None,
+            )
         else:
             self.queue = SequenceQueue(name, spec, batching.max_queue_size, preserve_order=order)
 

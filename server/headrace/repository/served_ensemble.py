@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
+from headrace.batching.queue_policy import QueuePolicy
 from headrace.core.ensemble import EnsemblePlan
 from headrace.core.model import ModelInfo
 from headrace.core.request import Parameters
@@ -41,6 +42,9 @@ class ServedEnsemble:
         # What every request asks for, as plain attributes.
         self.default_timeout_us = 0
         self.default_priority = 0
+        self.policy = QueuePolicy()
+        self.policies: dict[int, QueuePolicy] = {}
+        self.levels_shown = range(0)
         self.max_batch_size = plan.signature.max_batch_size
         self.decoupled = plan.signature.decoupled
         self.resident = True  # what leaves the memory are its models

@@ -1,7 +1,8 @@
 """Our configuration of a model in Triton's form: what clients and models are told of it."""
 
+from headrace.batching.queue_policy import QueuePolicy
 from headrace.core.model import ModelInfo, TensorSpec
-from headrace.repository.model_config import InstanceConfig, ModelConfig, middle_level
+from headrace.repository.model_config import InstanceConfig, ModelConfig, RateLimitConfig
 from headrace.repository.triton_ensemble import ensemble_message
 from headrace.repository.triton_sequence import sequence_message
 from headrace.repository.triton_types import data_type
@@ -79,22 +80,45 @@ def _dynamic_batching(config: ModelConfig) -> pb.ModelDynamicBatching:
         max_queue_delay_microseconds=batching.max_queue_delay_us,
         preserve_ordering=batching.preserve_order,
         priority_levels=batching.priority_levels,
-        default_priority_level=middle_level(batching.priority_levels),
-        default_queue_policy=pb.ModelQueuePolicy(
-            default_timeout_microseconds=batching.default_timeout_us,
-            allow_timeout_override=True,
-            max_queue_size=batching.max_queue_size,
-        ),
+        default_priority_level=batching.default_level,
+        default_queue_policy=_queue_policy(batching.policy()),
+        priority_queue_policy={level: _queue_policy(one) for level, one in batching.level_policies().items()},
+    )
+
+
+def _queue_policy(policy: QueuePolicy) -> pb.ModelQueuePolicy:
+    return pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.DELAY if policy.delays else pb.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=policy.default_timeout_us,
+        allow_timeout_override=policy.allow_timeout_override,
+        max_queue_size=policy.max_size,
     )
 
 
 def _instance_group(name: str, instance: InstanceConfig) -> pb.ModelInstanceGroup:
     kind, _, number = instance.device.partition(":")
+    limiter = _rate_limiter(instance.rate_limit)
     if kind == "gpu":
         return pb.ModelInstanceGroup(
-            name=name, kind=pb.ModelInstanceGroup.KIND_GPU, count=instance.count, gpus=[int(number)]
+            name=name,
+            kind=pb.ModelInstanceGroup.KIND_GPU,
+            count=instance.count,
+            gpus=[int(number)],
+            rate_limiter=limiter,
         )
-    return pb.ModelInstanceGroup(name=name, kind=pb.ModelInstanceGroup.KIND_CPU, count=instance.count)
+    return pb.ModelInstanceGroup(
+        name=name, kind=pb.ModelInstanceGroup.KIND_CPU, count=instance.count, rate_limiter=limiter
+    )
+
+
+def _rate_limiter(config: RateLimitConfig) -> pb.ModelRateLimiter | None:
+    if config == RateLimitConfig():
+        return None
+    limiter = pb.ModelRateLimiter(priority=config.priority)
+    for is_global, resources in ((False, config.resources), (True, config.global_resources)):
+        for name, count in resources.items():
+            limiter.resources.add(**{"name": name, "global": is_global, "count": count})
+    return limiter
 
 
 def _dims(spec: TensorSpec, batches: bool) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
 from headrace.workers import packing
 from headrace.workers.arena import Segment, begun
+from headrace.workers.fair_turns import Turn
 from headrace.workers.frames import (
     Begun,
     Done,
@@ -33,6 +34,8 @@ from headrace.workers.frames import (
 from headrace.workers.handover import Handover
 from headrace.workers.lending import Attachments
 from headrace.workers.open_streams import MAX_OPEN, OpenStreams
+from headrace.workers.rate_limit import RateLimiter
+from headrace.workers.resources import Claim
 from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
 
@@ -89,7 +92,13 @@ class Instance:
     """
 
     def __init__(
-        self, load: Load, queue: BatchQueue, statistics: Statistics, turns: CpuTurns, execution_timeout_s: float
+        self,
+        load: Load,
+        queue: BatchQueue,
+        statistics: Statistics,
+        turns: CpuTurns,
+        execution_timeout_s: float,
+        cpu_weight: float = 1.0,
     ) -> None:
         self.load = load
         self.execution_timeout_s = execution_timeout_s
@@ -105,7 +114,12 @@ class Instance:
         self._queue = queue
         self._statistics = statistics
         self._turns = turns
-        self._has_turn = 0  # threads that it holds, while it has a batch in flight
+        self._cpu_weight = cpu_weight
+        self._turn: Turn | None = None  # the threads that it holds, while it has a batch in flight
+        self._next_turn: Turn | None = None  # for which it stands in line already
+        self._limiter: RateLimiter | None = None
+        self._claim: Claim | None = None  # what it needs to run a batch, where that is limited
+        self._has_claim = False  # whether it has got that
         self._regroup = Regroup()
         self._up_at_ns = 0
         self._host: Host | None = None
@@ -129,6 +143,10 @@ class Instance:
         """What the model takes and gives; known once it was loaded."""
         assert self.loaded is not None, "an instance has a signature once it is loaded"
         return self.loaded.signature
+
+    def limit(self, limiter: RateLimiter, claim: Claim) -> None:
+        """Have it run a batch only with what it claims; before it is up."""
+        self._limiter, self._claim = limiter, claim
 
     def up(self, host: Host, loaded: Loaded) -> None:
         """The process has loaded the model, for the first time or again."""
@@ -160,12 +178,15 @@ class Instance:
         if self._pump_task is not None:
             self._pump_task.cancel()
             self._pump_task = None
+            self._leave_line()
             self._queue.nudge()
 
     def twin(self, number: int) -> "Instance":
         """Another one of the same model, to be loaded elsewhere in this one's place."""
         load = msgspec.structs.replace(self.load, instance=number)
-        twin = Instance(load, self._queue.successor(), self._statistics, self._turns, self.execution_timeout_s)
+        twin = Instance(
+            load, self._queue.successor(), self._statistics, self._turns, self.execution_timeout_s, self._cpu_weight
+        )
         twin.memory_limit_bytes = self.memory_limit_bytes
         twin.loaded = self.loaded  # so that it breaks where the files have changed meanwhile
         return twin
@@ -215,6 +236,10 @@ class Instance:
             slot.outputs = segment
         pending = batch.pending
         rows = [one.rows for one in pending]
+        in_all = sum(rows)
+        observe = self._queue.observe
+        if observe is not None:
+            observe(in_all, frame.input_ns + frame.infer_ns + frame.output_ns)
         most = max(1, self.signature.max_batch_size)
         self.used_at_ns = now_ns = monotonic_ns()
         self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
@@ -230,7 +255,7 @@ class Instance:
             answered = self._answer_each(pending, frame, view, extract)
         else:
             answered = self._answer_jointly(pending, rows, frame, view, extract)
-        self._statistics.executed(answered, sum(rows), frame.input_ns, frame.infer_ns, frame.output_ns)
+        self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
             self._slots.give(slot)
         self._batch_ended(pending)
@@ -351,16 +376,24 @@ class Instance:
         self._queue.put_back(pending)
 
     def _batch_ended(self, pending: list[Pending]) -> None:
-        self._end_turn_if_idle()
         self._queue.finished(pending)
+        self._end_turn_if_idle()
 
     def _end_turn_if_idle(self) -> None:
-        if self._has_turn and self._slots.idle:
-            self._end_turn()
+        if (self._turn is not None or self._has_claim) and self._slots.idle:
+            self._end_turn(keep_claim=bool(len(self.streams)), again=self._goes_on())
+
+    def _goes_on(self) -> bool:
+        """Whether it will want another turn as soon as its pump comes to that."""
+        if self._pump_task is None or not self._queue.due or self._regroup.wait_ns(len(self._queue), monotonic_ns()):
+            return False
+        return len(self.streams) < (MAX_OPEN if self._claim is None else 1)
 
     def _answered(self, pending: list[Pending]) -> None:
         """Requests that were streamed are done with."""
         self.in_flight -= len(pending)
+        if self._claim is not None:
+            self._end_turn_if_idle()
         self._wake_pump()
         self._queue.finished(pending)
 
@@ -368,15 +401,29 @@ class Instance:
         if self._slot_freed is not None and not self._slot_freed.done():
             self._slot_freed.set_result(None)
 
-    def _end_turn(self) -> None:
-        if self._has_turn:
-            self._turns.give(self._has_turn)
-            self._has_turn = 0
+    def _end_turn(self, *, keep_claim: bool = False, ran: bool = True, again: bool = False) -> None:
+        """Give back CPUs and, unless a stream goes on with it, what was claimed; with ``again`` to ask for it anew."""
+        if self._turn is not None:
+            # Whoever has CPUs never waits for a claim, so that nobody waits for somebody who waits for him.
+            self._next_turn = self._turns.give(self._turn, again=again and self._claim is None)
+            self._turn = None
+        if self._has_claim and not keep_claim and self._limiter is not None and self._claim is not None:
+            self._has_claim = False
+            self._limiter.give(self._claim, ran=ran, again=again)
+
+    def _leave_line(self) -> None:
+        """Nothing is to be run now, so what was asked for is not wanted."""
+        if self._next_turn is not None:
+            self._turns.drop(self._next_turn)
+            self._next_turn = None
+        if self._limiter is not None and self._claim is not None and not self._has_claim:
+            self._limiter.drop(self._claim)
 
     async def _pump(self) -> None:
         assert self.loaded is not None, "only an instance that is up pumps"
         threads = min(self.loaded.cpu_threads, self._turns.cpus)
-        staging = None if threads or self.signature.decoupled or self.load.sequence is not None else Staging()
+        in_turn = threads > 0 or self._claim is not None
+        staging = None if in_turn or self.signature.decoupled or self.load.sequence is not None else Staging()
         most = max(1, self.signature.max_batch_size)
         while True:
             if not self._slots.available or len(self.streams) >= MAX_OPEN:
@@ -387,7 +434,7 @@ class Instance:
                 if len(self._queue) < wanted:
                     await self._company(wanted)
                     continue
-            pending = await (self._take_in_turn(threads) if threads else self._queue.take())
+            pending = await (self._take_in_turn(threads) if in_turn else self._queue.take())
             if not pending:
                 continue
             slot = self._slots.take()
@@ -402,21 +449,33 @@ class Instance:
             del pending, slot  # the next wait may be long, and they hold memory that somebody has lent
 
     async def _take_in_turn(self, threads: int) -> list[Pending]:
-        """The next batch of a heavy model, once the CPUs are its own. None may be left when its turn comes.
+        """The next batch of a heavy or limited model, once it may run. None may be left when its turn comes.
 
         Nothing is staged: the handing over takes little beside the batch, and what waits longer grows together.
         """
-        if not self._slots.idle:
+        if not self._slots.idle or (self._claim is not None and len(self.streams)):
             await self._free_slot()
             return []
-        await self._queue.ready()
+        if not self._queue.due:
+            self._leave_line()  # others may have taken what it stood in line for
+            await self._queue.ready()
         while wait_ns := self._regroup.wait_ns(len(self._queue), monotonic_ns()):
+            self._leave_line()
             await self._queue.grown(self._regroup.expected, wait_ns * 1e-9)
-        await self._turns.take(threads)
-        self._has_turn = threads
-        pending = self._queue.take_now()
-        if not pending:
-            self._end_turn()
+        pending: list[Pending] = []
+        try:
+            if self._limiter is not None and self._claim is not None:
+                await self._limiter.take(self._claim)
+                self._has_claim = True
+            if threads:
+                turn, self._next_turn = self._next_turn, None
+                if turn is None:
+                    turn = self._turns.ask(threads, self.load.name, self._cpu_weight)
+                self._turn = await self._turns.wait(turn)
+            pending = self._queue.take_now()
+        finally:
+            if not pending:
+                self._end_turn(ran=False)
         return pending
 
     async def _company(self, wanted: int) -> None:

@@ -1,7 +1,9 @@
 """Which worker process an instance goes to: a pure function."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from headrace.workers.resources import Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,16 @@ class Hosting:
 class Needs:
     """What placement has to know of an instance. One that ``pages`` comes and goes with its requests.
 
-    ``again``: it was loaded before, and a request waits for it to come in.
+    ``again``: it was loaded before, and a request waits for it to come in. ``resources`` are what it needs for as long
+    as it runs a batch, ``priority`` is its own among those that need the same.
     """
 
     file_bytes: int
     shareable: bool
     pages: bool = False
     again: bool = False
+    resources: Mapping[Resource, int] = field(default_factory=dict)
+    priority: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from headrace.workers.numa import Node, assign
 from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
 from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
 from headrace.workers.process_memory import process_memory
+from headrace.workers.rate_limit import RateLimiter
+from headrace.workers.resources import Claim, Unschedulable
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
@@ -34,9 +36,12 @@ class Supervisor:
         log_format: str,
         keeps_shared: bool = False,
         nodes: Sequence[Node] = (),
+        limiter: RateLimiter | None = None,
     ) -> None:
         self.cpus = cpus  # that may be used now: a container's quota can change
         self.turns = CpuTurns(cpus())
+        self.limiter = limiter  # None: whoever is idle may run
+        self._claims: dict[int, Claim] = {}
         self._nodes = nodes
         self._limits = limits
         self._keeps_shared = keeps_shared
@@ -79,6 +84,8 @@ class Supervisor:
         """
         number = instance.load.instance
         try:
+            if self.limiter is not None and needs.resources:
+                self._limit(self.limiter, instance, Claim(instance.load.name, needs.resources, needs.priority))
             async with self._loads:
                 process = self._place(needs, instance.load.threads)
                 self._homes[number] = process
@@ -100,10 +107,13 @@ class Supervisor:
         """Unload the instance; a process that hosts nothing more is ended."""
         number = instance.load.instance
         process = self._homes.pop(number, None)
-        if process is None:
-            return
-        process.unload(instance)
-        await self._end_if_empty(process)
+        if process is not None:
+            process.unload(instance)
+        claim = self._claims.pop(number, None)
+        if claim is not None and self.limiter is not None:
+            self.limiter.remove(claim)
+        if process is not None:
+            await self._end_if_empty(process)
 
     async def close(self) -> None:
         """End every process."""
@@ -129,7 +139,7 @@ class Supervisor:
                 if old.hosted.get(instance.load.instance) is instance:
                     twin = instance.twin(self.number())
                     twins.append((instance, twin))
-                    await self._load_twin(twin, successor)
+                    await self._load_twin(instance, twin, successor)
         except BaseException:
             old.leaving = False
             await asyncio.gather(*(self._take_away(twin, grace_s) for _, twin in twins))
@@ -147,7 +157,10 @@ class Supervisor:
         await asyncio.gather(self._end_if_empty(old), self._end_if_empty(successor))
         return successor
 
-    async def _load_twin(self, twin: Instance, successor: WorkerProcess) -> None:
+    async def _load_twin(self, instance: Instance, twin: Instance, successor: WorkerProcess) -> None:
+        claim = self._claims.get(instance.load.instance)
+        if self.limiter is not None and claim is not None:
+            self._limit(self.limiter, twin, Claim(claim.model, claim.needs, claim.priority))
         self._homes[twin.load.instance] = successor
         async with self._loads:
             await successor.load(twin)
@@ -170,6 +183,14 @@ class Supervisor:
         stays = self._keeps_shared and process.shared and not process.leaving
         if not process.hosted and not stays and self._processes.pop(process.name, None) is not None:
             await process.stop()
+
+    def _limit(self, limiter: RateLimiter, instance: Instance, claim: Claim) -> None:
+        try:
+            limiter.resources.add(claim)
+        except Unschedulable as error:
+            raise LoadRefused(str(error)) from None
+        self._claims[instance.load.instance] = claim
+        instance.limit(limiter, claim)
 
     def _place(self, needs: Needs, threads: int) -> WorkerProcess:
         now_ns = monotonic_ns()

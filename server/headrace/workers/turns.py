@@ -1,53 +1,72 @@
 """Whose turn it is on the CPUs: heavy batches of all models together never run on more threads than there are."""
 
 import asyncio
-from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+
+from headrace.workers.fair_turns import FairTurns, Turn
 
 
 class CpuTurns:
-    """CPU threads, lent out first come first served. One event loop owns it.
+    """The async shell round ``FairTurns``: it only waits and wakes. One event loop owns it.
 
     Every model may use all CPUs while it is the only one at work, and two that are both busy take turns instead
     of running on twice as many threads as there are CPUs, which slows both.
     """
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self, cpus: int, clock: Callable[[], int] = monotonic_ns) -> None:
         self.cpus = cpus
-        self._free = cpus
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._clock = clock
+        self._turns = FairTurns(cpus)
+        self._wakers: dict[Turn, asyncio.Future[None]] = {}
 
-    async def take(self, threads: int) -> None:
-        """Wait for ``threads`` threads; they are the caller's until ``give``."""
-        if not self._waiting and threads <= self._free:
-            self._free -= threads
-            return
-        turn = asyncio.get_running_loop().create_future()
-        entry = (threads, turn)
-        self._waiting.append(entry)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give(threads)  # the turn came together with the cancellation
-            else:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
-                self._grant()
-            raise
+    def ask(self, threads: int, model: str = "", weight: float = 1.0) -> Turn:
+        """Stand in line for ``threads`` threads. Either ``wait`` for them or ``drop`` the wish."""
+        turn = Turn(model, threads, weight)
+        self._turns.ask(turn)
+        self._grant()
+        return turn
 
-    def give(self, threads: int) -> None:
-        """Return what was taken."""
-        self._free += threads
+    async def wait(self, turn: Turn) -> Turn:
+        """Return when the turn has come; the threads are the caller's until ``give``. Cancelled, it is dropped."""
+        if turn.granted_ns < 0:
+            waker = self._wakers[turn] = asyncio.get_running_loop().create_future()
+            try:
+                await waker
+            except asyncio.CancelledError:
+                self.drop(turn)
+                raise
+        return turn
+
+    async def take(self, threads: int, model: str = "", weight: float = 1.0) -> Turn:
+        """``ask`` and ``wait``."""
+        return await self.wait(self.ask(threads, model, weight))
+
+    def give(self, turn: Turn, *, again: bool = False) -> Turn | None:
+        """Return what was taken. With ``again`` its holder stands in line at once for another one, given back.
+
+        Whoever has work left and asks a moment later would find that the threads have gone to somebody who has had
+        more than he, for want of others: a model with short batches would run one for each long one of its rival.
+        """
+        following = None
+        if again:
+            following = Turn(turn.model, turn.threads, turn.weight)
+            self._turns.ask(following)
+        self._turns.end(turn, self._clock())
+        self._grant()
+        return following
+
+    def drop(self, turn: Turn) -> None:
+        """A turn is not wanted any more, be it granted or not."""
+        self._wakers.pop(turn, None)
+        if turn.granted_ns >= 0:
+            self._turns.end(turn, turn.granted_ns)
+        else:
+            self._turns.withdraw(turn)
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting:
-            threads, turn = self._waiting[0]
-            if turn.done():  # cancelled, and its task has not run since
-                self._waiting.popleft()
-                continue
-            if threads > self._free:
-                return
-            self._waiting.popleft()
-            self._free -= threads
-            turn.set_result(None)
+        for turn in self._turns.grants(self._clock()):
+            waker = self._wakers.pop(turn, None)
+            if waker is not None and not waker.done():
+                waker.set_result(None)

@@ -1,0 +1,265 @@
+"""What the scheduler promises, over the real server: who goes first, who is refused, and who shares what with whom."""
+
+import statistics
+import threading
+import time
+
+import pytest
+from running_server import RunningServer
+from system.load import GrpcClient, HttpClient, Load, all_at_once, fake_model, infer, infer_body
+
+BATCH_MS = 50
+HEAVY = "fake_cpu_threads: 1024"  # all there are
+TENSORS = (("input", "x"), ("output", "y"))
+AT_WORKER = 2  # batches of a light model: one runs, one is staged
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("scheduling")
+    one_by_one = f"max_batch_size: 1\nparameters: {{fake_delay_ms: {BATCH_MS}}}\n"
+    fake_model(
+        repository, "levels", one_by_one + "batching: {priority_levels: 2, priorities: {2: {max_queue_size: 6}}}\n"
+    )
+    fake_model(repository, "plain", one_by_one)
+    fake_model(repository, "promised", one_by_one)
+    fake_model(repository, "delaying", one_by_one + "batching: {default_timeout_us: 120000, timeout_action: delay}\n")
+    fake_model(repository, "rejecting", one_by_one + "batching: {default_timeout_us: 120000, refuse_late: false}\n")
+    tensors = "".join(f"{kind}s: [{{name: {name}, datatype: FP32, shape: [-1, 1]}}]\n" for kind, name in TENSORS)
+    fake_model(repository, "slow", f"max_batch_size: 1\nparameters: {{fake_delay_ms: 400}}\n{tensors}")
+    for name, more in (("first", ""), ("second", ", priority: 2"), ("greedy", "")):
+        count = 2 if name == "greedy" else 1
+        fake_model(
+            repository, name, one_by_one + f"instances: [{{rate_limit: {{resources: {{seat: {count}}}{more}}}}}]\n"
+        )
+    hot = f"max_batch_size: 1\nparameters: {{fake_delay_ms: {BATCH_MS}, {HEAVY}}}\n"
+    fake_model(repository, "hot", hot + "instances: [{count: 4}]\n")
+    fake_model(repository, "quiet", f"max_batch_size: 1\nparameters: {{fake_delay_ms: 5, {HEAVY}}}\n")
+    with RunningServer(
+        repository, "--max-own-workers", "64", "--rate-limit", "execution_count", "--rate-limit-resource", "seat:1"
+    ) as running:
+        yield running
+
+
+class Sent:
+    """Requests under way, each on a connection of its own; ``ended`` has their names in the order of the answers."""
+
+    def __init__(self, server, model):
+        self.ended = []
+        self.outcomes = {}
+        self._server = server
+        self._model = model
+        self._threads = []
+        self._lock = threading.Lock()
+
+    def send(self, name, parameters=None):
+        thread = threading.Thread(target=self._run, args=(name, parameters))
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self):
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def _run(self, name, parameters):
+        outcome = infer(self._server.http, self._model, [1.0], parameters)
+        with self._lock:
+            self.ended.append(name)
+            self.outcomes[name] = outcome
+
+
+def occupied(server, model, count, parameters=None):
+    """So many requests, of which what the worker can take has been taken and the rest waits."""
+    sent = Sent(server, model)
+    for number in range(count):
+        sent.send(f"{number}", parameters)
+    waiting = count - AT_WORKER
+    server.wait_for(lambda: server.metric("headrace_queue_requests", model=model) >= waiting - 1)
+    return sent
+
+
+def test_a_higher_priority_overtakes(server):
+    sent = occupied(server, "levels", 8, {"priority": 2})
+    shown = server.metric("headrace_queue_requests_by_priority", model="levels", priority="2")
+    sent.send("important", {"priority": 1})
+    sent.join()
+    assert all(one.ok for one in sent.outcomes.values())
+    assert 1 <= shown <= 6
+    assert sent.ended.index("important") <= 4, sent.ended
+
+
+def test_a_full_level_leaves_room_in_another(server):
+    sent = Sent(server, "levels")
+    for number in range(20):
+        sent.send(f"low {number}", {"priority": 2})
+    server.wait_for(lambda: server.metric("headrace_queue_requests", model="levels") >= 6)
+    sent.send("important", {"priority": 1})
+    sent.join()
+    refused = [one for one in sent.outcomes.values() if not one.ok]
+    assert sent.outcomes["important"].ok
+    assert len(refused) >= 5
+    assert all("has 6 requests of priority 2 waiting" in one.detail for one in refused)
+    assert server.metric("headrace_refused_requests_total", model="levels", reason="queue_full") == len(refused)
+
+
+def test_the_nearest_deadline_goes_first(server):
+    sent = occupied(server, "plain", 8)
+    sent.send("pressed", {"timeout": 900_000})
+    time.sleep(0.02)
+    sent.send("more pressed", {"timeout": 600_000})
+    sent.join()
+    assert all(one.ok for one in sent.outcomes.values())
+    assert sent.ended.index("pressed") <= 6, sent.ended
+    assert sent.ended.index("more pressed") <= 5, sent.ended
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_who_cannot_be_answered_in_time_is_told_at_once(server, protocol):
+    for _ in range(12):
+        assert infer(server.http, "promised", [1.0], {"timeout": 5_000_000}).ok  # so that its speed is known
+    before = server.metric("headrace_refused_requests_total", model="promised", reason="too_late")
+    outcomes = all_at_once(server.http, "promised", [([1.0], {"timeout": 320_000})] * 30)
+    served, refused = [one for one in outcomes if one.ok], [one for one in outcomes if not one.ok]
+    assert 3 <= len(served) <= 7, "as many as there is time for"
+    foretold = [one for one in refused if "Refused at arrival: model 'promised' would answer in" in one.detail]
+    assert len(refused) - len(foretold) <= 2, "but for those that had a chance when they came"
+    assert statistics.median(one.seconds for one in foretold) < 0.1
+    assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, "1")}
+    after = server.metric("headrace_refused_requests_total", model="promised", reason="too_late")
+    assert after - before == len(foretold)
+    if protocol == "grpc":
+        with Load(server, "promised", http=8):
+            time.sleep(0.3)
+            outcome = _infer_by_grpc(server, 0.02)
+        assert outcome.status == "UNAVAILABLE"
+        assert "Refused at arrival" in outcome.detail
+        assert outcome.seconds < 0.02
+
+
+def _infer_by_grpc(server, timeout_s):
+    client = GrpcClient(server.grpc, "promised")
+    try:
+        assert client.infer([1.0]).ok  # the channel stands
+        return client.infer([1.0], timeout_s=timeout_s)
+    finally:
+        client.close()
+
+
+def test_who_is_late_goes_behind_or_is_refused_as_the_policy_says(server):
+    outcomes = all_at_once(server.http, "rejecting", [([1.0], None)] * 8)
+    refused = [one for one in outcomes if not one.ok]
+    assert 4 <= len(refused) <= 7
+    assert all("Request timeout expired" in one.detail for one in refused)
+
+    sent = occupied(server, "delaying", 8)
+    time.sleep(0.15)  # those that wait are late now
+    for name in ("in time", "in time too"):
+        sent.send(name)
+    sent.join()
+    assert all(one.ok for one in sent.outcomes.values()), "late ones are answered as well"
+    assert max(sent.ended.index("in time"), sent.ended.index("in time too")) <= 8, sent.ended
+    assert sent.ended[-1].isdigit(), sent.ended
+
+
+@pytest.mark.parametrize("path", ["infer", "%69nfer", "generate"], ids=["fast lane", "ordinary route", "generate"])
+def test_a_header_says_how_long_the_client_waits(server, path):
+    body = {"x": [1.0]} if path == "generate" else infer_body([1.0])
+    infer(server.http, "slow", [1.0])
+
+    def ask(value):
+        return server.request("POST", f"/v2/models/slow/{path}", body, {"grpc-timeout": value})
+
+    began = time.monotonic()
+    status, headers, answer = ask("100m")
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "Request timeout expired" in answer["error"] or "Refused at arrival" in answer["error"]
+    assert time.monotonic() - began < 0.35
+    status, _, answer = ask("soon")
+    assert status == 400
+    assert "header grpc-timeout is 'soon', expected" in answer["error"]
+    assert ask("20S")[0] == 200
+
+
+def test_two_models_that_need_the_same_never_run_at_once(server):
+    """And of two that always have work, one of priority 1 runs twice as often as one of priority 2."""
+    with Load(server, "first", http=4) as first, Load(server, "second", http=4) as second:
+        began = time.monotonic()
+        first.wait_answers(8)
+        start = len(first.outcomes), len(second.outcomes)
+        assert server.metric("headrace_rate_limit_count", resource="seat", device="cpu") == 1
+        assert server.metric("headrace_rate_limit_held", resource="seat", device="cpu") == 1
+        first.wait_answers(30)
+        ran = len(first.outcomes) - start[0], len(second.outcomes) - start[1]
+        in_all = len(first.outcomes) + len(second.outcomes)
+        seconds = time.monotonic() - began
+    assert not first.failed
+    assert not second.failed
+    assert 1.5 < ran[0] / ran[1] < 2.6, ran
+    assert in_all - 2 <= seconds * 1000 / BATCH_MS, "they ran one at a time"
+    server.wait_for(lambda: server.metric("headrace_rate_limit_held", resource="seat", device="cpu") == 0)
+
+
+def test_a_model_that_could_never_run_is_refused_when_it_is_loaded(server):
+    status, index = server.post("/v2/repository/index")
+    assert status == 200
+    (greedy,) = [one for one in index if one["name"] == "greedy"]
+    assert greedy["state"] == "UNAVAILABLE"
+    assert "an instance needs 2 of resource 'seat' and could never run: expected at most 1" in greedy["reason"]
+
+
+def test_a_model_under_flood_costs_a_quiet_one_a_batch_and_no_more(server):
+    """Heavy models take turns on the CPUs: four instances of the hot one always stand in line.
+
+    First come first served, the quiet one would wait for all four of their batches.
+    """
+    alone = quiet_latencies(server, 10)
+    with Load(server, "hot", http=12) as hot:
+        hot.wait_answers(12)
+        beside = quiet_latencies(server, 25)
+    assert not hot.failed
+    # At the worst it comes just when a batch has begun: that one, and its own.
+    assert statistics.median(beside) < statistics.median(alone) + 1.3 * BATCH_MS / 1000
+    assert statistics.quantiles(beside, n=10)[-1] < statistics.median(alone) + 1.8 * BATCH_MS / 1000
+
+
+def test_two_models_that_always_have_work_get_as_much_time_each_whatever_their_batches(server):
+    with Load(server, "hot", http=8) as hot, Load(server, "quiet", http=4) as quiet:
+        hot.wait_answers(8)
+        start = len(hot.outcomes), len(quiet.outcomes)
+        time.sleep(2.5)
+        ran = len(hot.outcomes) - start[0], len(quiet.outcomes) - start[1]
+    assert not hot.failed
+    assert not quiet.failed
+    assert ran[1] / ran[0] > 4, f"a batch of the one is as long as ten of the other: {ran}"
+
+
+def quiet_latencies(server, count):
+    client = HttpClient(server.http, "quiet")
+    try:
+        seconds = []
+        for _ in range(count):
+            outcome = client.infer([1.0])
+            assert outcome.ok
+            seconds.append(outcome.seconds)
+            time.sleep(0.03)
+        return seconds
+    finally:
+        client.close()
+
+
+def test_the_configuration_is_shown_as_it_was_given(server):
+    status, shown = server.get("/v2/models/levels/config")
+    assert status == 200
+    batching = shown["dynamic_batching"]
+    assert (batching["priority_levels"], batching["default_priority_level"]) == (2, 1)
+    assert batching["priority_queue_policy"]["2"] == {
+        "timeout_action": "REJECT",
+        "default_timeout_microseconds": 0,
+        "allow_timeout_override": True,
+        "max_queue_size": 6,
+    }
+    limiter = server.get("/v2/models/second/config")[1]["instance_group"][0]["rate_limiter"]
+    assert limiter == {"resources": [{"name": "seat", "global": False, "count": 1}], "priority": 2}
+    delaying = server.get("/v2/models/delaying/config")[1]["dynamic_batching"]["default_queue_policy"]
+    assert (delaying["timeout_action"], delaying["default_timeout_microseconds"]) == ("DELAY", 120000)
