@@ -353,7 +353,11 @@ def test_versions(text, latest, only):
         ("batching: {timeout_action: wait}", "batching.timeout_action: should be 'reject' or 'delay', got 'wait'"),
         (
             "sequence: {}\nbatching: {timeout_action: delay}",
-            "batching.timeout_action: is delay, and nothing overtakes within a sequence: expected reject",
+            "batching.timeout_action: is delay, and within a sequence nothing overtakes: expected reject",
+        ),
+        (
+            "sequence: {}\nbatching: {priority_levels: 1, priorities: {1: {timeout_action: delay}}}",
+            "batching.priorities[1].timeout_action: is delay, and within a sequence nothing overtakes",
         ),
         (
             "instances: [{rate_limit: {resources: {R: 0}}}]",

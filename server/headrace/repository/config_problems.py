@@ -35,13 +35,11 @@ def pair_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
     yield from _kind_problems(raw)
     yield from _reshape_problems(raw)
     yield from _sequence_problems(raw.get("sequence"))
-    yield from _level_problems(raw.get("batching"))
-    if raw.get("sequence") is not None and _get(raw.get("batching"), "timeout_action") == "delay":
-        yield ("batching", "timeout_action"), "is delay, and nothing overtakes within a sequence: expected reject"
+    yield from _level_problems(raw.get("batching"), with_sequence=raw.get("sequence") is not None)
     yield from _batching_problems(raw)
 
 
-def _level_problems(batching: object) -> Iterator[Problem]:
+def _level_problems(batching: object, *, with_sequence: bool) -> Iterator[Problem]:
     levels = _get(batching, "priority_levels") or 0
     if not isinstance(levels, int):
         return
@@ -53,17 +51,15 @@ def _level_problems(batching: object) -> Iterator[Problem]:
     for level in own:
         if isinstance(level, int) and level > levels:
             yield ("batching", "priorities", level), f"is above priority_levels, which is {levels}"
-    if _get(batching, "preserve_order") is not True:
+    in_order = _get(batching, "preserve_order") is True
+    if in_order and levels > 1:
+        yield ("batching", "priority_levels"), f"is {levels}, and with preserve_order nothing overtakes: expected 0"
+    if not (in_order or with_sequence):
         return
-    # Answers that leave in the order in which requests came, and requests that overtake others.
-    if levels > 1:
-        yield (
-            ("batching", "priority_levels"),
-            f"is {levels}, and with preserve_order nothing overtakes: expected 0",
-        )
+    where = "with preserve_order" if in_order else "within a sequence"
     for path, section in ((), batching), *((("priorities", level), one) for level, one in own.items()):
         if _get(section, "timeout_action") == "delay":
-            yield ("batching", *path, "timeout_action"), "is delay, and with preserve_order nothing overtakes"
+            yield ("batching", *path, "timeout_action"), f"is delay, and {where} nothing overtakes: expected reject"
 
 
 def _kind_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
