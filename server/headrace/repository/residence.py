@@ -43,7 +43,7 @@ class Occupant(Protocol):
 
     @property
     def estimated_bytes(self) -> int:
-        """What it may take, before anybody knows."""
+        """What it takes at least, before anybody knows more."""
 
     async def start_instances(self) -> None:
         """Load every instance; raises LoadRefused, with none left running."""

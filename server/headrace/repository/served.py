@@ -30,7 +30,6 @@ from headrace_backends.registry import PLATFORMS, SHAREABLE
 
 log = logging.getLogger(__name__)
 
-WORKER_BYTES = 64 << 20  # about what a process of its own takes beside the model
 MAX_LEVELS_SHOWN = 16  # a level is a number in a request; metrics are not to have a series for any of them
 
 
@@ -159,13 +158,12 @@ class ServedVersion:
 
     @property
     def estimated_bytes(self) -> int:
-        """What it may take in memory, before anybody knows."""
-        count = sum(group.count for group in self.folder.config.instances)
-        return count * (self.files.model_bytes + (0 if self._shareable else WORKER_BYTES))
+        """What it takes in memory at least, before anybody knows more: nobody is refused for a guess."""
+        return self.files.model_bytes * sum(group.count for group in self.folder.config.instances)
 
     def measured_bytes(self) -> int:
         """What its instances take, which are up."""
-        return max(self.files.model_bytes, sum(map(self._supervisor.memory_of, self.instances)))
+        return max(self.estimated_bytes, sum(map(self._supervisor.memory_of, self.instances)))
 
     async def start_instances(self) -> None:
         """Load every instance.
