@@ -5,7 +5,7 @@ import time
 
 import psutil
 from running_server import RunningServer
-from system.load import Load, fake_model, infer, python_model, wait_for
+from system.load import Load, fake_model, infer, onnx_model, python_model, wait_for
 from system.streams import generate_stream
 from system.test_recycling import COUNTING, LEAKY, OFTEN, SETTLED_S, ask, recycles
 
@@ -33,6 +33,28 @@ def test_a_model_that_cannot_be_loaded_again_stays_where_it_is(tmp_path):
         wait_for(lambda: len(server.workers()) == 1)
         assert recycles(server, "limit") == 0
         assert server.model_ready("leaky")
+
+
+def test_a_model_that_is_broken_already_holds_up_nobody(tmp_path):
+    """It moves along with its neighbours, and is tried again where they are."""
+    onnx_model(tmp_path, "good", add=1)
+    onnx_model(tmp_path, "bad", add=2)
+    sharing = ("--max-own-workers", "0", "--max-shared-workers", "1", "--model-control", "none")
+    with RunningServer(tmp_path, *sharing, "--worker-memory-limit", "1", "--recycle-interval", "0.2") as server:
+        server.wait_for(lambda: "is not replaced any more for now" in server.output)
+        assert recycles(server, "limit") == 3
+        file = tmp_path / "bad/1/model.onnx"
+        file.rename(tmp_path / "elsewhere")
+        (worker,) = server.workers()
+        worker.kill()
+        server.wait_for(lambda: not server.model_ready("bad") and server.model_ready("good"))
+        with Load(server, "good", http=2, expected=lambda values, _: [one + 1 for one in values]) as load:
+            server.wait_for(lambda: recycles(server, "limit") >= 4, 60)
+        assert load.failed == []
+        (tmp_path / "elsewhere").rename(file)
+        server.wait_for(lambda: server.model_ready("bad"), 60)
+        assert infer(server.http, "bad", [1.0]).values == [3.0]
+        assert len(server.workers()) <= 2  # one of them may be about to take the other's place
 
 
 def test_a_successor_that_is_killed_while_it_loads_is_started_again(tmp_path):

@@ -30,12 +30,12 @@ class Story:
         self.now = 1000.0
         self.batches = dict.fromkeys("abc", 0)
 
-    def second(self, life="life", limit=0, batches=1, **memory):
+    def second(self, life="life", limit=0, batches=1, at_rest=True, **memory):
         self.now += 1
         samples = []
         for name, megabytes in memory.items():
             self.batches[name] = self.batches.get(name, 0) + batches
-            samples.append(MemorySample(name, life, megabytes * MB, self.batches[name], limit))
+            samples.append(MemorySample(name, life, megabytes * MB, self.batches[name], limit, at_rest))
         return self.watch.observe(samples, self.now)
 
     def seconds(self, count, **sample):
@@ -84,6 +84,17 @@ def test_a_load_or_unload_or_another_process_begins_anew():
     assert story.watch.baseline_bytes("a") == 0
     story.seconds(20, life="two models", a=300)
     assert story.watch.baseline_bytes("a") == 300 * MB
+
+
+def test_one_that_loads_or_comes_back_is_not_looked_at_and_not_forgotten():
+    story = Story(GrowthLimits(limit_bytes=100 * MB, interval_s=60))
+    for name, successor in (("a", "b"), ("b", "c"), ("c", "d")):
+        assert len(story.seconds(CONFIRM, **{name: 150})) == 1
+        story.watch.replaced(name, successor, story.now)
+    assert story.seconds(CONFIRM - 1, d=150) == []
+    assert story.seconds(20, at_rest=False, life="loading", d=150) == []
+    (verdict,) = story.seconds(CONFIRM, life="two models", d=150)
+    assert isinstance(verdict, GiveUp), "it is still known that the three before it did not last"
 
 
 def test_a_limit_needs_no_baseline():

@@ -35,6 +35,7 @@ optimize:
 model_file: net.onnx
 execution_timeout_s: 2.5
 memory_limit_bytes: 6000000000
+residency: {pinned: true}
 decoupled: true
 sequence:
   strategy: oldest
@@ -98,6 +99,7 @@ def test_everything_is_read():
     assert config.model_file == "net.onnx"
     assert config.execution_timeout_s == 2.5
     assert config.memory_limit_bytes == 6_000_000_000
+    assert config.residency.pinned
     assert config.decoupled
     assert not config.response_cache
     assert config.sequence is not None
@@ -198,6 +200,8 @@ def test_versions(text, latest, only):
         ("model_file: ..", "model_file: should be a file name without a path, got '..'"),
         ("execution_timeout_s: -1", "execution_timeout_s: should be greater than or equal to 0, got -1"),
         ("memory_limit_bytes: -1", "memory_limit_bytes: should be greater than or equal to 0, got -1"),
+        ("residency: {pin: true}", "residency.pin: unknown key; did you mean pinned?"),
+        ("residency: true", "residency: should be a mapping, got True"),
         ("memory_limit_bytes: 4GB", "memory_limit_bytes: should be a valid integer, got '4GB'"),
         ("execution_timeout_s: .inf", "execution_timeout_s: should be a finite number, got inf"),
         ("execution_timeout_s: true", "execution_timeout_s: should be a valid number, got True"),
@@ -300,6 +304,14 @@ def test_versions(text, latest, only):
         ("ensemble: [{modle: a, model: a, outputs: {y: y}}]", "ensemble[0].modle: unknown key; did you mean model?"),
         ("backend: fake\nensemble: [{model: a, outputs: {y: y}}]", "backend: is 'fake', and an ensemble has none"),
         ("instances: [{}]\nensemble: [{model: a, outputs: {y: y}}]", "instances: is not for an ensemble, whose "),
+        (
+            "memory_limit_bytes: 1\nensemble: [{model: a, outputs: {y: y}}]",
+            "memory_limit_bytes: is not for an ensemble",
+        ),
+        (
+            "residency: {pinned: true}\nensemble: [{model: a, outputs: {y: y}}]",
+            "residency: is not for an ensemble, who",
+        ),
         (
             "outputs: [{name: y, datatype: FP32, shape: [1], labels: a/b.txt}]",
             "outputs[0].labels: should be a file name without a path, got 'a/b.txt'",

@@ -40,7 +40,8 @@ class GrowthLimits:
 class MemorySample:
     """A worker now. ``life`` changes when the process or what it hosts does, and ``batches`` only grows meanwhile.
 
-    ``limit_bytes`` is what its models' owners allow, 0 for no bound.
+    ``limit_bytes`` is what its models' owners allow, 0 for no bound. One that is not ``at_rest``, because it loads
+    or comes back, is known and not looked at.
     """
 
     worker: str
@@ -48,6 +49,7 @@ class MemorySample:
     memory_bytes: int
     batches: int
     limit_bytes: int = 0
+    at_rest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,12 @@ class MemoryWatch:
     def _note(self, sample: MemorySample, now: float) -> None:
         watched = self._workers.get(sample.worker)
         if watched is None:
-            watched = self._workers[sample.worker] = _Watched(sample.life, now, 0)  # all that it has run
-        elif watched.life != sample.life:
+            # Of a life that is seen from its beginning on, all batches count.
+            watched = self._workers[sample.worker] = _Watched(sample.life, now, 0)
+        if not sample.at_rest:
+            watched.recent.clear()
+            return
+        if watched.life != sample.life:
             watched.life, watched.since, watched.batches = sample.life, now, sample.batches
             watched.baseline_bytes, watched.settled = 0, False
             watched.recent.clear()

@@ -145,6 +145,12 @@ class WorkerProcess:
             self.unload(instance)
             raise
 
+    def take_over(self, instance: Instance, old: "WorkerProcess") -> None:
+        """Host one that broke when it was loaded again in ``old``; it is tried here as it was there."""
+        del old.hosted[instance.load.instance]
+        self.hosted[instance.load.instance] = instance
+        self._load_again(instance)
+
     def unload(self, instance: Instance) -> None:
         """Forget a model that has no batch running any more."""
         instance.retire()

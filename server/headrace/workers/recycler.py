@@ -36,19 +36,18 @@ class Recycler:
                 self._give_up(verdict)
 
     def _samples(self) -> Iterator[MemorySample]:
-        """The workers that could be replaced now: none that is loading, coming back or about to go."""
+        """All workers; at rest are those that could be replaced: that are not loading, coming back or about to go."""
         for process in self._supervisor.processes:
             pid = process.pid
             memory = process_memory(pid) if pid is not None else None
-            if memory is None or not process.hosted or process.is_loading or process.leaving:
-                continue
             limits = [one.memory_limit_bytes for one in process.hosted.values() if one.memory_limit_bytes]
             yield MemorySample(
                 process.name,
                 (pid, frozenset(process.hosted)),
-                memory.own_bytes,
+                memory.own_bytes if memory is not None else 0,
                 process.batches,
                 min(limits, default=0),
+                at_rest=memory is not None and bool(process.hosted) and not (process.is_loading or process.leaving),
             )
 
     async def _carry_out(self, verdict: Recycle) -> None:

@@ -136,7 +136,7 @@ class Supervisor:
         twins: list[tuple[Instance, Instance]] = []
         try:
             for instance in list(old.hosted.values()):
-                if old.hosted.get(instance.load.instance) is instance:
+                if old.hosted.get(instance.load.instance) is instance and not instance.broken:
                     twin = instance.twin(self.number())
                     twins.append((instance, twin))
                     await self._load_twin(instance, twin, successor)
@@ -153,6 +153,9 @@ class Supervisor:
                 left.append(instance)
             else:  # it was unloaded meanwhile
                 left.append(twin)
+        for broken in [one for one in old.hosted.values() if one.broken]:
+            successor.take_over(broken, old)
+            self._homes[broken.load.instance] = successor
         await asyncio.gather(*(self._take_away(one, grace_s) for one in left))
         await asyncio.gather(self._end_if_empty(old), self._end_if_empty(successor))
         return successor
