@@ -6,8 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +14,13 @@ import typer
 import uvloop
 
 from headrace.core.tensor import Tensor
-from loadtests import cpu, grpc_message, http_message
+from loadtests import cpu, grpc_message
+from loadtests.answer import BadResponse, Outputs
 from loadtests.client import Client
+from loadtests.dialect import Dialect, Wire, grpc_check, http_check, http_request
 from loadtests.grpc_client import GrpcClient
 from loadtests.http_client import HttpClient, get
-from loadtests.http_message import BadResponse
-from loadtests.inputs import tensor_of_file, tensor_of_shape
+from loadtests.inputs import array_of_file, tensor_of_file, tensor_of_shape
 from loadtests.latency import LatencySummary, summarize
 from loadtests.loops import ClosedLoop, OpenLoop
 from loadtests.metrics import mean_batch_rows
@@ -31,17 +31,12 @@ DRAIN_S = 30.0
 SCHEDULE_SEED = 7
 
 
-class Wire(StrEnum):
-    """How requests travel."""
-
-    HTTP_BINARY = "http-binary"
-    HTTP_JSON = "http-json"
-    GRPC = "grpc"
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run. ``rate_per_s`` None is a closed loop; addresses are host and port."""
+    """One run. ``rate_per_s`` None is a closed loop; addresses are host and port.
+
+    ``path`` None is the open protocol's; the first answer must have the outputs ``expected``, which may be none.
+    """
 
     address: tuple[str, int]
     wire: Wire
@@ -52,6 +47,9 @@ class Settings:
     warmup_s: float
     server_pid: int | None
     metrics_address: tuple[str, int] | None
+    dialect: Dialect = Dialect.V2
+    path: str | None = None
+    expected: Outputs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +111,14 @@ async def drive(settings: Settings, tensors: Sequence[Tensor]) -> Result:
 def make_client(settings: Settings, tensors: Sequence[Tensor]) -> Client:
     """The client that speaks the run's protocol, its request made."""
     host, port = settings.address
-    if settings.wire is Wire.GRPC:
-        return GrpcClient(host, port, grpc_message.encode_request(settings.model, tensors), settings.concurrency)
-    binary = settings.wire is Wire.HTTP_BINARY
-    request = http_message.encode_request(f"{host}:{port}", settings.model, tensors, binary=binary)
-    return HttpClient(host, port, request, settings.concurrency, exact=binary)
+    wire, dialect, expected = settings.wire, settings.dialect, settings.expected
+    if wire is Wire.GRPC:
+        message = grpc_message.encode_request(settings.model, tensors)
+        return GrpcClient(host, port, message, settings.concurrency, grpc_check(expected))
+    request = http_request(dialect, wire, f"{host}:{port}", settings.path, settings.model, tensors)
+    exact = wire is Wire.HTTP_BINARY
+    check = http_check(dialect, wire, expected)
+    return HttpClient(host, port, request, settings.concurrency, exact=exact, check=check)
 
 
 def _make_loop(settings: Settings, client: Client, recorder: Recorder, start_ns: int) -> ClosedLoop | OpenLoop:
@@ -225,6 +226,13 @@ def main(
         list[str] | None, typer.Option(help="an input with random data, as x=FP32:1x784; may be repeated")
     ] = None,
     npy: Annotated[list[str] | None, typer.Option(help="an input from a file, as x=data.npy; may be repeated")] = None,
+    dialect: Annotated[
+        Dialect, typer.Option(help="over HTTP: v2, or plain: tensors' bytes as the body, or an object of lists")
+    ] = Dialect.V2,
+    path: Annotated[str | None, typer.Option(help="of the URL, as /inference; plain has none by itself")] = None,
+    expect: Annotated[
+        list[str] | None, typer.Option(help="what an output has to be, as y=data.npy; may be repeated")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="clients; with --rate, the most requests under way")] = 1,
     rate: Annotated[float | None, typer.Option(help="requests/s of an open loop (Poisson)")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="length of the measured window")] = 5.0,
@@ -238,7 +246,7 @@ def main(
     """Put one model under load and print what it did."""
     try:
         tensors = _tensors(model, shape or (), npy or ())
-        metrics_text = metrics_url or (url if protocol is not Wire.GRPC else None)
+        metrics_text = metrics_url or (url if protocol is not Wire.GRPC and dialect is Dialect.V2 else None)
         settings = Settings(
             address=parse_address(url),
             wire=protocol,
@@ -249,6 +257,9 @@ def main(
             warmup_s=warmup,
             server_pid=server_pid,
             metrics_address=parse_address(metrics_text) if metrics_text else None,
+            dialect=dialect,
+            path=path,
+            expected=dict(map(array_of_file, expect or ())),
         )
         if server_pid is not None and seconds < cpu.MIN_SECONDS:
             print(f"CPU time comes in ticks of 10 ms: expect little of {seconds} s", file=sys.stderr)
@@ -258,7 +269,8 @@ def main(
         raise typer.Exit(1) from None
     print(describe(result))
     if output is not None:
-        output.write_text(json.dumps({"settings": asdict(settings), **asdict(result)}, indent=1) + "\n")
+        told = asdict(settings) | {"expected": sorted(settings.expected)}
+        output.write_text(json.dumps({"settings": told, **asdict(result)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A gRPC client for one request, made beforehand: bytes in and out, no protobuf objects."""
 
 import asyncio
+from collections.abc import Callable
 
 import grpc
 
@@ -20,7 +21,15 @@ _OPTIONS = (
 class GrpcClient:
     """The client of one run over gRPC, as client.py wants it."""
 
-    def __init__(self, host: str, port: int, request: bytes, slots: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        request: bytes,
+        slots: int,
+        check: Callable[[bytes], object] = check_response,
+    ) -> None:
+        self._check_first = check
         self._address = f"{host}:{port}"
         self._request = request
         self._slots = slots
@@ -38,7 +47,7 @@ class GrpcClient:
                 first = await infer(self._request)
             except grpc.aio.AioRpcError as error:
                 raise BadResponse(_refusal(error)) from error
-        check_response(first)
+        self._check_first(first)
         self._done = done
         self._check = LengthCheck(len(first), exact=True)
 

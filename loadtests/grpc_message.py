@@ -6,8 +6,9 @@ The driver brings its own so that a mistake in the server's generated messages c
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, Tensor
-from loadtests.http_message import BadResponse
+from headrace.core.errors import InvalidRequest
+from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, Array, Tensor, from_wire
+from loadtests.answer import BadResponse, Outputs
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -27,7 +28,7 @@ def encode_request(model: str, tensors: Sequence[Tensor]) -> bytes:
     return b"".join(parts)
 
 
-def check_response(message: bytes) -> None:
+def check_response(message: bytes) -> Outputs:
     """Decode a whole ModelInferResponse.
 
     Raises:
@@ -41,6 +42,7 @@ def check_response(message: bytes) -> None:
     contents = [value for number, value in fields if number == 6 and isinstance(value, bytes)]
     if not outputs or len(outputs) != len(contents):
         raise BadResponse(f"the answer has {len(outputs)} outputs and {len(contents)} raw_output_contents")
+    arrays: dict[str, Array] = {}
     for (name, datatype_name, shape), raw in zip(outputs, contents, strict=True):
         datatype = DATATYPE_BY_NAME.get(datatype_name)
         if datatype is None:
@@ -48,6 +50,11 @@ def check_response(message: bytes) -> None:
         item_bytes = ITEM_BYTES[datatype]
         if item_bytes and len(raw) != prod(shape) * item_bytes:
             raise BadResponse(f"output '{name}' has {len(raw)} bytes, expected those of {datatype}{shape}")
+        try:
+            arrays[name] = from_wire(raw, datatype, tuple(shape))
+        except (ValueError, InvalidRequest) as error:
+            raise BadResponse(f"output '{name}' of {datatype}{shape} cannot be read: {error}") from error
+    return arrays
 
 
 def _output(message: bytes) -> tuple[str, str, list[int]]:

@@ -2,25 +2,28 @@
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
+import numpy as np
+
+from headrace.core.errors import InvalidRequest
 from headrace.core.tensor import (
     DATATYPE_BY_NAME,
     ITEM_BYTES,
+    NUMPY_DTYPES,
+    Array,
     DataType,
     Tensor,
     from_wire,
 )
+from loadtests.answer import BadResponse, Outputs
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-class BadResponse(Exception):
-    """An answer that a client could not use; the message says why."""
-
-
-def encode_request(host: str, model: str, tensors: Sequence[Tensor], *, binary: bool) -> bytes:
+def encode_request(host: str, model: str, tensors: Sequence[Tensor], *, binary: bool, path: str | None = None) -> bytes:
     """Head and body of one inference request, tensors as blobs behind the JSON or as numbers within it."""
     inputs: list[dict[str, Any]] = []
     for tensor in tensors:
@@ -35,17 +38,23 @@ def encode_request(host: str, model: str, tensors: Sequence[Tensor], *, binary: 
         document["parameters"] = {"binary_data_output": True}
     header = json.dumps(document, separators=(",", ":")).encode()
     body = b"".join([header, *(bytes(tensor.data) for tensor in tensors)]) if binary else header
+    extra = [f"{HEADER_LENGTH}: {len(header)}"] if binary else []
+    return post(host, path or f"/v2/models/{model}/infer", body, extra, binary=binary)
+
+
+def post(host: str, path: str, body: bytes, extra: Sequence[str] = (), *, binary: bool) -> bytes:
+    """A whole POST request; ``extra`` are more lines of its head."""
     lines = [
-        f"POST /v2/models/{model}/infer HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         f"Host: {host}",
         f"Content-Type: application/{'octet-stream' if binary else 'json'}",
-        *([f"{HEADER_LENGTH}: {len(header)}"] if binary else []),
+        *extra,
         f"Content-Length: {len(body)}",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def check_response(head: bytes, body: bytes) -> None:
+def check_response(head: bytes, body: bytes) -> Outputs:
     """Decode the whole answer.
 
     Raises:
@@ -54,14 +63,19 @@ def check_response(head: bytes, body: bytes) -> None:
     header_length = header_value(head, HEADER_LENGTH)
     split = len(body) if header_length is None else int(header_length)
     try:
-        outputs = json.loads(body[:split])["outputs"]
+        entries = json.loads(body[:split])["outputs"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadResponse(f"the answer is not a JSON object with 'outputs': {body[:200]!r}") from error
-    if not outputs:
+    if not entries:
         raise BadResponse("the answer has no outputs; expected at least one")
-    blob_bytes = sum(_check_output(output) for output in outputs)
-    if split + blob_bytes != len(body):
-        raise BadResponse(f"the answer has {len(body) - split} bytes of blobs; its outputs tell of {blob_bytes}")
+    sizes = [_check_output(entry) for entry in entries]
+    if split + sum(sizes) != len(body):
+        raise BadResponse(f"the answer has {len(body) - split} bytes of blobs; its outputs tell of {sum(sizes)}")
+    starts = accumulate(sizes, initial=split)
+    return {
+        entry["name"]: _array(entry, body[start : start + size])
+        for entry, start, size in zip(entries, starts, sizes, strict=False)
+    }
 
 
 def header_value(head: bytes, name: str) -> str | None:
@@ -99,3 +113,13 @@ def _check_output(output: dict[str, Any]) -> int:
 
 def _count(data: Any) -> int:
     return sum(map(_count, data)) if isinstance(data, list) else 1
+
+
+def _array(output: dict[str, Any], blob: bytes) -> Array:
+    datatype, shape = DATATYPE_BY_NAME[output["datatype"]], output["shape"]
+    try:
+        if "data" in output:
+            return np.array(output["data"], NUMPY_DTYPES[datatype]).reshape(shape)
+        return from_wire(blob, datatype, tuple(shape))
+    except (ValueError, InvalidRequest) as error:
+        raise BadResponse(f"output '{output['name']}' of {datatype}{shape} cannot be read: {error}") from error

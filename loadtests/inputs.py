@@ -42,10 +42,20 @@ def tensor_of_file(text: str) -> Tensor:
     Raises:
         ValueError: the text is not of that form, or the array has no datatype in the protocol.
     """
+    return tensor_of_array(*array_of_file(text))
+
+
+def array_of_file(text: str) -> tuple[str, Array]:
+    """The name and array that ``name=file.npy`` gives.
+
+    Raises:
+        ValueError: the text is not of that form.
+        OSError: there is no such file.
+    """
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise ValueError(f"the array '{text}' was given; expected NAME=FILE.npy")
-    return tensor_of_array(name, np.load(Path(path), allow_pickle=False))
+    return name, np.load(Path(path), allow_pickle=False)
 
 
 def tensor_of_array(name: str, array: Array) -> Tensor:

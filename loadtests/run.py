@@ -106,7 +106,7 @@ class Bench:
     def _measure_limit(self, model: str) -> list[Point]:
         output = self._work / "limit.json"
         sizes = sorted({1, *self._plan.concurrencies})
-        problem = _run_module(
+        problem = run_module(
             "loadtests.limit",
             str(place(model, self._repository)),
             *self._inputs(model),
@@ -120,7 +120,7 @@ class Bench:
     def _drive(self, cell: Cell, repeat: int, server: Server) -> Run:
         output = self._work / "drive.json"
         port = server.grpc_port if cell.protocol == Wire.GRPC else server.http_port
-        problem = _run_module(
+        problem = run_module(
             "loadtests.drive",
             *("--url", f"{HOST}:{port}", "--protocol", cell.protocol, "--model", cell.model),
             *self._inputs(cell.model),
@@ -136,9 +136,13 @@ class Bench:
             yield from ("--npy", f"{name}={path}")
 
 
-def _run_module(module: str, *arguments: str) -> str | None:
+def run_module(module: str, *arguments: str, timeout_s: float | None = None) -> str | None:
     """Run one of our modules as a process; what it complained of if it failed, else None."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"no end after {timeout_s} s"
     return None if done.returncode == 0 else (done.stderr.strip()[-500:] or f"exit code {done.returncode}")
 
 
