@@ -99,7 +99,7 @@ FULL = Plan(
         Load("identity", (1, 8, 32, 64, 128), 3.0),
         Load("mlp", (1, 8, 32, 64, 128), 3.0),
         Load("minilm", (1, 8, 32, 128), 4.0),
-        Load("resnet50", (1, 8, 32), 6.0),
+        Load("resnet50", (1, 8, 32), 10.0),
     ),
     wires=tuple(Wire),
     repeats=3,
