@@ -1,10 +1,12 @@
-"""The command line: serve, check and explain."""
+"""The command line: serve, check, explain, infer and bench."""
 
 import asyncio
 import dataclasses
 import inspect
+import signal
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -101,6 +103,14 @@ def _announcer(settings: Settings) -> Callable[[str], None]:
 
 app.command("serve")(_from_settings(_serve))
 
+
+class BenchProtocol(StrEnum):
+    """What ``bench`` asks over."""
+
+    HTTP = "http"
+    GRPC = "grpc"
+
+
 RepositoryArgument = Annotated[
     Path, typer.Argument(envvar="HEADRACE_REPOSITORY", help="The folder that holds the models.")
 ]
@@ -171,6 +181,107 @@ def infer(
         as_json,
     )
     _exit(run(arguments, typer.echo, lambda line: typer.echo(line, err=True)))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="The model's name on the server, or in --repository.")],
+    repository: Annotated[
+        Path | None,
+        typer.Option("--repository", "-r", help="Start a server for this model of this folder, and end it afterwards."),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", "-u", help="A server's HTTP address; http://127.0.0.1:8000 unless given."),
+    ] = None,
+    grpc_url: Annotated[
+        str | None, typer.Option("--grpc-url", help="Its gRPC address; grpc://127.0.0.1:8001 unless given.")
+    ] = None,
+    protocols: Annotated[
+        list[BenchProtocol] | None,
+        typer.Option("--protocol", help="Only this one; both unless given, or only one of the addresses is."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="NAME=VALUE",
+            help="An input, as `headrace infer` takes it: JSON, text or @FILE. Once for each; made up from the model's "
+            "metadata unless given.",
+        ),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape", metavar="NAME=1x32", help="The shape of an input that is made up; dimensions of any size are 1."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows in each request.")] = 1,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of each request.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    clients: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--concurrency", "-c", min=1, help="Just so many clients, repeatable; the knee is sought unless given."
+        ),
+    ] = None,
+    most_clients: Annotated[
+        int, typer.Option("--max-concurrency", min=1, max=4096, help="The most clients to try.")
+    ] = 256,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measured for each number of clients.")] = 2.0,
+    warmup_s: Annotated[float, typer.Option("--warmup", min=0.0, help="Seconds of load before that.")] = 0.5,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=1.0, help="For each protocol; the step under way then is the last.")
+    ] = 120.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the last answers.")
+    ] = 30.0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw throughput and latency; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Put a served model under load over HTTP and gRPC, and find how many clients it can serve at its best.
+
+    One client, then two, four and so on, each of whom waits for an answer before it asks again, until more of them
+    bring no more answers a second. Printed for each number of clients: throughput, latency percentiles, the mean batch
+    that the server made of the requests, errors, and what this program itself took of a CPU: where that nears 100 %,
+    it is what holds the numbers down. The knee is the fewest clients that reach 95 % of the best throughput; beyond it
+    they only wait longer.
+
+    A measurement takes CPU from a server on the same machine. Exit status 1 when nothing was answered.
+    """
+    from headrace.bench.command import BenchArguments, run
+    from headrace.bench.sweep import Limits
+
+    arguments = BenchArguments(
+        model,
+        repository,
+        url,
+        grpc_url,
+        tuple(dict.fromkeys(protocol.value for protocol in protocols or ())),
+        tuple(inputs or ()),
+        tuple(shapes or ()),
+        rows,
+        tuple(parameters or ()),
+        version,
+        tuple(sorted(set(clients or ()))),
+        most_clients,
+        Limits(warmup_s, seconds, timeout_s, max_seconds),
+        json_file,
+        plot_file,
+    )
+    show_progress = sys.stderr.isatty()
+    try:
+        problems = uvloop.run(
+            run(arguments, typer.echo, lambda line: typer.echo(line, err=True), show_progress=show_progress)
+        )
+    except asyncio.CancelledError:  # by SIGTERM
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    _exit(problems)
 
 
 def _exit(problems: int) -> None:

@@ -54,7 +54,7 @@ def test_the_installed_command_and_the_module_are_the_same():
 def test_help_lists_the_commands():
     ended = run("--help")
     assert ended.returncode == 0
-    for command in ("serve", "check", "explain"):
+    for command in ("serve", "check", "explain", "infer", "bench"):
         assert re.search(rf"\b{command}\b", ended.stdout)
 
 
