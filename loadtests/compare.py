@@ -23,7 +23,7 @@ from loadtests.compare_report import OURS, Run, compare, plot, summarize, table
 from loadtests.contenders import CONTENDERS, Running, job_of, model_cache
 from loadtests.cpu import read_processes, tree_times
 from loadtests.dialect import Wire
-from loadtests.drive import DRAIN_S
+from loadtests.drive import DRAIN_S, GrpcKind
 from loadtests.environment import EnvironmentFailure, environment, requirements
 from loadtests.machine import describe_machine, describe_versions
 from loadtests.models import MODELS, place
@@ -55,6 +55,7 @@ class Plan:
     wires: tuple[Wire, ...]
     repeats: int
     warmup_s: float
+    grpc_client: GrpcKind = GrpcKind.LIGHT
 
     def models(self, repeat: int) -> list[Load]:
         """One repeat's models in order: every second one backwards."""
@@ -236,7 +237,7 @@ class Referee:
         problem = run_module(
             "loadtests.drive",
             *("--url", f"{HOST}:{port}", "--protocol", wire.value, "--model", cell.model, "--dialect", door.dialect),
-            *(*path, *inputs, *metrics),
+            *(*path, *inputs, *metrics, "--grpc-client", self._plan.grpc_client),
             *("--concurrency", str(cell.concurrency), "--seconds", str(load.seconds)),
             *("--warmup", str(self._plan.warmup_s), "--server-pid", str(one.process.pid), "--output", str(output)),
             timeout_s=load.seconds + self._plan.warmup_s + 2 * DRAIN_S,
@@ -327,6 +328,7 @@ def make_plan(
     concurrencies: Sequence[int],
     repeats: int | None,
     seconds: float | None,
+    grpc_client: GrpcKind = GrpcKind.LIGHT,
 ) -> Plan:
     """The basis, narrowed or changed by what was asked for.
 
@@ -348,6 +350,7 @@ def make_plan(
         wires=tuple(dict.fromkeys(wires or basis.wires)),
         repeats=repeats or basis.repeats,
         warmup_s=basis.warmup_s,
+        grpc_client=grpc_client,
     )
 
 
@@ -361,6 +364,9 @@ def main(
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="times that the whole matrix is measured")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="length of each measured window")] = None,
+    grpc_client: Annotated[
+        GrpcKind, typer.Option(help="light, our own, or grpcio, which costs more than most servers")
+    ] = GrpcKind.LIGHT,
     name: Annotated[str | None, typer.Option(help="of the files in loadtests/results; default local/DATE")] = None,
 ) -> None:
     """Serve the load models with Headrace and its peers, drive them in turn, compare."""
@@ -368,7 +374,9 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 190, record=True)
     basis = CHECK if check else QUICK if quick else FULL
     try:
-        plan = make_plan(basis, server or (), model or (), protocol or (), concurrency or (), repeats, seconds)
+        plan = make_plan(
+            basis, server or (), model or (), protocol or (), concurrency or (), repeats, seconds, grpc_client
+        )
     except ValueError as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from loadtests.answer import BadResponse, Outputs
 from loadtests.client import Client
 from loadtests.dialect import Dialect, Wire, grpc_check, http_check, http_request
 from loadtests.grpc_client import GrpcClient
+from loadtests.h2_client import H2Client
 from loadtests.http_client import HttpClient, get
 from loadtests.inputs import array_of_file, tensor_of_file, tensor_of_shape
 from loadtests.latency import LatencySummary, summarize
@@ -29,6 +31,13 @@ from loadtests.schedule import poisson_offsets_ns
 
 DRAIN_S = 30.0
 SCHEDULE_SEED = 7
+
+
+class GrpcKind(StrEnum):
+    """Whose gRPC client: the library that most clients use, or ours, which costs a fraction of it."""
+
+    GRPCIO = "grpcio"
+    LIGHT = "light"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class Settings:
     dialect: Dialect = Dialect.V2
     path: str | None = None
     expected: Outputs = field(default_factory=dict)
+    grpc_client: GrpcKind = GrpcKind.GRPCIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,8 @@ def make_client(settings: Settings, tensors: Sequence[Tensor]) -> Client:
     wire, dialect, expected = settings.wire, settings.dialect, settings.expected
     if wire is Wire.GRPC:
         message = grpc_message.encode_request(settings.model, tensors)
-        return GrpcClient(host, port, message, settings.concurrency, grpc_check(expected))
+        kind = H2Client if settings.grpc_client is GrpcKind.LIGHT else GrpcClient
+        return kind(host, port, message, settings.concurrency, grpc_check(expected))
     request = http_request(dialect, wire, f"{host}:{port}", settings.path, settings.model, tensors)
     exact = wire is Wire.HTTP_BINARY
     check = http_check(dialect, wire, expected)
@@ -233,6 +244,9 @@ def main(
     expect: Annotated[
         list[str] | None, typer.Option(help="what an output has to be, as y=data.npy; may be repeated")
     ] = None,
+    grpc_client: Annotated[
+        GrpcKind, typer.Option(help="grpcio, which costs some 250 us a call, or a light one of our own")
+    ] = GrpcKind.GRPCIO,
     concurrency: Annotated[int, typer.Option(min=1, help="clients; with --rate, the most requests under way")] = 1,
     rate: Annotated[float | None, typer.Option(help="requests/s of an open loop (Poisson)")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="length of the measured window")] = 5.0,
@@ -260,6 +274,7 @@ def main(
             dialect=dialect,
             path=path,
             expected=dict(map(array_of_file, expect or ())),
+            grpc_client=grpc_client,
         )
         if server_pid is not None and seconds < cpu.MIN_SECONDS:
             print(f"CPU time comes in ticks of 10 ms: expect little of {seconds} s", file=sys.stderr)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loadtests import cpu, grpc_message, http_message
 from loadtests.client import LengthCheck
-from loadtests.drive import Settings, Wire, describe, drive, parse_address
+from loadtests.drive import GrpcKind, Settings, Wire, describe, drive, parse_address
 from loadtests.http_message import BadResponse
 from loadtests.http_response import ProtocolError, ResponseParser
 from loadtests.inputs import tensor_of_file, tensor_of_shape
@@ -529,7 +529,8 @@ async def test_a_refused_first_request_stops_the_run():
         await drive(settings(address), [ROW])
 
 
-async def test_driving_grpc():
+@pytest.mark.parametrize("kind", list(GrpcKind))
+async def test_driving_grpc(kind):
     seen = []
 
     async def infer(request, context):
@@ -546,11 +547,11 @@ async def test_driving_grpc():
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        result = await drive(settings(("127.0.0.1", port), Wire.GRPC), [ROW])
+        result = await drive(settings(("127.0.0.1", port), Wire.GRPC, grpc_client=kind), [ROW])
     finally:
         await server.stop(0)
     assert set(seen) == {grpc_message.encode_request("m", [ROW])}
-    assert set(result.errors) == {"UNAVAILABLE: busy"}
+    assert set(result.errors) == {"UNAVAILABLE: busy" if kind is GrpcKind.GRPCIO else "gRPC status 14: busy"}
     assert 5 < result.latency.count < len(seen)
     assert result.mean_batch_rows is None
 
