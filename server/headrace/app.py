@@ -156,6 +156,7 @@ class App:
             InferLane(self.engine, grpc_infer),
             grpc_socket,
             settings.max_grpc_bytes,
+            settings.max_inflight_bytes,
             compression=settings.grpc_compression,
             restrictions=restrictions,
         )

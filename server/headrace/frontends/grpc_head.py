@@ -17,8 +17,12 @@ from headrace.http2.headers import Headers
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
+_LONGEST_NS = 10**18  # thirty years: a longer timeout is none
+_GRPC = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DOTALL)  # and not grpc-web
 _NOT_METADATA = (b":", b"grpc-")
-_OF_HTTP = frozenset((b"te", b"content-type", b"content-length", b"host", b"connection"))
+_OF_HTTP = frozenset((b"te", b"content-type", b"content-length", b"host"))
+_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+_OF_HTTP_1 = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +64,14 @@ def parse_head(
             said[name] = value
         else:
             given.append((name, value))
+    accepts = b",".join(value for name, value in headers if name == b"grpc-accept-encoding")
     path = said.get(b":path", b"")
     procedure = procedures.get(path)
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     timeout_ns = 0
     encoding = said.get(b"grpc-encoding", b"").decode("latin-1")
     try:
-        metadata = tuple(_metadatum(name, value) for name, value in given)
+        metadata = tuple(one for name, value in given for one in _metadata(name, value))
         timeout_ns = _timeout_ns(said.get(b"grpc-timeout"))
         refusal: HeadraceError | None = check_encoding(encoding)
     except InvalidRequest as error:
@@ -79,16 +84,32 @@ def parse_head(
         metadata,
         timeout_ns,
         encoding,
-        frozenset(one.strip() for one in said.get(b"grpc-accept-encoding", b"").decode("latin-1").split(",")),
+        frozenset(one.strip() for one in accepts.decode("latin-1").split(",")),
         refusal,
-        _http_status(said),
+        400 if _is_malformed(headers) else _http_status(said),
     )
 
 
 def _http_status(said: Mapping[bytes, bytes]) -> int:
     if said.get(b":method") != b"POST":
         return 405
-    return 200 if said.get(b"content-type", b"").startswith(b"application/grpc") else 415
+    return 200 if _GRPC.fullmatch(said.get(b"content-type", b"")) else 415
+
+
+def _is_malformed(headers: Headers) -> bool:
+    """Whether HTTP/2 forbids headers like these (RFC 9113, sections 8.2 and 8.3)."""
+    seen: set[bytes] = set()
+    regular = False
+    for name, value in headers:
+        if name.startswith(b":"):
+            if regular or name in seen or name not in _PSEUDO:
+                return True
+            seen.add(name)
+        else:
+            regular = True
+            if not name or name != name.lower() or name in _OF_HTTP_1 or (name == b"te" and value != b"trailers"):
+                return True
+    return False
 
 
 def _timeout_ns(value: bytes | None) -> int:
@@ -97,14 +118,21 @@ def _timeout_ns(value: bytes | None) -> int:
     given = _TIMEOUT.fullmatch(value)
     if given is None:
         raise InvalidRequest(f"grpc-timeout is {value[:40]!r}, expected up to 8 digits and a unit, as 50m")
-    return max(1, int(given[1]) * _UNIT_NS[given[2]])
+    timeout_ns = int(given[1]) * _UNIT_NS[given[2]]
+    return max(1, timeout_ns) if timeout_ns <= _LONGEST_NS else 0
 
 
-def _metadatum(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+def _metadata(name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:
+    """What one header says; several values of a name that ends in -bin may come in one, with commas between them."""
     text = name.decode("latin-1")
     if not name.endswith(b"-bin"):
-        return text, value.decode("latin-1")
+        return [(text, value.decode("latin-1"))]
     try:
-        return text, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+        return [(text, _from_base64(one.strip())) for one in value.split(b",")]
     except binascii.Error:
         raise InvalidRequest(f"metadata '{text}' is not base64, which names that end in -bin ask for") from None
+
+
+def _from_base64(value: bytes) -> bytes:
+    """The padding may be there or not."""
+    return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)

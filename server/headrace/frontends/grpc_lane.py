@@ -9,7 +9,7 @@ import logging
 from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
-from headrace.frontends.grpc_call import Calls, UnaryCall
+from headrace.frontends.grpc_call import Calls, Terms, UnaryCall
 from headrace.frontends.grpc_head import CallHead
 from headrace.frontends.grpc_infer import GrpcInfer
 
@@ -33,10 +33,8 @@ class InferCall(UnaryCall):
 
     __slots__ = ("_asked", "_lane")
 
-    def __init__(
-        self, connection: Calls, stream_id: int, head: CallHead, max_bytes: int, compression: str, lane: InferLane
-    ) -> None:
-        super().__init__(connection, stream_id, head, max_bytes, compression)
+    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms, lane: InferLane) -> None:
+        super().__init__(connection, stream_id, head, terms)
         self._lane = lane
         self._asked: InferRequest | None = None
 
@@ -55,21 +53,22 @@ class InferCall(UnaryCall):
             future.add_done_callback(self._on_done)
 
     def _on_done(self, future: asyncio.Future[InferResponse]) -> None:
-        if self.over or future.cancelled():
+        if future.cancelled():
             return
-        error = future.exception()
+        error = future.exception()  # asked for in any case: one that nobody asks for is logged
+        if self.over:
+            return
         asked = self._asked
         assert asked is not None, "what was not asked is not answered"
         if error is None:
             try:
-                pieces, size = self._lane.reader.encode(future.result(), asked)
+                self.respond(*self._lane.reader.encode(future.result(), asked))
             except HeadraceError as refusal:
                 error = refusal
             except Exception:
                 log.exception("could not write the response of model %s", asked.model)
                 error = InternalError("the response could not be written; the server's log says why")
             else:
-                self.respond(pieces, size)
                 return
         if not isinstance(error, HeadraceError):
             log.error("model %s", asked.model, exc_info=error)

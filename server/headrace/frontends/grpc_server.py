@@ -3,11 +3,13 @@
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
+from time import monotonic_ns
 from typing import Any
 
-from headrace.frontends.grpc_call import Calls, SimpleCall, StreamingCall
+from headrace.frontends.grpc_call import Arrivals, Calls, SimpleCall, StreamingCall, Terms
 from headrace.frontends.grpc_head import CallHead, Procedure, parse_head
 from headrace.frontends.grpc_lane import InferCall, InferLane
+from headrace.frontends.grpc_message import MAX_BYTES
 from headrace.frontends.restrictions import Restrictions
 from headrace.http2.connection import Connection
 from headrace.http2.headers import Headers
@@ -16,6 +18,7 @@ from headrace.wire import pb
 
 BACKLOG = 2048
 POLL_S = 0.02
+WATCH_INTERVAL_S = 1.0
 
 
 class GrpcServer:
@@ -27,11 +30,17 @@ class GrpcServer:
         lane: InferLane,
         sock: socket.socket,
         max_bytes: int,
+        max_arriving_bytes: int,
         *,
         compression: str = "none",
         restrictions: Restrictions | None = None,
     ) -> None:
-        """``services`` has, by the service's name, its RPCs and the objects that have methods of their names."""
+        """Make a server that is not started yet.
+
+        ``services`` has, by the service's name, its RPCs and the objects that have methods of their names. Messages
+        have up to ``max_bytes``, -1 for what the protocol has room for; requests that are not whole yet together up
+        to ``max_arriving_bytes``.
+        """
         self._infer = Procedure("ModelInfer", lane.is_called, pb.ModelInferRequest)
         self._procedures = {
             f"/{service}/{procedure.name}".encode(): procedure
@@ -42,11 +51,15 @@ class GrpcServer:
         self._leaving = [part.leave for _, parts in services.values() for part in parts if hasattr(part, "leave")]
         self._lane = lane
         self._sock = sock
-        self._max_bytes = max_bytes
-        self._compression = compression
+        self._terms = Terms(
+            max_bytes if 0 <= max_bytes < MAX_BYTES else MAX_BYTES,
+            "" if compression == "none" else compression,
+            Arrivals(max_arriving_bytes),
+        )
         self._restrictions = restrictions if restrictions is not None and restrictions.active else None
         self._connections: set[Calls] = set()
         self._server: asyncio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -60,6 +73,7 @@ class GrpcServer:
         self._server = await loop.create_server(
             lambda: Connection(self._accept, self._parse, self._connections), sock=self._sock, backlog=BACKLOG
         )
+        self._watch = loop.create_task(self._keep_watch())
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no more calls and finish those under way; what is left after ``timeout_s`` is told of the end."""
@@ -80,23 +94,38 @@ class GrpcServer:
             await asyncio.sleep(0.1)  # for the last answers to leave
         for connection in list(self._connections):
             connection.transport.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _keep_watch(self) -> None:
+        """End calls that are past their deadlines, whatever it is that they wait for.
+
+        Inference in the queue has a timer there, and calls with a task have their own; this one is for requests that
+        do not arrive and for responses that are not taken.
+        """
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            now_ns = monotonic_ns()
+            for connection in list(self._connections):
+                connection.check_time(now_ns)
 
     def _parse(self, headers: Headers) -> CallHead:
         return parse_head(headers, self._procedures, self._restrictions)
 
-    def _accept(self, connection: Calls, stream_id: int, head: CallHead) -> Stream:
+    def _accept(self, connection: Calls, stream_id: int, head: CallHead, ended: bool) -> Stream:
         procedure = head.procedure
         if procedure is self._infer:
             call: InferCall | SimpleCall | StreamingCall = InferCall(
-                connection, stream_id, head, self._max_bytes, self._compression, self._lane
+                connection, stream_id, head, self._terms, self._lane
             )
         elif procedure is None or not procedure.client_streaming:
-            call = SimpleCall(connection, stream_id, head, self._max_bytes, self._compression)
+            call = SimpleCall(connection, stream_id, head, self._terms)
         else:
-            call = StreamingCall(connection, stream_id, head, self._max_bytes, self._compression)
-        if (procedure is None or head.refusal is not None or head.http_status != 200) and call.refused():
-            return call
-        if isinstance(call, StreamingCall):
+            call = StreamingCall(connection, stream_id, head, self._terms)
+        if procedure is None or head.refusal is not None or head.http_status != 200:
+            call.remote_ended = ended
+            call.refuse()
+        elif isinstance(call, StreamingCall):
             call.start()
         return call
 

@@ -1,10 +1,15 @@
 """What HTTP/2 frames look like on the wire (RFC 9113, sections 4 and 6)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import IntEnum
 from struct import Struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_NO_HTTP_1 = b'{"error":"this port speaks HTTP/2 only, as gRPC does"}'
+NO_HTTP_1 = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_NO_HTTP_1), _NO_HTTP_1)
+)
 HEADER_BYTES = 9
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
@@ -89,15 +94,24 @@ def settings(values: Iterable[tuple[Setting, int]]) -> bytes:
 SETTINGS_ACK = header(0, SETTINGS, ACK, 0)
 
 
-def read_settings(payload: bytes) -> Iterator[tuple[int, int]]:
-    """The settings in a SETTINGS frame, known or not.
+def read_settings(payload: bytes) -> dict[int, int]:
+    """The settings in a SETTINGS frame, known or not; of one that is there twice, the last value counts.
 
     Raises:
-        ConnectionFault: the frame ends in the middle of one.
+        ConnectionFault: the frame ends in the middle of one, or a value is none that the setting can have.
     """
     if len(payload) % _SETTING.size:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {len(payload)} bytes")
-    return _SETTING.iter_unpack(payload)
+    values: dict[int, int] = {}
+    for name, value in _SETTING.iter_unpack(payload):
+        if name == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+        if name == Setting.MAX_FRAME_SIZE and not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frames of {value} bytes")
+        if name == Setting.ENABLE_PUSH and value > 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}, expected 0 or 1")
+        values[name] = value
+    return values
 
 
 def ping(payload: bytes, flags: int = 0) -> bytes:

@@ -9,10 +9,12 @@ from hpack.table import HeaderTable
 
 from headrace.http2.frames import ConnectionFault, ErrorCode
 
-MAX_HEADER_BYTES = 64 * 1024  # of all headers of one request together
+MAX_HEADER_BYTES = 64 * 1024  # of all headers of one request together, packed and unpacked
 _REMEMBERED = 256  # blocks of one connection
 _REMEMBERED_BYTES = 1024  # the longest of them
+_REMEMBERED_HEADERS_BYTES = 4096  # what is in them; a byte in a block can stand for a whole table
 _RESIZE = 0b001  # how a block begins that changes the table's size (RFC 7541, section 6.3)
+_MAX_RESIZES = 2  # more never say anything: the smallest size in between, and the last one (section 4.2)
 
 Headers = list[tuple[bytes, bytes]]
 Head = TypeVar("Head")
@@ -54,21 +56,42 @@ class HeaderReader(Generic[Head]):
         head = self._remembered.get(block)
         if head is not None:
             return head
+        if len(block) > MAX_HEADER_BYTES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
+        resized = bool(block) and block[0] >> 5 == _RESIZE
+        if resized:
+            _check_resizes(block)
         try:
             headers = self._decoder.decode(block, raw=True)
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"a header block cannot be read: {error}") from error
-        head = self._parse([(bytes(name), bytes(value)) for name, value in headers])
-        resized = bool(block) and block[0] >> 5 == _RESIZE
+        given = [(bytes(name), bytes(value)) for name, value in headers]
+        head = self._parse(given)
         if resized or self._table.changes != self._changes:
             # Only while the table stays as it is, equal blocks mean equal headers.
             self._changes = self._table.changes
             self._remembered.clear()
-        elif len(block) <= _REMEMBERED_BYTES:
+        elif len(block) <= _REMEMBERED_BYTES and sum(len(name) + len(value) for name, value in given) <= (
+            _REMEMBERED_HEADERS_BYTES
+        ):
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
             self._remembered[block] = head
         return head
+
+
+def _check_resizes(block: bytes) -> None:
+    """See that a block does not begin with changes of the table's size without end, each of which takes its time."""
+    position = 0
+    for _ in range(_MAX_RESIZES):
+        if position < len(block) and block[position] >> 5 == _RESIZE:
+            long = block[position] & 0x1F == 0x1F
+            position += 1
+            while long and position < len(block):
+                long = block[position] >= 0x80
+                position += 1
+    if position < len(block) and block[position] >> 5 == _RESIZE:
+        raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block changes the table's size again and again")
 
 
 def header_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -15,6 +15,9 @@ class Carrier(Protocol):
     def send_headers(self, stream: "Stream", block: bytes) -> None:
         """Send a header block that does not end the stream."""
 
+    def send_data(self, stream: "Stream", pieces: tuple[Buffer, ...]) -> None:
+        """Send a part of the body, or keep it until it may be sent."""
+
     def advance(self, stream: "Stream") -> None:
         """Send as much of what waits on the stream as may be sent now."""
 
@@ -25,10 +28,47 @@ class Carrier(Protocol):
         """End the stream at once."""
 
 
-class Stream:
-    """A request and its response. Who answers requests makes a class of this one and defines ``receive`` and ``lost``.
+class Unsent:
+    """Bytes that wait to be sent, in order; ``size`` of them."""
 
-    Sending never waits: what the peer has no room for yet is kept, and ``drained`` tells when it is gone.
+    __slots__ = ("_pieces", "size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[memoryview] = deque()
+        self.size = 0
+
+    def add(self, pieces: tuple[Buffer, ...]) -> int:
+        """Put pieces behind the others; how many bytes they are. They must stay unchanged until they are taken."""
+        added = 0
+        for piece in pieces:
+            if len(piece):
+                self._pieces.append(memoryview(piece))
+                added += len(piece)
+        self.size += added
+        return added
+
+    def take(self, size: int) -> list[memoryview]:
+        """The first ``size`` bytes, of which there must be so many, or all."""
+        taken: list[memoryview] = []
+        size = min(size, self.size)
+        self.size -= size
+        while size:
+            piece = self._pieces[0]
+            if len(piece) <= size:
+                self._pieces.popleft()
+            else:
+                self._pieces[0] = piece[size:]
+                piece = piece[:size]
+            taken.append(piece)
+            size -= len(piece)
+        return taken
+
+
+class Stream:
+    """A request and its response. Who answers requests makes a class of this one and defines what the peer can do.
+
+    Sending never waits: what the peer has no room for yet is kept, and ``drained`` tells when it is gone. The first
+    ``end`` is the one that counts.
     """
 
     __slots__ = (
@@ -46,11 +86,11 @@ class Stream:
     def __init__(self, carrier: Carrier, stream_id: int, send_window: int, receivable: int) -> None:
         self.carrier = carrier
         self.id = stream_id
-        self.send_window = send_window  # bytes that the peer has room for
+        self.send_window = send_window  # bytes that the peer has room for; below 0 when it has taken room back
         self.receivable = receivable  # bytes that the peer may still send
         self.remote_ended = False  # whether the peer has sent all that it will
         self.over = False  # whether nothing more will be sent or is wanted
-        self.unsent: deque[memoryview] | None = None
+        self.unsent: Unsent | None = None
         self.end_block: bytes | None = None  # the trailers, once everything before them is known
         self._drained: asyncio.Future[None] | None = None
 
@@ -68,28 +108,31 @@ class Stream:
         """The server's time is over: end the response with whatever says so."""
         raise NotImplementedError
 
+    def check_time(self, now_ns: int) -> None:
+        """Called once in a while: end what takes longer than it may."""
+
     # -- what the server does -----------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole response is known, even if not all of it could be sent yet."""
+        return self.over or self.end_block is not None
 
     def headers(self, block: bytes) -> None:
         """Begin the response."""
-        if not self.over:
+        if not self.ended:
             self.carrier.send_headers(self, block)
 
     def send(self, *pieces: Buffer) -> None:
         """A part of the response's body; the pieces must stay unchanged until they are sent."""
-        if self.over:
-            return
-        if self.unsent is None:
-            self.unsent = deque()
-        self.unsent.extend(memoryview(piece) for piece in pieces if len(piece))
-        self.carrier.advance(self)
+        if not self.ended:
+            self.carrier.send_data(self, pieces)
 
     def end(self, block: bytes) -> None:
         """End the response with a header block, behind everything that was sent before."""
-        if self.over:
-            return
-        self.end_block = block
-        self.carrier.advance(self)
+        if not self.ended:
+            self.end_block = block
+            self.carrier.advance(self)
 
     def allow(self, size: int) -> None:
         """Have the peer send so many bytes more."""
@@ -103,7 +146,7 @@ class Stream:
 
     async def drained(self) -> None:
         """Return when nothing waits to be sent, or never will be."""
-        while self.unsent and not self.over:
+        while self.unsent is not None and self.unsent.size and not self.over:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
