@@ -64,7 +64,8 @@ class HeaderReader(Generic[Head]):
         try:
             headers = self._decoder.decode(block, raw=True)
         except HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"a header block cannot be read: {error}") from error
+            what = f"a header block cannot be read: {type(error).__name__}"
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, what) from error
         given = [(bytes(name), bytes(value)) for name, value in headers]
         head = self._parse(given)
         if resized or self._table.changes != self._changes:

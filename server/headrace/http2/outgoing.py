@@ -10,6 +10,7 @@ from headrace.http2.stream import Buffer, Stream, Unsent
 TRANSPORT_BYTES = 1024 * 1024  # handed to the transport before the client reads; the rest waits on its stream
 TURN_BYTES = 64 * 1024  # of one stream, before the next one that waits for the same room has its turn
 JOIN_BYTES = 64 * 1024  # copying so little costs less than a second buffer on its way through the transport
+SMALL_BYTES = 4 * 1024  # the same where one frame follows the other, and many buffers leave together
 
 
 class Outgoing(asyncio.Protocol):
@@ -154,7 +155,7 @@ class Outgoing(asyncio.Protocol):
             self._unsent_bytes -= size
             limit -= size
             buffers: list[Buffer] = [frames.header(size, frames.DATA, 0, stream.id), *unsent.take(size)]
-            if size <= JOIN_BYTES:
+            if size <= SMALL_BYTES:
                 self.transport.write(b"".join(buffers))
             else:
                 self.transport.writelines(buffers)
