@@ -610,6 +610,31 @@ async def test_a_stop_takes_what_was_sent_before_the_client_knew():
     assert server.transport.reading, "so that nothing unread resets it"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\7"),
+        frames.window_update(1, 5),
+        frames.rst_stream(1, ErrorCode.CANCEL),
+        frames.window_update(1, 0),
+        frame(frames.HEADERS, ENDED, 1, b"\x88"),
+        data(1, b"x"),
+    ],
+)
+async def test_whatever_lets_the_last_stream_end_is_the_last_thing(last, caplog):
+    """Nothing is written behind the end of the connection."""
+    server = Server()
+    server.say(frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\0"))
+    stream = server.open(1)
+    stream.carrier.respond(stream, HEAD, (b"12345",), 5, END)
+    server.connection.leave()
+    server.say(frames.ping(b"stopping", frames.ACK))
+    server.say(last + frames.ping(b"12345678"))
+    assert server.transport.ended
+    assert not server.connection._streams
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
 async def test_a_stop_does_not_wait_long_for_the_answer_to_a_ping(monkeypatch):
     monkeypatch.setattr(module, "GOAWAY_TIMEOUT_S", 0)
     server = Server()

@@ -1,6 +1,7 @@
 """A listening gRPC port: procedures by their paths, a start and a drain."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from time import monotonic_ns
@@ -15,6 +16,8 @@ from headrace.http2.connection import Connection
 from headrace.http2.headers import Headers
 from headrace.http2.stream import Stream
 from headrace.wire import pb
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 POLL_S = 0.02
@@ -107,7 +110,10 @@ class GrpcServer:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now_ns = monotonic_ns()
             for connection in list(self._connections):
-                connection.check_time(now_ns)
+                try:
+                    connection.check_time(now_ns)
+                except Exception:
+                    log.exception("the deadlines of a gRPC connection could not be checked")
 
     def _parse(self, headers: Headers) -> CallHead:
         return parse_head(headers, self._procedures, self._restrictions)

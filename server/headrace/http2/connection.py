@@ -265,11 +265,11 @@ class Connection(Incoming, Generic[Head]):
         if not self._patience.bears(1 + len(self._streams) // STREAMS_A_CHANGE, get_running_loop().time()):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "so many SETTINGS frames have no use")
         values = frames.read_settings(payload)
+        self.transport.write(frames.SETTINGS_ACK)  # before what the new windows let out, which may be the last
         if (size := values.get(Setting.INITIAL_WINDOW_SIZE)) is not None:
             self._resize_windows(size)
         if (size := values.get(Setting.MAX_FRAME_SIZE)) is not None:
             self._set_frame_bytes(size)
-        self.transport.write(frames.SETTINGS_ACK)
 
     def _on_priority(self, stream_id: int, payload: bytes) -> None:
         """Nothing of it is heeded, but it must be one."""
