@@ -685,3 +685,25 @@ async def test_all_streams_are_asked_about_their_time():
     server.connection.check_time(5)
     assert seen == [(1, 5), (3, 5)]
     assert resets(server) == {1: ErrorCode.CANCEL, 3: ErrorCode.CANCEL}
+
+
+async def test_a_response_that_nobody_takes_is_not_kept_for_ever():
+    server = Server()
+    server.say(frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\0"))
+    stream, begun = server.open(1), server.open(3)
+    stream.carrier.respond(stream, HEAD, (b"12345",), 5, END)
+    begun.headers(HEAD)
+    begun.send(b"12345")
+    now_ns = 10**15
+    for change in (b"", frames.window_update(1, 1), frames.window_update(1, 1)):
+        server.say(change)
+        server.connection.check_time(now_ns)
+        now_ns += module.STUCK_TIMEOUT_NS
+        server.connection.check_time(now_ns)
+        assert not stream.over, "it moves, if slowly"
+    server.heard()
+    server.connection.check_time(now_ns + 1)
+    assert resets(server) == {1: ErrorCode.CANCEL}
+    assert stream.losses == 1
+    assert not begun.over, "one that is still being answered holds its model up, and no more"
+    assert server.connection._unsent_bytes == 5

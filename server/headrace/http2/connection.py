@@ -26,6 +26,7 @@ MAX_STREAMS = 16_384  # of one connection at once
 STREAM_WINDOW = 4 * 1024 * 1024  # bytes that a client may send on one stream before anybody has looked at them
 CONNECTION_WINDOW = 64 * 1024 * 1024  # the same for all streams of a connection; given back as they arrive
 MAX_UNSENT_BYTES = 512 * 1024 * 1024  # of responses that a client makes no room for: it gets no new streams
+STUCK_TIMEOUT_NS = 300 * 10**9  # for a client to make room for any of a response that it could have whole
 MAX_IDLE_FRAMES = 1000  # frames with nothing in them, beyond those that the number of requests explains
 SETTINGS_BURST, SETTINGS_RATE = 1000, 100  # changes of all windows; each costs what the open streams cost
 STREAMS_A_CHANGE = 256
@@ -299,7 +300,12 @@ class Connection(Incoming, Generic[Head]):
     def check_time(self, now_ns: int) -> None:
         """Called once in a while: end streams that take longer than they may."""
         for stream in list(self._streams.values()):
-            stream.check_time(now_ns)
+            unsent = stream.unsent
+            if unsent is not None and stream.ended and unsent.stuck_ns(now_ns) > STUCK_TIMEOUT_NS:
+                log.info("a response is given up: its client has made no room for the rest, %d bytes", unsent.size)
+                self._lose(stream, ErrorCode.CANCEL)
+            else:
+                stream.check_time(now_ns)
 
     def leave(self) -> None:
         """The server is stopping: take no more requests, and close when those under way are answered.

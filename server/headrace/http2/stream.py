@@ -31,10 +31,11 @@ class Carrier(Protocol):
 class Unsent:
     """Bytes that wait to be sent, in order; ``size`` of them."""
 
-    __slots__ = ("_pieces", "size")
+    __slots__ = ("_pieces", "_seen", "size")
 
     def __init__(self) -> None:
         self._pieces: deque[memoryview] = deque()
+        self._seen = 0, 0  # the size when it was last asked about, and since when it is that
         self.size = 0
 
     def add(self, pieces: tuple[Buffer, ...]) -> int:
@@ -62,6 +63,12 @@ class Unsent:
             taken.append(piece)
             size -= len(piece)
         return taken
+
+    def stuck_ns(self, now_ns: int) -> int:
+        """How long nothing has been taken, as far as those who ask this once in a while can know."""
+        if self._seen[0] != self.size:
+            self._seen = self.size, now_ns
+        return now_ns - self._seen[1]
 
 
 class Stream:
