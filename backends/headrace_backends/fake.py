@@ -3,6 +3,7 @@
 What it does to every batch stands in the configuration's ``parameters``, what it does to one in those of a request:
 
     fake_delay_ms       wait so long before answering
+    fake_row_delay_ms   wait so long more for each row of the batch
     fake_fail           fail as a broken model does, with this message
     fake_input_error    refuse the input, with this message
     fake_crash          end the process: segfault, exit, kill or abort
@@ -41,6 +42,7 @@ _LOAD_FAULTS = frozenset({"fake_load_delay_ms", "fake_load_fail", "fake_load_cra
 _FAULTS = frozenset(
     {
         "fake_delay_ms",
+        "fake_row_delay_ms",
         "fake_fail",
         "fake_input_error",
         "fake_crash",
@@ -94,7 +96,8 @@ class FakeBackend(Backend):
         for request in requests:
             faults.update(self._faults_of(request))
         ballast = _ballast(faults.get("fake_memory_mb", 0))
-        time.sleep(_number(faults, "fake_delay_ms") / 1000)
+        rows = max((len(array) for array in inputs.values() if array.ndim), default=0)
+        time.sleep((_number(faults, "fake_delay_ms") + rows * _number(faults, "fake_row_delay_ms")) / 1000)
         self._misbehave(faults)
         outputs = {made: inputs[given] for given, made in self._names if given in inputs}
         del ballast

@@ -18,6 +18,7 @@ from headrace.app import CannotStart, serve
 from headrace.config import Settings
 from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
+from headrace.running_model import explain_running
 
 app = typer.Typer(
     name="headrace",
@@ -129,9 +130,21 @@ def explain(
     repository: Annotated[
         Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds it.")
     ] = Path("model_repository"),
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url", "-u", help="Ask this running server, http://HOST:PORT, what it has learned and decided instead."
+        ),
+    ] = "",
 ) -> None:
-    """Say what would be served of a model and why: backend, tensors, batching, threads, and what was refused."""
+    """Say what would be served of a model and why: backend, tensors, batching, threads, and what was refused.
+
+    With --url, say how a running server batches it: the latencies it has learned, its objective and its decisions.
+    """
     set_up_logging("text", "error", "explain")
+    if url:
+        _exit(explain_running(url, model, typer.echo))
+        return
     _exit(asyncio.run(explain_model(repository, model, typer.echo)))
 
 

@@ -198,7 +198,10 @@ class Engine:
         late_ns: int,
     ) -> Answer:
         # Before anything is made of the request, so that a refused one leaves nothing.
-        served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
+        queue = served.queue
+        queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
+        if queue.objective is not None:
+            queue.admit(inputs.key, inputs.rows, priority)
         form = _form(self.repository, served, request) if request.outputs else None
         largest = served.max_batch_size
         if largest and inputs.rows > largest and served.folder.sequence is None:

@@ -12,6 +12,7 @@ from headrace.config import Settings
 from headrace.core.model import TensorSpec
 from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
 from headrace.repository.lifecycle import State
+from headrace.repository.model_config import BatchingConfig
 from headrace.repository.repository import IndexEntry, Repository, Served
 from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Supervisor
@@ -108,13 +109,14 @@ def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
     if info.signature.max_batch_size:
         how = "configured" if config.max_batch_size is not None else "inferred from the shapes"
         say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
-        batching = config.batching
-        say(
-            f"  queue: delay {batching.max_queue_delay_us} us, preferred sizes {list(batching.preferred_sizes)}, "
-            f"at most {batching.max_queue_size} requests waiting"
-        )
+        say(_queue(config.batching))
     else:
         say(f"  batching: none ({'configured' if config.max_batch_size == 0 else 'inferred from the shapes'})")
+    if config.batching.p99_objective_ms is not None:
+        say(
+            f"  objective: {config.batching.p99_objective_ms:g} ms for 99 in 100 requests (configured); "
+            "those that would come later are refused"
+        )
     for instance in served.instances:
         say(
             f"  instance: {instance.load.device}, at most {instance.load.threads} thread(s) of "
@@ -122,6 +124,14 @@ def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
         )
     for note in served.notes:
         say(f"  note: {note}")
+
+
+def _queue(batching: BatchingConfig) -> str:
+    if batching.adaptive:
+        how = "sizes and delays are chosen by the objective, as batches tell what they take"
+    else:
+        how = f"delay {batching.max_queue_delay_us} us, preferred sizes {list(batching.preferred_sizes)}"
+    return f"  queue: {how}, at most {batching.max_queue_size} requests waiting"
 
 
 def _seconds(instance: Instance) -> float:

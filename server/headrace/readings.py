@@ -3,14 +3,24 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, monotonic_ns
 
+from headrace.batching.adaptive import AdaptivePolicy
+from headrace.batching.curve import LatencyCurves
+from headrace.batching.objective import Objective
 from headrace.batching.sequence_queue import SequenceQueue
 from headrace.core.custom_metric import CustomMetric
 from headrace.engine import Engine
 from headrace.frontends.load_report import LoadSample
 from headrace.frontends.server_state import ServerState
-from headrace.metrics import ModelSample, ResidencySample, ServerSample, WorkerSample
+from headrace.metrics import (
+    LatencySample,
+    ModelSample,
+    ObjectiveSample,
+    ResidencySample,
+    ServerSample,
+    WorkerSample,
+)
 from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.pager import Pager
 from headrace.repository.repository import Repository, Served
@@ -66,6 +76,8 @@ class Readings:
                 waiting_by_priority=_by_priority(served),
                 active_streams=sum(len(instance.streams) for instance in served.instances),
                 active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
+                latencies=() if isinstance(served.queue, SequenceQueue) else _latencies(served.queue.curves),
+                objective=None if served.queue.objective is None else _objective(served.queue.objective),
             )
 
     def custom(self) -> Iterator[CustomMetric]:
@@ -136,6 +148,29 @@ def _by_priority(served: Served) -> dict[int, int]:
     """Requests that wait at each of the model's priority levels, but no more of them than metrics are to show."""
     waiting = served.queue.levels() if served.levels_shown else {}
     return {level: waiting.get(level, 0) for level in served.levels_shown}
+
+
+def _latencies(curves: LatencyCurves) -> tuple[LatencySample, ...]:
+    """Curves at powers of two: labels that stay the same while the curves move."""
+    return tuple(
+        LatencySample(elements, rows, curve.mean_ns(rows) * 1e-9, curve.high_ns(rows) * 1e-9)
+        for elements, curve in curves.named()
+        for rows in curve.sizes()
+    )
+
+
+def _objective(objective: Objective) -> ObjectiveSample:
+    budget, policy = objective.budget, objective.policy
+    return ObjectiveSample(
+        objective_s=budget.objective_ns * 1e-9,
+        budget_s=budget.ns * 1e-9,
+        timely=budget.timely,
+        late=budget.late,
+        refused=objective.refused,
+        arrival_rows_per_s=objective.arrivals.per_ns(monotonic_ns()) * 1e9,
+        target_rows=policy.target if isinstance(policy, AdaptivePolicy) else None,
+        waited_s=policy.waited_ns * 1e-9 if isinstance(policy, AdaptivePolicy) else None,
+    )
 
 
 def _cpu_seconds(pid: int) -> float | None:

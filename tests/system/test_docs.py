@@ -283,7 +283,7 @@ def test_the_files_that_architecture_names_exist():
 def test_options_and_links_lead_somewhere(document):
     text = document.read_text()
     options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)}
-    of_other_commands = {"--help", "--json", "--output", "--parameter", "--input"}
+    of_other_commands = {"--help", "--json", "--output", "--parameter", "--input", "--url"}
     of_other_commands |= {"--shape", "--rows", "--seconds", "--warmup", "--timeout", "--plot"}
     of_other_commands |= {"--max-seconds", "--max-concurrency"}
     assert set(re.findall(r"`(--[a-z-]+)", text)) - options - of_other_commands == set()

@@ -83,6 +83,13 @@ def test_delays_and_hangs_as_long_as_told(tmp_path, monkeypatch):
     assert [seconds for seconds in slept if seconds] == [0.5, 0.02, 0.04, 1.0]
 
 
+def test_a_delay_for_each_row_of_the_batch(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(fake.time, "sleep", slept.append)
+    run(load(tmp_path, fake_delay_ms=20, fake_row_delay_ms=1.5), {})
+    assert [seconds for seconds in slept if seconds] == [pytest.approx(0.02 + 0.0015 * len(X))]
+
+
 @pytest.mark.parametrize("forever", [True, "true"])
 def test_hangs_for_ever(tmp_path, monkeypatch, forever):
     naps = []

@@ -29,14 +29,14 @@ class Served:
     decoupled = cached = False
     folder = SimpleNamespace(sequence=None)
 
-    def __init__(self, max_batch_size=4, max_size=3, default_timeout_us=0, inputs=(X,)):
+    def __init__(self, max_batch_size=4, max_size=3, default_timeout_us=0, inputs=(X,), **more):
         self.max_batch_size = max_batch_size
         self.default_timeout_us = default_timeout_us
         self.policy = QueuePolicy(max_size, default_timeout_us)
         self.policies = {3: QueuePolicy(max_size, 60_000, delays=True), 4: QueuePolicy(max_size, 5000)}
         self.statistics = Statistics()
         self.checker = InputChecker("m", Signature(inputs, (TensorSpec("y", DataType.UINT8, None),), max_batch_size))
-        self.queue = BatchQueue("m", BatchLimits(max(1, max_batch_size)), max_size)
+        self.queue = BatchQueue("m", BatchLimits(max(1, max_batch_size)), max_size, **more)
 
     def priority(self, parameters):
         return parameters.get("priority", 7)
@@ -145,6 +145,20 @@ async def test_a_full_queue_refuses_and_counts_it():
     await served.answer()
     await asyncio.gather(*accepted)
     engine.infer(request())
+
+
+async def test_a_request_that_would_come_after_the_models_objective_is_refused_and_counted():
+    served = Served(max_size=100, objective_ns=50 * MS, adaptive=True)
+    served.queue.joined()
+    for _ in range(20):
+        served.queue.curves.observe(None, 4, 20 * MS)
+    engine = engine_of(served)
+    for _ in range(2):
+        engine.infer(request(4))
+    with pytest.raises(Overloaded, match=r"objective of 50 ms \(batching\.p99_objective_ms\)"):
+        engine.infer(request(4))
+    assert served.statistics.failures == {"REJECTED": 1}
+    assert len(served.queue) == 2
 
 
 async def test_a_refused_request_is_forgotten_whatever_time_it_had(loop_errors):

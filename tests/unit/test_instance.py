@@ -122,9 +122,9 @@ async def settle():
 class Model:
     """A queue and what serves it."""
 
-    def __init__(self, turns=None, preserve_order=False):
+    def __init__(self, turns=None, preserve_order=False, **more):
         self.statistics = Statistics()
-        self.queue = BatchQueue("m", BatchLimits(4), 100, preserve_order=preserve_order)
+        self.queue = BatchQueue("m", BatchLimits(4), 100, preserve_order=preserve_order, **more)
         self.turns = turns or CpuTurns(2)
         self.instances = []
 
@@ -1037,3 +1037,73 @@ async def test_a_twin_of_other_files_breaks(model, host):
     twin = model.instance(host).twin(5)
     twin.up(Host(), loaded(Signature((), (), 4)))
     assert twin.broken == "the model's files have changed since it was loaded"
+
+
+# What is learned, and what an objective changes
+
+
+async def test_every_batch_that_runs_tells_what_it_took(model, host):
+    model.instance(host)
+    model.put(1, 2, 3)
+    await settle()
+    await asyncio.sleep(0.02)
+    host.answer()
+    curve = model.queue.curves.of(None)
+    assert curve.batches == 1
+    assert 15e6 < curve.mean_ns(3) < 1e9
+    model.put(1)
+    await settle()
+    host.refuse()
+    assert curve.batches == 1, "a refusal tells nothing"
+
+
+async def test_instances_that_are_up_are_counted(model, host):
+    first, second = model.instance(host), model.instance(host)
+    forecast = model.queue.forecast()
+    assert forecast.instances == 2
+    second.stop()
+    second.stop()
+    assert forecast.instances == 1
+    first.down(None, [], "signal SIGKILL")
+    assert forecast.instances == 0
+
+
+@pytest.mark.parametrize(("handover_s", "staged"), [(0.0005, False), (100, True)])
+async def test_under_an_objective_a_batch_is_staged_only_when_the_worker_is_about_to_be_free(
+    host, monkeypatch, handover_s, staged
+):
+    monkeypatch.setattr(instance_module, "HANDOVER_NS", int(handover_s * 1e9))
+    model = Model(objective_ns=600 * 10**9, adaptive=True)
+    for _ in range(20):
+        for rows in (1, 2, 4):
+            model.queue.curves.observe(None, rows, 60 * 10**9)
+    instance = model.instance(host)
+    try:
+        model.put(1)
+        await settle()
+        model.put(2)
+        await settle()
+        assert len(host.asked) == 1 + staged, "others may still join the second"
+    finally:
+        instance.stop()
+        await settle()
+
+
+async def test_a_batch_that_ends_early_is_followed_at_once_under_an_objective(host):
+    model = Model(objective_ns=600 * 10**9, adaptive=True)
+    for _ in range(20):
+        for rows in (1, 2, 4):
+            model.queue.curves.observe(None, rows, 60 * 10**9)
+    instance = model.instance(host)
+    try:
+        model.put(1)
+        await settle()
+        model.put(2, 3)
+        await settle()
+        assert len(host.asked) == 1
+        host.answer()
+        await settle()
+        assert [len(batch.pending) for batch, _ in host.asked] == [2]
+    finally:
+        instance.stop()
+        await settle()

@@ -13,9 +13,11 @@ from headrace import __version__
 from headrace.core.statistics import REFUSALS, CacheUsage, Histogram, Statistics
 from headrace.metrics import (
     CpuUtilization,
+    LatencySample,
     Memory,
     Metrics,
     ModelSample,
+    ObjectiveSample,
     ResidencySample,
     ServerSample,
     WorkerSample,
@@ -75,6 +77,8 @@ COUNTERS = {
     "process_cpu_seconds_total",
 }
 GAUGES = {
+    "headrace_batch_latency_high_seconds",
+    "headrace_batch_latency_seconds",
     "headrace_queue_requests",
     "headrace_executing_batches",
     "headrace_streams_active",
@@ -117,6 +121,7 @@ def busy() -> Statistics:
 
 def sample(name="digits", version="3", statistics=None, **changes):
     values = {"waiting": 4, "executing": 1, "ready": True, "instances": 2, "instances_up": 1} | changes
+    values.setdefault("latencies", (LatencySample(0, 8, 0.01, 0.012),))
     return ModelSample(name, version, statistics or busy(), **values)
 
 
@@ -592,3 +597,54 @@ def test_models_that_come_and_go(accept):
 def test_without_a_limit_nothing_is_said_of_coming_and_going():
     said = types(text(metrics()))
     assert {"headrace_resident_bytes", "headrace_model_resident", "headrace_page_ins_total"} & set(said) == set()
+
+
+LATENCIES = (LatencySample(0, 1, 0.005, 0.006), LatencySample(0, 4, 0.008, 0.0095))
+ADAPTIVE = ObjectiveSample(0.05, 0.047, 100, 2, 7, 812.5, target_rows=28, waited_s=0.25)
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_curves_and_decisions_are_shown_of_models_that_have_them(accept):
+    fixed = ObjectiveSample(0.02, 0.018, 1, 0, 0, 0.0)
+    models = [
+        sample("a", latencies=LATENCIES, objective=ADAPTIVE),
+        sample("b", objective=fixed, latencies=()),
+        sample("c", latencies=()),
+    ]
+    parse = parse_openmetrics if accept else parse_classic
+    series = {
+        (
+            one.name,
+            *(one.labels[label] for label in ("model", "row_elements", "rows") if label in one.labels),
+        ): one.value
+        for family in parse(text(metrics(models), accept))
+        for one in family.samples
+        if one.name.startswith(("headrace_objective", "headrace_batch_latency", "headrace_batch_s", "headrace_batch_w"))
+        or one.name == "headrace_arrival_rows_per_second"
+    }
+    assert series == {
+        ("headrace_batch_latency_seconds", "a", "0", "1"): 0.005,
+        ("headrace_batch_latency_seconds", "a", "0", "4"): 0.008,
+        ("headrace_batch_latency_high_seconds", "a", "0", "1"): 0.006,
+        ("headrace_batch_latency_high_seconds", "a", "0", "4"): 0.0095,
+        ("headrace_objective_seconds", "a"): 0.05,
+        ("headrace_objective_seconds", "b"): 0.02,
+        ("headrace_objective_budget_seconds", "a"): 0.047,
+        ("headrace_objective_budget_seconds", "b"): 0.018,
+        ("headrace_objective_timely_total", "a"): 100,
+        ("headrace_objective_timely_total", "b"): 1,
+        ("headrace_objective_late_total", "a"): 2,
+        ("headrace_objective_late_total", "b"): 0,
+        ("headrace_objective_refusals_total", "a"): 7,
+        ("headrace_objective_refusals_total", "b"): 0,
+        ("headrace_arrival_rows_per_second", "a"): 812.5,
+        ("headrace_arrival_rows_per_second", "b"): 0,
+        ("headrace_batch_size_target", "a"): 28,
+        ("headrace_batch_wait_seconds_total", "a"): 0.25,
+    }
+
+
+def test_models_without_an_objective_cost_the_page_nothing():
+    page = text(metrics([sample(latencies=())]))
+    assert "headrace_objective" not in page
+    assert "headrace_batch_latency_seconds{" not in page

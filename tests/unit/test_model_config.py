@@ -466,3 +466,33 @@ def test_whatever_is_written_gives_a_configuration_or_problems_with_paths(raw):
 @given(st.text())
 def test_no_text_raises_anything_else(text):
     assert all(isinstance(problem, str) for problem in outcome(parse_config, text))
+
+
+@pytest.mark.parametrize(
+    ("batching", "adaptive"),
+    [
+        ("{p99_objective_ms: 50}", True),
+        ("{p99_objective_ms: 0.5, max_queue_size: 9, priority_levels: 2}", True),
+        ("{p99_objective_ms: 50.0, max_queue_delay_us: 0}", False),
+        ("{p99_objective_ms: 50, preferred_sizes: [4]}", False),
+        ("{}", False),
+    ],
+)
+def test_an_objective_sets_sizes_and_delays_unless_the_owner_has(batching, adaptive):
+    assert parse_config(f"batching: {batching}").batching.adaptive is adaptive
+
+
+def test_the_objective_of_the_optimiser_is_another():
+    assert parse_config("optimize: {objective: {p99_ms: 20}}").batching.p99_objective_ms is None
+
+
+@pytest.mark.parametrize("value", ["0", "-1", ".inf", ".nan", "soon", "true", "3600001"])
+def test_an_objective_is_a_time(value):
+    with pytest.raises(ConfigError, match=r"^batching\.p99_objective_ms: "):
+        parse_config(f"batching: {{p99_objective_ms: {value}}}")
+
+
+@pytest.mark.parametrize("kind", ["decoupled: true", "sequence: {strategy: direct}"])
+def test_an_objective_is_not_for_what_waits_for_something_else(kind):
+    with pytest.raises(ConfigError, match=r"batching\.p99_objective_ms: is not for a"):
+        parse_config(f"batching: {{p99_objective_ms: 50}}\n{kind}")

@@ -513,3 +513,110 @@ async def test_under_churn_every_request_is_run_once_and_none_is_forgotten():
     assert len(ran) == len(sent)
     assert set(map(id, ran)) == set(map(id, sent))
     assert queue.executing == 0
+
+
+# With an objective
+
+
+def objective_queue(now, **more):
+    """A queue of one instance whose batches are known to take 10 ms, on a made-up clock."""
+    queue = queue_of(max_rows=4, objective_ns=50 * MS, clock=lambda: now[0], **more)
+    queue.joined()
+    for _ in range(40):
+        queue.curves.observe(None, 4, 10 * MS)
+    return queue
+
+
+async def test_what_would_come_too_late_is_refused_with_the_objective_and_the_prediction():
+    now = [0]
+    queue = objective_queue(now)
+    for _ in range(12):
+        queue.admit(None, 1, 0)
+        queue.put(request())
+    queue.put(request(20))
+    with pytest.raises(
+        Overloaded, match=r"model 'm'.* answered 9\d\.\d ms after it came.*objective of 50 ms .*32 rows"
+    ):
+        queue.admit(None, 1, 0)
+    assert queue.objective.refused == 1
+
+
+async def test_rows_of_less_urgent_requests_are_not_ahead():
+    queue = objective_queue([0])
+    queue.put(request(40, priority=2))
+    queue.admit(None, 1, 1)
+    with pytest.raises(Overloaded):
+        queue.admit(None, 1, 2)
+
+
+async def test_while_no_instance_is_up_nothing_is_promised():
+    queue = objective_queue([0])
+    queue.left()
+    with pytest.raises(Overloaded, match="no instance is up now, so the objective of 50 ms"):
+        queue.admit(None, 1, 0)
+    queue.joined()
+    queue.admit(None, 1, 0)
+
+
+async def test_the_forecast_follows_what_is_taken_and_finished():
+    queue = queue_of(max_rows=4)
+    queue.joined()
+    queue.curves.observe(None, 1, 10_000 * MS)
+    forecast = queue.forecast()
+    put(queue, request())
+    batch = await queue.take()
+    now_ns = monotonic_ns()
+    assert forecast.free_ns(now_ns)[0] == pytest.approx(batch[0].taken_at_ns + 10_000 * MS)
+    queue.finished(batch)
+    assert forecast.free_ns(now_ns) == [now_ns]
+    queue.left()
+    assert forecast.instances == 0
+
+
+async def test_it_foresees_when_rows_would_be_answered():
+    queue = queue_of(max_rows=4, clock=lambda: 1000 * MS)
+    assert queue.finish_ns(0, 1) is None, "no batch has run"
+    queue.curves.observe(None, 4, 10 * MS)
+    assert queue.finish_ns(0, 1) is None, "no instance is up"
+    queue.joined()
+    assert [queue.finish_ns(ahead, 1) / MS for ahead in (0, 3, 4, 11)] == [1010, 1010, 1020, 1030]
+    assert objective_queue([0]).finish_ns(4, 1) == 20 * MS
+
+
+async def test_where_the_order_is_kept_many_instances_are_as_good_as_one():
+    queue = queue_of(preserve_order=True, objective_ns=50 * MS)
+    forecast = queue.forecast()
+    counts = []
+    for change in (queue.joined, queue.joined, queue.joined, queue.left, queue.left, queue.left, queue.joined):
+        change()
+        counts.append(forecast.instances)
+    assert counts == [1, 1, 1, 1, 1, 0, 1]
+    late = queue_of(preserve_order=True)
+    late.joined()
+    late.joined()
+    assert late.forecast().instances == 1
+
+
+async def test_answers_are_counted_within_and_after_the_objective():
+    queue = objective_queue([0])
+    batch = [request(age_ms=10), request(age_ms=49), request(age_ms=60)]
+    queue.ran(batch, 3, 10 * MS, monotonic_ns())
+    assert (queue.objective.budget.timely, queue.objective.budget.late) == (2, 1)
+
+
+async def test_an_adaptive_queue_sizes_its_batches_by_the_objective_and_not_by_the_limit():
+    queue = queue_of(max_rows=64, objective_ns=50 * MS, adaptive=True)
+    queue.joined()
+    for _ in range(40):
+        for rows in (1, 2, 4):
+            queue.curves.observe(None, rows, (1 + 4 * rows) * MS)
+    queue.set_limits(BatchLimits(32))
+    put(queue, *(request() for _ in range(30)))
+    assert 3 <= len(await queue.take()) <= 6
+
+
+async def test_without_an_objective_nobody_has_to_hurry():
+    queue = queue_of()
+    put(queue, request())
+    assert queue.spare_ns(monotonic_ns()) > 10**15
+    assert objective_queue([0]).spare_ns(monotonic_ns()) > 10**15, "nobody waits"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from headrace.batching.pending import HORIZON_NS, Pending
-from headrace.batching.policy import BatchLimits, Take, Wait, decide
+from headrace.batching.policy import BatchLimits, FixedPolicy, Policy, Take, Wait
 from headrace.batching.urgent import Urgent
 from headrace.core.validation import BatchKey
 
@@ -65,6 +65,12 @@ class _Group:
             return pending[0].queued_at_ns + HORIZON_NS
         return min(urgent.rank_ns, pending[0].queued_at_ns + HORIZON_NS) if pending else urgent.rank_ns
 
+    @property
+    def oldest_ns(self) -> int:
+        """When the first of its requests came."""
+        came_ns = [self.pending[0].queued_at_ns] if self.pending else []
+        return min([*came_ns, *(one.queued_at_ns for one in self.urgent or ())])
+
     def since_ns(self, max_delay_ns: int) -> int:
         """From when on it has been waiting for company.
 
@@ -109,8 +115,9 @@ class Backlog:
     alone go before all others of their priority, since they have waited once already.
     """
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, policy: Policy | None = None) -> None:
         self._limits = limits
+        self._policy = policy or FixedPolicy(limits)
         self._groups: dict[GroupKey, _Group] = {}
         self._alone: deque[Pending] = deque()
         self._size = 0
@@ -171,10 +178,29 @@ class Backlog:
 
     def due_ns(self, now_ns: int) -> int:
         """When ``next_batch`` will have one: 0 for now. Only for a backlog that is not empty."""
-        if self._alone or not self._limits.max_delay_ns:
+        if self._alone or not self._policy.waits:
             return 0
         decision = self._choose(now_ns)[1]
         return decision.until_ns if isinstance(decision, Wait) else 0
+
+    def ahead(self, priority: int) -> Iterator[tuple[BatchKey, int]]:
+        """The rows that wait and would run before a request of this priority that comes now, by what shares a batch.
+
+        A request that runs alone counts as one of a key of its own.
+        """
+        for one in self._alone:
+            if one.priority <= priority:
+                yield one.key, one.rows or 1
+        for (level, late, key), group in self._groups.items():
+            if level < priority or (level == priority and not late):
+                yield key, group.rows
+
+    def oldest(self) -> tuple[BatchKey, int, int] | None:
+        """Key, rows and arrival of the group whose head has waited longest; None where there is no group."""
+        if not self._groups:
+            return None
+        (*_, key), group = min(self._groups.items(), key=lambda item: item[1].oldest_ns)
+        return key, group.rows, group.oldest_ns
 
     def drop_dead(self) -> None:
         """Forget every request that nobody waits for, so that the living get their places."""
@@ -237,13 +263,13 @@ class Backlog:
         if len(self._groups) == 1:
             (key, group), *_ = self._groups.items()
             since_ns = group.pending[0].queued_at_ns if group.urgent is None else group.since_ns(max_delay_ns)
-            return key, decide(self._limits, group.rows, since_ns, now_ns)
+            return key, self._policy.decide(key[2], group.rows, since_ns, now_ns)
         best: tuple[int, bool, int] | None = None
         chosen: tuple[GroupKey, Take | Wait] | None = None
         soonest: tuple[GroupKey, Wait] | None = None
         for key, group in self._groups.items():
             since_ns = group.pending[0].queued_at_ns if group.urgent is None else group.since_ns(max_delay_ns)
-            decision = decide(self._limits, group.rows, since_ns, now_ns)
+            decision = self._policy.decide(key[2], group.rows, since_ns, now_ns)
             place = (key[0], key[1], group.rank_ns)
             if isinstance(decision, Wait):
                 if soonest is None or decision.until_ns < soonest[1].until_ns:

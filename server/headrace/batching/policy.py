@@ -1,6 +1,10 @@
-"""When to close a batch: a pure function of what waits and what time it is."""
+"""When to close a batch: pure, from what waits and what time it is."""
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.batching.curve import LatencyCurve
+from headrace.core.validation import BatchKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +44,33 @@ def decide(limits: BatchLimits, rows: int, oldest_ns: int, now_ns: int) -> Take 
         return Take(preferred)
     due_ns = oldest_ns + limits.max_delay_ns
     return Take(rows) if now_ns >= due_ns else Wait(due_ns)
+
+
+class Policy(Protocol):
+    """Decides for a backlog when the requests of one key go, and how many. Pure: no clock of its own."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may ever answer with ``Wait``: a backlog need not ask one that never does."""
+
+    def decide(self, key: BatchKey, rows: int, oldest_ns: int, now_ns: int) -> Take | Wait:
+        """What an idle instance should do, given ``rows`` waiting of which the oldest came at ``oldest_ns``."""
+
+
+class FixedPolicy:
+    """The owner's settings, or the defaults: a delay and sizes that are the same whatever the load."""
+
+    __slots__ = ("delay_ns", "limits", "waits")
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.delay_ns = limits.max_delay_ns
+        self.waits = limits.max_delay_ns > 0
+
+    def size(self, curve: LatencyCurve) -> int:  # noqa: ARG002 - the same for all
+        """The rows that its batches have when enough are waiting."""
+        return self.limits.max_rows
+
+    def decide(self, key: BatchKey, rows: int, oldest_ns: int, now_ns: int) -> Take | Wait:  # noqa: ARG002 - see Policy
+        """As ``decide``, whatever the shapes."""
+        return decide(self.limits, rows, oldest_ns, now_ns)

@@ -7,12 +7,17 @@ from time import monotonic_ns
 
 from headrace.batching.admission import Admission
 from headrace.batching.backlog import AnyBacklog, Backlog
+from headrace.batching.curve import LatencyCurves
+from headrace.batching.forecast import Forecast
+from headrace.batching.objective import Objective, TooLate
 from headrace.batching.ordered_backlog import OrderedBacklog
 from headrace.batching.pending import Pending, rank_of
 from headrace.batching.policy import BatchLimits, Wait
 from headrace.core.errors import DeadlineExceeded, Kind, Overloaded, of_kind
+from headrace.core.validation import BatchKey
 
 SWEEP_INTERVAL_NS = 10_000_000
+UNBOUNDED_NS = 1 << 62
 
 
 class BatchQueue:
@@ -24,6 +29,9 @@ class BatchQueue:
     ``level_sizes`` are the bounds of priority levels that have one of their own, None where there are no levels:
     ``max_size`` bounds the whole queue then, else each other level. With an ``admission`` requests that cannot be
     answered in time any more are refused; ``observe`` is where it learns, None until somebody asks it.
+
+    With ``objective_ns``, 99 in 100 accepted requests are to be answered within so much of their arrival: ``admit``
+    refuses what cannot be, and with ``adaptive`` the sizes and delays of batches are chosen for it as well.
     """
 
     def __init__(
@@ -35,24 +43,29 @@ class BatchQueue:
         preserve_order: bool = False,
         level_sizes: Mapping[int, int] | None = None,
         admission: Admission | None = None,
+        objective_ns: int = 0,
+        adaptive: bool = False,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
+        self.curves = LatencyCurves()
+        self.objective = Objective(objective_ns, self.curves, adaptive=adaptive) if objective_ns else None
         self._model = model
-        self._new_backlog = OrderedBacklog if preserve_order else Backlog
-        self._backlog: AnyBacklog = self._new_backlog(limits)
+        self._preserve_order = preserve_order
+        self._backlog: AnyBacklog = self._backlog_for(limits)
         self._level_sizes = level_sizes
         self._admission = admission
         if admission is not None:
             admission.max_rows = limits.max_rows
         self.observe: Callable[[int, int], None] | None = None
         self._max_size = max_size
-        self._preserve_order = preserve_order
         self._clock = clock
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._executing = 0
         self._taken_at: dict[int, int] = {}  # of batches that execute: when they were taken, and their requests
         self._finished_ns = 0
+        self._instances = 0
+        self._forecast = self.objective.forecast if self.objective is not None else None  # None: nobody has asked
         self._refusal: tuple[Kind, str] | None = None
         self._swept_ns = -SWEEP_INTERVAL_NS
         self._grown: asyncio.Future[None] | None = None
@@ -65,7 +78,7 @@ class BatchQueue:
     def set_limits(self, limits: BatchLimits, places: int = 1) -> None:  # noqa: ARG002 - places are for sequences
         """What batches may be, once the model file has told; only while the queue is empty."""
         assert not self._backlog, "limits are set before the first request"
-        self._backlog = self._new_backlog(limits)
+        self._backlog = self._backlog_for(limits)
         if self._admission is not None:
             self._admission.max_rows = limits.max_rows
 
@@ -183,6 +196,57 @@ class BatchQueue:
         if self._admission is not None:
             self._admission.observe(rows or 1, took_ns, self._clock())
 
+    def admit(self, key: BatchKey, rows: int, priority: int) -> None:
+        """See that a request can be answered within the model's objective; only for a queue that has one.
+
+        Raises:
+            Overloaded: it cannot, as far as can be foreseen.
+        """
+        objective, backlog = self.objective, self._backlog
+        assert objective is not None, "there is nothing to be kept"
+        assert isinstance(backlog, Backlog), "sequences have no objective"
+        refusal = objective.admit(backlog.ahead(priority), key, rows, self._clock())
+        if refusal is not None:
+            raise Overloaded(f"model '{self._model}': {_explain(refusal, objective.budget.objective_ns)}", "objective")
+
+    def forecast(self) -> Forecast:
+        """What is foreseen of the instances; from the first call on, they are followed."""
+        if self._forecast is None:
+            self._forecast = Forecast(self.curves, min(1, self._instances) if self._preserve_order else self._instances)
+        return self._forecast
+
+    def finish_ns(self, rows_ahead: int, rows: int, key: BatchKey = None) -> int | None:
+        """When ``rows`` more would be answered, by this queue's clock, with ``rows_ahead`` of their key before them.
+
+        None while nothing is known: no batch of such shapes has run, or no instance is up.
+        """
+        curve = self.curves.of(key)
+        if curve is None:
+            return None
+        size = self._max_rows if self.objective is None else self.objective.policy.size(curve)
+        return self.forecast().finish_ns(rows_ahead, rows, self._clock(), size, key)
+
+    def joined(self) -> None:
+        """One more instance takes batches here."""
+        self._instances += 1
+        if self._forecast is not None and not (self._preserve_order and self._instances > 1):
+            self._forecast.up()  # where the order is kept one batch runs at a time, as on one instance
+
+    def left(self) -> None:
+        """An instance takes no more; if it was told of work, another one is."""
+        self._instances -= 1
+        if self._forecast is not None and not (self._preserve_order and self._instances):
+            self._forecast.down()
+        self.nudge()
+
+    def spare_ns(self, now_ns: int) -> int:
+        """How much longer those who wait may wait; without an objective, any time."""
+        if self.objective is None:
+            return UNBOUNDED_NS
+        assert isinstance(self._backlog, Backlog), "sequences have no objective"
+        oldest = self._backlog.oldest()
+        return UNBOUNDED_NS if oldest is None else self.objective.spare_ns(*oldest, now_ns)
+
     async def take(self) -> list[Pending]:
         """The next batch, as soon as the policy closes one. The caller owes one ``finished`` call for it."""
         while True:
@@ -244,6 +308,8 @@ class BatchQueue:
             self._taken_at[now_ns] = len(batch)
         for pending in batch:
             pending.taken_at_ns = now_ns
+        if self._forecast is not None:
+            self._forecast.taken(batch[0], batch[0].key, sum(one.rows for one in batch), now_ns)
         if self._waiters:
             self._wake_if_due()
         return batch
@@ -262,9 +328,20 @@ class BatchQueue:
             self._finished_ns = monotonic_ns()
             if batch:
                 self._taken_at.pop(batch[0].taken_at_ns, None)
+        if self._forecast is not None and batch:
+            self._forecast.ended(batch[0], monotonic_ns())
         self._notice_idle()
         if self._preserve_order and self._waiters:
             self._wake_if_due()
+
+    def ran(self, batch: Sequence[Pending], rows: int, took_ns: int, now_ns: int) -> None:
+        """A batch that was taken has run in ``took_ns``, and is about to be answered."""
+        key = batch[0].key
+        self.curves.observe(key, rows, took_ns)
+        if self.objective is not None:
+            earliest_ns = now_ns - self.objective.budget.objective_ns
+            late = sum(one.queued_at_ns < earliest_ns for one in batch)
+            self.objective.answered(key, len(batch) - late, late)
 
     def put_back(self, batch: list[Pending]) -> None:
         """Return requests that were taken and not run; they go first."""
@@ -312,6 +389,12 @@ class BatchQueue:
         if self._waiters:
             self._wake_if_due()
 
+    def _backlog_for(self, limits: BatchLimits) -> AnyBacklog:
+        self._max_rows = limits.max_rows
+        if self._preserve_order:
+            return OrderedBacklog(limits)
+        return Backlog(limits, self.objective.set_limits(limits) if self.objective is not None else None)
+
     def _notice_idle(self) -> None:
         if self._idle_waiters and not self._backlog and not self._executing:
             for waiter in self._idle_waiters:
@@ -352,3 +435,14 @@ class BatchQueue:
             self._timer.cancel()
         delay_s = max(0.0, (until_ns - self._clock()) * 1e-9)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+
+
+def _explain(refusal: TooLate, objective_ns: int) -> str:
+    """Why a request is refused, for whoever sent it."""
+    objective = f"the objective of {objective_ns * 1e-6:g} ms (batching.p99_objective_ms)"
+    if refusal.predicted_ns is None:
+        return f"no instance is up now, so {objective} cannot be met"
+    return (
+        f"the request would be answered {refusal.predicted_ns * 1e-6:.1f} ms after it came, too late for {objective}; "
+        f"{refusal.rows_ahead} rows wait before it"
+    )

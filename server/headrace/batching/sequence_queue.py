@@ -33,6 +33,7 @@ class SequenceQueue:
         preserve_order: bool = False,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
+        self.objective = None  # what waits for its sequence is not foreseen
         self._model = model
         self._spec = spec
         self._max_size = max_size
@@ -257,6 +258,9 @@ class InstanceQueue(BatchQueue):
         """A batch that was taken is answered, failed or put back."""
         self._whole.answered(batch)
         super().finished(batch)
+
+    def ran(self, batch: Sequence[Pending], rows: int, took_ns: int, now_ns: int) -> None:
+        """A batch has run: nothing is foreseen of sequences, so nothing is learned."""
 
     def lose(self, cause: str) -> None:
         """The instance's worker has died, and the sequences that were begun there with it."""

@@ -25,7 +25,7 @@ FIRST_RESPONSE_BUCKETS_MS = (100.0, 500.0, 2000.0, 5000.0)  # Triton's
 MAX_RESPONSE_INDEXES = 1024  # a request may have any number of responses; those past it count at the last index
 
 # Why a request was refused at arrival, or given up before it was answered.
-REFUSALS = ("queue_full", "too_late", "inflight_bytes", "expired", "other")
+REFUSALS = ("queue_full", "too_late", "objective", "inflight_bytes", "expired", "other")
 
 Outcome = Literal["success", "fail", "empty_response", "cancel"]
 

@@ -2,15 +2,24 @@
 
 from headrace.metrics.machine import CpuUtilization, Memory, read_memory
 from headrace.metrics.model_families import FAILURE_REASONS
-from headrace.metrics.samples import ModelSample, ResidencySample, ServerSample, WorkerSample
+from headrace.metrics.samples import (
+    LatencySample,
+    ModelSample,
+    ObjectiveSample,
+    ResidencySample,
+    ServerSample,
+    WorkerSample,
+)
 from headrace.metrics.scrape import Metrics, prefers_openmetrics
 
 __all__ = [
     "FAILURE_REASONS",
     "CpuUtilization",
+    "LatencySample",
     "Memory",
     "Metrics",
     "ModelSample",
+    "ObjectiveSample",
     "ResidencySample",
     "ServerSample",
     "WorkerSample",

@@ -1,11 +1,11 @@
 """Every metric that is kept for each model: its name, its type, its help and where its number is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from headrace.core.statistics import Histogram, Statistics, Summaries
 from headrace.core.window import Window
-from headrace.metrics.samples import ModelSample
+from headrace.metrics.samples import LatencySample, ModelSample, ObjectiveSample
 
 FAILURES = "nv_inference_request_failure"
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -22,6 +22,19 @@ def _pages(model: ModelSample) -> bool:
     return model.pages
 
 
+def _has_objective(model: ModelSample) -> bool:
+    return model.objective is not None
+
+
+def _is_adaptive(model: ModelSample) -> bool:
+    return model.objective is not None and model.objective.target_rows is not None
+
+
+def _objective(model: ModelSample) -> ObjectiveSample:
+    assert model.objective is not None, "the family applies to models that have one"
+    return model.objective
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One number for each model that it applies to."""
@@ -31,6 +44,20 @@ class Family:
     help: str
     read: Callable[[ModelSample], float]
     applies: Callable[[ModelSample], bool] | None = None  # None: to every model
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyFamily:
+    """One gauge for each size of batch that has run, so none for a model of which none has."""
+
+    name: str
+    help: str
+    read: Callable[[LatencySample], float]
+
+    def samples(self, model: ModelSample) -> Iterator[tuple[str, float]]:
+        """Labels beside those of the model, as text, and values."""
+        for latency in model.latencies:
+            yield f'row_elements="{latency.row_elements}",rows="{latency.rows}"', self.read(latency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +208,75 @@ FAMILIES = (
         "counter",
         "Requests run again after the worker that held them died",
         lambda model: model.statistics.retries,
+    ),
+    Family(
+        "headrace_objective_seconds",
+        "gauge",
+        "The latency that 99 in 100 accepted requests are to have at most",
+        lambda model: _objective(model).objective_s,
+        _has_objective,
+    ),
+    Family(
+        "headrace_objective_budget_seconds",
+        "gauge",
+        "The latency up to which a request may be predicted to come and be accepted",
+        lambda model: _objective(model).budget_s,
+        _has_objective,
+    ),
+    Family(
+        "headrace_objective_timely_total",
+        "counter",
+        "Requests answered within the objective",
+        lambda model: _objective(model).timely,
+        _has_objective,
+    ),
+    Family(
+        "headrace_objective_late_total",
+        "counter",
+        "Requests that were accepted and answered after the objective",
+        lambda model: _objective(model).late,
+        _has_objective,
+    ),
+    Family(
+        "headrace_objective_refusals_total",
+        "counter",
+        "Requests refused because they would have been answered after the objective",
+        lambda model: _objective(model).refused,
+        _has_objective,
+    ),
+    Family(
+        "headrace_arrival_rows_per_second",
+        "gauge",
+        "Rows that arrive just now, refused ones included, over about the time of the objective",
+        lambda model: _objective(model).arrival_rows_per_s,
+        _has_objective,
+    ),
+    Family(
+        "headrace_batch_size_target",
+        "gauge",
+        "Rows that a batch is to have when enough are waiting, as last decided",
+        lambda model: _objective(model).target_rows or 0,
+        _is_adaptive,
+    ),
+    Family(
+        "headrace_batch_wait_seconds_total",
+        "counter",
+        "Time for which an idle instance waited for a batch to fill",
+        lambda model: _objective(model).waited_s or 0.0,
+        _is_adaptive,
+    ),
+)
+
+LATENCIES = (
+    LatencyFamily(
+        "headrace_batch_latency_seconds",
+        "What a batch of so many rows takes on average, as learned from those that ran",
+        lambda latency: latency.mean_s,
+    ),
+    LatencyFamily(
+        "headrace_batch_latency_high_seconds",
+        "What one in a hundred batches of so many rows takes longer than, as learned",
+        lambda latency: latency.high_s,
     ),
 )
 

@@ -16,6 +16,7 @@ from headrace.metrics.model_families import (
     FAILURES,
     FAMILIES,
     HISTOGRAMS,
+    LATENCIES,
     QUANTILES,
     REFUSED,
     SUMMARIES,
@@ -42,18 +43,12 @@ def model_text(models: Iterable[ModelSample], openmetrics: bool) -> str:
     lines += header(FAILURES, "counter", "Requests answered with an error, by reason", openmetrics)
     for labels, model in labelled:
         lines += _failure_lines(labels, model.statistics.failures)
-    lines += header(REFUSED, "counter", "Requests refused or given up for lack of room or time, by reason", openmetrics)
-    for labels, model in labelled:
-        refusals = model.statistics.refusals
-        lines += [f'{REFUSED}{{{labels},reason="{reason}"}} {refusals.get(reason, 0)}' for reason in REFUSALS]
-    levels = [
-        f'{BY_PRIORITY}{{{labels},priority="{level}"}} {count}'
-        for labels, model in labelled
-        for level, count in model.waiting_by_priority.items()
-    ]
-    if levels:
-        lines += header(BY_PRIORITY, "gauge", "Requests in the queue, by priority level", openmetrics)
-        lines += levels
+    lines += _refusals(labelled, openmetrics)
+    lines += _levels(labelled, openmetrics)
+    for latency in LATENCIES:
+        lines += header(latency.name, "gauge", latency.help, openmetrics)
+        for labels, model in labelled:
+            lines += (f"{latency.name}{{{labels},{more}}} {value}" for more, value in latency.samples(model))
     for histogram in HISTOGRAMS:
         samples = [
             line
@@ -74,6 +69,29 @@ def model_text(models: Iterable[ModelSample], openmetrics: bool) -> str:
             lines += header(summary.name, "summary", summary.help, openmetrics)
             lines += samples
     return "".join(f"{line}\n" for line in lines)
+
+
+def _refusals(labelled: Labelled, openmetrics: bool) -> list[str]:
+    lines = [
+        *header(REFUSED, "counter", "Requests refused or given up for lack of room or time, by reason", openmetrics)
+    ]
+    for labels, model in labelled:
+        refusals = model.statistics.refusals
+        lines += [f'{REFUSED}{{{labels},reason="{reason}"}} {refusals.get(reason, 0)}' for reason in REFUSALS]
+    return lines
+
+
+def _levels(labelled: Labelled, openmetrics: bool) -> list[str]:
+    levels = [
+        f'{BY_PRIORITY}{{{labels},priority="{level}"}} {count}'
+        for labels, model in labelled
+        for level, count in model.waiting_by_priority.items()
+    ]
+    return (
+        [*header(BY_PRIORITY, "gauge", "Requests in the queue, by priority level", openmetrics), *levels]
+        if levels
+        else []
+    )
 
 
 def _having(labelled: Labelled, applies: Callable[[ModelSample], bool] | None) -> Labelled:

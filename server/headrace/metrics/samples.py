@@ -7,6 +7,33 @@ from headrace.core.statistics import CacheUsage, Histogram, Statistics
 
 
 @dataclass(frozen=True, slots=True)
+class LatencySample:
+    """What batches of up to ``rows`` take, as learned: on average, and what one in a hundred takes longer than.
+
+    ``row_elements`` is what a row of such shapes has at most; 0 for a model whose shapes do not differ.
+    """
+
+    row_elements: int
+    rows: int
+    mean_s: float
+    high_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveSample:
+    """A model's latency objective and what has become of it. The last two are None where batch sizes are fixed."""
+
+    objective_s: float
+    budget_s: float
+    timely: int
+    late: int
+    refused: int
+    arrival_rows_per_s: float
+    target_rows: int | None = None
+    waited_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSample:
     """One model version now: ``waiting`` counts requests in its queue, ``executing`` batches on its instances.
 
@@ -31,6 +58,8 @@ class ModelSample:
     resident: bool = True  # whether it is there
     memory_bytes: int = 0  # that it takes there
     waiting_by_priority: dict[int, int] = field(default_factory=dict)
+    latencies: tuple[LatencySample, ...] = ()
+    objective: ObjectiveSample | None = None
 
 
 @dataclass(frozen=True, slots=True)

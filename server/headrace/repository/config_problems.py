@@ -37,6 +37,7 @@ def pair_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
     yield from _sequence_problems(raw.get("sequence"))
     yield from _level_problems(raw.get("batching"), with_sequence=raw.get("sequence") is not None)
     yield from _batching_problems(raw)
+    yield from _objective_problems(raw)
 
 
 def _level_problems(batching: object, *, with_sequence: bool) -> Iterator[Problem]:
@@ -78,6 +79,21 @@ def _kind_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
                 yield (key,), "is not for an ensemble, whose models have their own"
     elif backend == "ensemble":
         yield ("ensemble",), "is required where backend is ensemble: its steps"
+
+
+def _objective_problems(raw: Mapping[str, object]) -> Iterator[Problem]:
+    """An objective is from a request's arrival to its answer, of requests that wait for nobody but each other."""
+    if _get(raw.get("batching"), "p99_objective_ms") is None:
+        return
+    reasons = {
+        "decoupled": "a decoupled model, whose answers have no end that can be foreseen",
+        "sequence": "a model of sequences, whose requests wait for those before them",
+    }
+    for key, reason in reasons.items():
+        if raw.get(key):
+            yield ("batching", "p99_objective_ms"), f"is not for {reason}"
+    if _get(raw.get("batching"), "preserve_order"):
+        yield ("batching", "p99_objective_ms"), "excludes preserve_order, under which batches are what stands in line"
 
 
 def _reshape_problems(raw: Mapping[str, object]) -> Iterator[Problem]:

@@ -35,6 +35,7 @@ ResourceName = Annotated[str, Field(strict=True, min_length=1)]
 
 _MAX_INSTANCES = 1024  # processes: far past any machine, and a typing error does not take one down
 _MAX_STEPS = 1024
+_MAX_OBJECTIVE_MS = 3_600_000.0
 
 
 class TensorConfig(Section):
@@ -124,6 +125,15 @@ class BatchingConfig(Section):
             )
             for level, one in self.priorities.items()
         }
+
+    p99_objective_ms: Annotated[float, Field(strict=True, gt=0, le=_MAX_OBJECTIVE_MS)] | None = None
+    """From a request's arrival to its answer. What cannot meet it is refused, and batches are sized for it."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether sizes and delays are chosen by the objective: there is one, and the owner has said neither."""
+        explicit = self.model_fields_set & {"max_queue_delay_us", "preferred_sizes"}
+        return self.p99_objective_ms is not None and not explicit
 
 
 def middle_level(priority_levels: int) -> int:

@@ -154,7 +154,12 @@ class ServedVersion:
     @property
     def pinned(self) -> bool:
         """Whether it stays in memory. The states of sequences are in the worker, so a stateful model does."""
-        return self.folder.config.residency.pinned or self.folder.sequence is not None
+        config = self.folder.config
+        return (
+            config.residency.pinned
+            or self.folder.sequence is not None
+            or config.batching.p99_objective_ms is not None  # no load is over within an objective
+        )
 
     @property
     def estimated_bytes(self) -> int:
@@ -250,6 +255,8 @@ class ServedVersion:
                 if batching.priority_levels
                 else None,
                 admission=Admission(ServiceTimes(), instances) if batching.refuse_late else None,
+                objective_ns=int((batching.p99_objective_ms or 0) * 1e6),
+                adaptive=batching.adaptive,
             )
         else:
             self.queue = SequenceQueue(name, spec, batching.max_queue_size, preserve_order=order)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from headrace.batching.forecast import Place
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 KILLED = "signal SIGKILL"
 SAME_STROKE_NS = 250_000_000
 LEAVE_INTERVAL_S = 0.02  # one that leaves is looked at so often
+HANDOVER_NS = 500_000  # before a worker is expected to be free it is given its next batch, under an objective
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
@@ -121,8 +123,11 @@ class Instance:
         self._claim: Claim | None = None  # what it needs to run a batch, where that is limited
         self._has_claim = False  # whether it has got that
         self._regroup = Regroup()
+        self._ended_ns = 0  # when the last batch did
+        self._turn_ns = 0  # how long the last batch waited for the CPUs
         self._up_at_ns = 0
         self._host: Host | None = None
+        self._place = Place()  # its batches, for as long as an objective needs them to be foreseen
         self._slots = Slots(self._wake_pump)  # of the present worker
         self._slot_freed: asyncio.Future[None] | None = None
         self._pump_task: asyncio.Task[None] | None = None
@@ -165,6 +170,7 @@ class Instance:
             return
         self._pump_task = asyncio.get_running_loop().create_task(self._pump())
         self._pump_task.add_done_callback(self._on_pump_end)
+        self._queue.joined()
         self.on_change()
 
     def _on_pump_end(self, task: asyncio.Task[None]) -> None:
@@ -179,7 +185,7 @@ class Instance:
             self._pump_task.cancel()
             self._pump_task = None
             self._leave_line()
-            self._queue.nudge()
+            self._queue.left()
 
     def twin(self, number: int) -> "Instance":
         """Another one of the same model, to be loaded elsewhere in this one's place."""
@@ -243,6 +249,11 @@ class Instance:
         most = max(1, self.signature.max_batch_size)
         self.used_at_ns = now_ns = monotonic_ns()
         self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
+        # What it cost those who waited: also the handing over, the turn, and what else runs on the machine.
+        began_ns = max(pending[0].taken_at_ns, self._ended_ns)
+        self._queue.ran(pending, in_all, now_ns - began_ns + self._turn_ns, now_ns)
+        self._ended_ns = now_ns
+        self._place.ended(batch, now_ns)
         for one in pending:
             if one.traced:
                 one.timings = (frame.input_ns, frame.infer_ns, frame.output_ns)
@@ -320,6 +331,7 @@ class Instance:
         else:
             batch.pending[0].fail(error)
         self._slots.give(batch.slot)
+        self._place.ended(batch, monotonic_ns())
         self._batch_ended(batch.pending)
 
     def down(self, executing: Batch | None, staged: list[Batch], cause: str) -> None:
@@ -327,6 +339,7 @@ class Instance:
         self.stop()
         self._host = None
         self.in_flight = 0
+        self._place = Place()
         self._end_turn()
         self._statistics.worker_deaths += 1
         self._queue.lose(cause)
@@ -423,7 +436,7 @@ class Instance:
         assert self.loaded is not None, "only an instance that is up pumps"
         threads = min(self.loaded.cpu_threads, self._turns.cpus)
         in_turn = threads > 0 or self._claim is not None
-        staging = None if in_turn or self.signature.decoupled or self.load.sequence is not None else Staging()
+        staging = Staging() if self._stages(in_turn) else None
         most = max(1, self.signature.max_batch_size)
         while True:
             if not self._slots.available or len(self.streams) >= MAX_OPEN:
@@ -434,6 +447,9 @@ class Instance:
                 if len(self._queue) < wanted:
                     await self._company(wanted)
                     continue
+            if self._place and not in_turn and (early_ns := self._early_ns(monotonic_ns())) > 0:
+                await self._free_slot(early_ns * 1e-9)
+                continue
             pending = await (self._take_in_turn(threads) if in_turn else self._queue.take())
             if not pending:
                 continue
@@ -459,7 +475,7 @@ class Instance:
         if not self._queue.due:
             self._leave_line()  # others may have taken what it stood in line for
             await self._queue.ready()
-        while wait_ns := self._regroup.wait_ns(len(self._queue), monotonic_ns()):
+        while wait_ns := self._regroup_ns(monotonic_ns()):
             self._leave_line()
             await self._queue.grown(self._regroup.expected, wait_ns * 1e-9)
         pending: list[Pending] = []
@@ -471,22 +487,44 @@ class Instance:
                 turn, self._next_turn = self._next_turn, None
                 if turn is None:
                     turn = self._turns.ask(threads, self.load.name, self._cpu_weight)
+                wanted_ns = monotonic_ns()
                 self._turn = await self._turns.wait(turn)
+                self._turn_ns = monotonic_ns() - wanted_ns
             pending = self._queue.take_now()
         finally:
             if not pending:
                 self._end_turn(ran=False)
         return pending
 
+    def _regroup_ns(self, now_ns: int) -> int:
+        """How much longer to wait for the clients of the last batch; those who are here may not be late by it."""
+        wait_ns = self._regroup.wait_ns(len(self._queue), now_ns)
+        return min(wait_ns, self._queue.spare_ns(now_ns)) if wait_ns else 0
+
+    def _stages(self, in_turn: bool) -> bool:
+        """Whether a batch waits at the worker behind the one that runs, with half of all clients in it."""
+        alone = in_turn or self.signature.decoupled or self.load.sequence is not None
+        return not alone and self._queue.objective is None
+
+    def _early_ns(self, now_ns: int) -> int:
+        """How much too early it would be to stage a batch behind the one that runs; only under an objective.
+
+        Nobody can join a batch that is staged, so it is taken when the worker is about to be free.
+        """
+        return int(self._place.free_ns(now_ns)) - now_ns - HANDOVER_NS
+
     async def _company(self, wanted: int) -> None:
         """Return when so many requests wait, or when the batch in flight has ended."""
         self._slot_freed = self._queue.watch(wanted)
         await self._slot_freed
 
-    async def _free_slot(self) -> None:
-        """Return when a batch in flight has ended, or a stream."""
+    async def _free_slot(self, timeout_s: float | None = None) -> None:
+        """Return when a batch in flight has ended, or a stream, or after ``timeout_s``."""
         self._slot_freed = asyncio.get_running_loop().create_future()
-        await self._slot_freed
+        if timeout_s is None:
+            await self._slot_freed
+        else:
+            await asyncio.wait([self._slot_freed], timeout=timeout_s)
 
     def _send(self, slot: Slot, pending: list[Pending]) -> None:
         host, loaded = self._host, self.loaded
@@ -501,6 +539,9 @@ class Instance:
             handover.undo()
             raise
         self.in_flight += len(pending)
+        if self._queue.objective is not None:
+            expected_ns = self._queue.forecast().expected_ns(pending[0].key, sum(one.rows for one in pending))
+            self._place.taken(batch, expected_ns, monotonic_ns())
 
 
 def _living(pending: list[Pending]) -> list[Pending]:
