@@ -301,7 +301,7 @@ def test_what_no_message_can_hold_is_refused():
     with pytest.raises(InvalidRequestError, match="ModelStatistics"):
         encode_operation(ops.statistics("", "\ud800"))
     with pytest.raises(InvalidRequestError, match="model 'm'"):
-        encode_infer(build_request("m", {"x": X}, None, id=7))
+        encode_infer(build_request("m", {"x": X}, None, id="\ud800"))
 
 
 @pytest.mark.parametrize(

@@ -224,13 +224,23 @@ def test_terms_that_cannot_be_kept_are_refused(client, options):
         client(lambda _: answer([])).infer("m", {"x": X}, **options)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "\ud800", 5])
+@pytest.mark.parametrize("name", ["", ".", "..", "\ud800"])
 def test_names_that_no_path_can_have(client, name):
     for method in ("metadata", "config", "load", "unload"):
         with pytest.raises(InvalidRequestError, match="no name of a model"):
             getattr(client(lambda _: answer([])), method)(name)
     with pytest.raises(InvalidRequestError):
         client(lambda _: answer([])).infer(name, {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [((5,), "the model is 5"), (("m", 1), "the version is 1"), (("m", 0), "the version is 0"), ((b"m",), "b'm'")],
+)
+def test_names_and_versions_are_texts(client, asked, said):
+    for method in ("metadata", "config"):
+        with pytest.raises(InvalidRequestError, match=f"{said}, expected a text"):
+            getattr(client(lambda _: answer([])), method)(*asked)
 
 
 # -- answers -------------------------------------------------------------------------------------------------------

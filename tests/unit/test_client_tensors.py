@@ -169,6 +169,8 @@ def test_sequences_need_an_id(identity):
     [
         ({"outputs": "y"}, "list of names"),
         ({"outputs": [""]}, "output's name"),
+        ({"version": 1}, "model 'm': version is 1, expected a text"),
+        ({"id": 7}, "model 'm': id is 7, expected a text"),
         ({"parameters": {"p": [1]}}, "parameter 'p'"),
         ({"parameters": {"p": 2**64}}, "64 bits"),
         ({"parameters": {"p": float("nan")}}, "parameter 'p'"),

@@ -37,13 +37,15 @@ def model_path(name: str, version: str = "") -> str:
         InvalidRequestError: no path can have these in it.
     """
     path = f"/v2/models/{_segment(name, 'model')}"
-    return f"{path}/versions/{_segment(version, 'version')}" if version else path
+    return path if version == "" else f"{path}/versions/{_segment(version, 'version')}"
 
 
 def _segment(text: str, what: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidRequestError(None, f"the {what} is {text!r}, expected a text")
     try:
         segment = quote(text, safe="")
-    except (TypeError, UnicodeError):
+    except UnicodeError:
         segment = ""
     if segment in ("", ".", ".."):
         raise InvalidRequestError(None, f"{text!r} is no name of a {what}")

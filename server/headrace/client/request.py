@@ -56,8 +56,8 @@ def build_request(
     own = {**(parameters or {}), **(sequence.parameters if sequence else {})}
     return InferRequest(
         _name(model, "model"),
-        version,
-        id,
+        _text(version, f"model '{model}': version"),
+        _text(id, f"model '{model}': id"),
         to_tensors(model, inputs, metadata),
         _requested(model, outputs),
         _checked(f"model '{model}'", own),
@@ -68,6 +68,12 @@ def _name(text: str, what: str) -> str:
     if not isinstance(text, str) or not text:
         raise InvalidRequestError(None, f"the {what}'s name is {text!r}, expected a text")
     return text
+
+
+def _text(value: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(None, f"{what} is {value!r}, expected a text")
+    return value
 
 
 def _requested(model: str, outputs: Outputs) -> tuple[RequestedOutput, ...]:
