@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -430,3 +431,14 @@ def test_a_model_file_outside_a_version_folder_is_told_and_not_passed_over(tmp_p
     assert list_models(tmp_path) == ["m"]
     (problem,) = read_folder(tmp_path / "m").problems
     assert problem.endswith(f"; move {loose} to m/1/")
+
+
+def test_whoever_gives_a_model_as_the_repository_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "all" / "digits" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    assert list_models(tmp_path / "all" / "digits") == ["1"]
+    monkeypatch.chdir(tmp_path / "all" / "digits")
+    for repository in (tmp_path / "all" / "digits", Path()):
+        (problem,) = read_folder(repository / "1").problems
+        assert problem.endswith(f"; if digits is the model, the repository is {tmp_path / 'all'}")

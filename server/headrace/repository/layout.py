@@ -126,10 +126,9 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
     if config.ensemble and not on_disk:  # there is nothing that a version's folder could hold
         on_disk = frozenset({1})
     if not on_disk:
-        loose = _loose_files(path, names)
-        advice = f"; move {loose[0]} to {path.name}/1/" if loose else ""
         problems.append(
-            f"{path.name}: has no version: expected a folder named 1, 2, ... with a model file in it{advice}"
+            f"{path.name}: has no version: expected a folder named 1, 2, ... with a model file in it"
+            f"{_where_it_belongs(path, names)}"
         )
     versions: dict[int, VersionFiles] = {}
     for version in sorted(on_disk - broken.keys()):
@@ -169,6 +168,17 @@ def _is_model(path: Path) -> bool:
         return path.is_symlink()  # one that leads nowhere; its reader will say so
     except OSError:  # whoever reads it will say why it cannot be
         return True
+
+
+def _where_it_belongs(path: Path, names: list[str]) -> str:
+    """What to do about model files outside a version folder."""
+    loose = _loose_files(path, names)
+    if not loose:
+        return ""
+    if version_number(path.name) is not None:
+        model = path.absolute().parent
+        return f"; if {model.name} is the model, the repository is {model.parent}"
+    return f"; move {loose[0]} to {path.name}/1/"
 
 
 def _loose_files(path: Path, names: list[str]) -> list[str]:
