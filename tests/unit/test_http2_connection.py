@@ -393,12 +393,12 @@ FAULTS = {
     ),
     "a continuation of nothing": (frame(frames.CONTINUATION, 4, 1, b"\x88"), ErrorCode.PROTOCOL_ERROR),
     "continuations without end": (
-        frame(frames.HEADERS, 0, 5, b"\x88") + frame(frames.CONTINUATION, 0, 5) * 100,
+        frame(frames.HEADERS, 0, 5, b"\x88") + frame(frames.CONTINUATION, 0, 5) * 200,
         ErrorCode.ENHANCE_YOUR_CALM,
     ),
-    "headers too large": (frame(frames.HEADERS, ENDED, 5, bytes(70_000)), ErrorCode.ENHANCE_YOUR_CALM),
+    "headers too large": (frame(frames.HEADERS, ENDED, 5, bytes(140_000)), ErrorCode.ENHANCE_YOUR_CALM),
     "headers too large in pieces": (
-        frame(frames.HEADERS, 0, 5, bytes(40_000)) + frame(frames.CONTINUATION, 0, 5, bytes(40_000)),
+        frame(frames.HEADERS, 0, 5, bytes(80_000)) + frame(frames.CONTINUATION, 0, 5, bytes(80_000)),
         ErrorCode.ENHANCE_YOUR_CALM,
     ),
     "a priority too short": (frame(frames.HEADERS, ENDED | 0x20, 5, b"\0\0"), ErrorCode.PROTOCOL_ERROR),
@@ -435,6 +435,39 @@ FAULTS = {
     "unknown frames without end": (frame(0x99, 0, 0) * (MAX_IDLE_FRAMES + 10), ErrorCode.ENHANCE_YOUR_CALM),
     "settings without end": (frame(frames.SETTINGS, 0, 0) * 1500, ErrorCode.ENHANCE_YOUR_CALM),
 }
+
+
+async def test_a_request_with_too_many_headers_is_the_only_one_that_suffers():
+    server = Server(on_end=echo)
+    first = server.open(1, ended=False)
+    server.heard()
+    large = header_block([(b":method", b"POST"), (b"x", b"v" * 70_000)])
+    server.say(frame(frames.HEADERS, ENDED, 3, large))
+    assert resets(server) == {3: ErrorCode.ENHANCE_YOUR_CALM}
+    server.say(frame(frames.HEADERS, ENDED, 1, large))
+    assert resets(server) == {1: ErrorCode.ENHANCE_YOUR_CALM}
+    assert first.losses == 1
+    server.open(5, ended=False)
+    server.say(data(5, b"hello", frames.END_STREAM))
+    assert b"".join(one.payload for one in server.heard(frames.DATA)) == b"hello"
+
+
+async def test_responses_of_one_turn_leave_in_one_write_and_in_their_order():
+    server = Server(on_end=echo)
+    for number in (1, 3, 5, 7):
+        server.open(number, ended=False)
+    server.heard()
+    writes = []
+    write = server.transport.write
+    server.transport.write = lambda piece: (writes.append(len(piece)), write(piece))
+    for number in (5, 1, 3):
+        server.say(data(number, b"%d" % number, frames.END_STREAM))
+    assert writes == []
+    await turns(2)
+    assert len(writes) == 1
+    assert [one.payload for one in server.heard(frames.DATA)] == [b"5", b"1", b"3"]
+    server.say(data(7, b"7", frames.END_STREAM))
+    assert [one.payload for one in server.heard(frames.DATA)] == [b"7"], "one that is alone does not wait"
 
 
 @pytest.mark.parametrize(("spoken", "code"), FAULTS.values(), ids=FAULTS)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.http2.frames import ConnectionFault, ErrorCode
-from headrace.http2.headers import MAX_HEADER_BYTES, HeaderReader, header_block
+from headrace.http2.headers import MAX_HEADER_BYTES, HeaderReader, HeadersTooLarge, header_block
 
 REQUEST = [(b":method", b"POST"), (b":path", b"/inference.GRPCInferenceService/ModelInfer"), (b"te", b"trailers")]
 
@@ -166,8 +166,11 @@ def test_a_few_bytes_that_stand_for_many_headers_are_refused_and_small_numbers_o
     for _ in range(3):
         assert len(reader.read(b"\xbe" * 10)) == 10
     assert len(parsed) == 4, "40 KB of headers are not remembered for 10 bytes"
-    with pytest.raises(ConnectionFault):
+    with pytest.raises(HeadersTooLarge):
         reader.read(b"\xbe" * 20)
+    assert len(reader.read(b"\xbe" * 10)) == 10, "what was too large was read all the same"
+    with pytest.raises(ConnectionFault):
+        reader.read(b"\xbe" * 40)
 
 
 def test_memory_is_bounded():

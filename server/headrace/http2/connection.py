@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from headrace.http2 import frames
 from headrace.http2.frames import ConnectionFault, ErrorCode, Setting
-from headrace.http2.headers import MAX_HEADER_BYTES, HeaderReader, Headers
+from headrace.http2.headers import ADVERTISED_BYTES, MAX_HEADER_BYTES, HeaderReader, Headers, HeadersTooLarge
 from headrace.http2.incoming import FRAME_BYTES, Incoming
 from headrace.http2.outgoing import TRANSPORT_BYTES
 from headrace.http2.patience import Patience
@@ -84,6 +84,7 @@ class Connection(Incoming, Generic[Head]):
         if self._timer is not None:
             self._timer.cancel()
         self._rest.clear()
+        self._gathered.clear()
         self._lose_all()
 
     def _begin(self) -> None:
@@ -95,7 +96,7 @@ class Connection(Incoming, Generic[Head]):
                     (Setting.MAX_CONCURRENT_STREAMS, MAX_STREAMS),
                     (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
                     (Setting.MAX_FRAME_SIZE, FRAME_BYTES),
-                    (Setting.MAX_HEADER_LIST_SIZE, MAX_HEADER_BYTES),
+                    (Setting.MAX_HEADER_LIST_SIZE, ADVERTISED_BYTES),
                 )
             )
             + frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
@@ -179,7 +180,11 @@ class Connection(Incoming, Generic[Head]):
             self._on_header_block(first_flags, stream_id, b"".join(pieces))
 
     def _on_header_block(self, flags: int, stream_id: int, block: bytes) -> None:
-        head = self._reader.read(block)  # also where nobody wants it: the next block builds on it
+        try:
+            head = self._reader.read(block)  # also where nobody wants it: the next block builds on it
+        except HeadersTooLarge:
+            self._refuse_headers(stream_id)
+            return
         ended = bool(flags & frames.END_STREAM)
         if stream_id <= self._last_stream:
             self._on_trailers(stream_id, ended=ended)
@@ -197,6 +202,17 @@ class Connection(Incoming, Generic[Head]):
         if ended:
             stream.remote_ended = True
             stream.receive(b"", ended=True)
+
+    def _refuse_headers(self, stream_id: int) -> None:
+        """Headers of a stream are too large; others on the connection have nothing to do with that."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._lose(stream, ErrorCode.ENHANCE_YOUR_CALM)
+        elif stream_id & 1:
+            self._last_stream = max(self._last_stream, stream_id)
+            self.transport.write(frames.rst_stream(stream_id, ErrorCode.ENHANCE_YOUR_CALM))
+        else:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a client cannot open stream {stream_id}")
 
     def _on_trailers(self, stream_id: int, *, ended: bool) -> None:
         """Headers of a stream that was opened before; in a gRPC request they say nothing, but end it."""
@@ -266,6 +282,7 @@ class Connection(Incoming, Generic[Head]):
         if not self._patience.bears(1 + len(self._streams) // STREAMS_A_CHANGE, get_running_loop().time()):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "so many SETTINGS frames have no use")
         values = frames.read_settings(payload)
+        self._flush()
         self.transport.write(frames.SETTINGS_ACK)  # before what the new windows let out, which may be the last
         if (size := values.get(Setting.INITIAL_WINDOW_SIZE)) is not None:
             self._resize_windows(size)
@@ -370,6 +387,7 @@ class Connection(Incoming, Generic[Head]):
         """
         if self._closed:
             return
+        self._flush()
         self._closed = True
         self._leaving = False
         self._rest.clear()

@@ -9,7 +9,10 @@ from hpack.table import HeaderTable
 
 from headrace.http2.frames import ConnectionFault, ErrorCode
 
-MAX_HEADER_BYTES = 64 * 1024  # of all headers of one request together, packed and unpacked
+ADVERTISED_BYTES = 64 * 1024  # of all headers of one request together; one that has more is refused
+MAX_HEADER_BYTES = (
+    2 * ADVERTISED_BYTES
+)  # packed and unpacked; to read more would take too long, and the connection ends
 _REMEMBERED = 256  # blocks of one connection
 _REMEMBERED_BYTES = 1024  # the longest of them
 _REMEMBERED_HEADERS_BYTES = 4096  # what is in them; a byte in a block can stand for a whole table
@@ -18,6 +21,10 @@ _MAX_RESIZES = 2  # more never say anything: the smallest size in between, and t
 
 Headers = list[tuple[bytes, bytes]]
 Head = TypeVar("Head")
+
+
+class HeadersTooLarge(Exception):
+    """A request has more headers than it may, which were read all the same: the next ones build on them."""
 
 
 class _WatchedTable(HeaderTable):
@@ -51,6 +58,7 @@ class HeaderReader(Generic[Head]):
         """What ``parse`` made of the block.
 
         Raises:
+            HeadersTooLarge: it has more than ``ADVERTISED_BYTES``.
             ConnectionFault: the block cannot be read, so that nothing after it can be either.
         """
         head = self._remembered.get(block)
@@ -67,14 +75,16 @@ class HeaderReader(Generic[Head]):
             what = f"a header block cannot be read: {type(error).__name__}"
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, what) from error
         given = [(bytes(name), bytes(value)) for name, value in headers]
+        size = sum(len(name) + len(value) for name, value in given)
+        if size > ADVERTISED_BYTES:
+            self._remembered.clear()
+            raise HeadersTooLarge
         head = self._parse(given)
         if resized or self._table.changes != self._changes:
             # Only while the table stays as it is, equal blocks mean equal headers.
             self._changes = self._table.changes
             self._remembered.clear()
-        elif len(block) <= _REMEMBERED_BYTES and sum(len(name) + len(value) for name, value in given) <= (
-            _REMEMBERED_HEADERS_BYTES
-        ):
+        elif len(block) <= _REMEMBERED_BYTES and size <= _REMEMBERED_HEADERS_BYTES:
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
             self._remembered[block] = head
