@@ -128,6 +128,32 @@ def test_who_gives_up_lets_the_next_pass():
     assert turns.grants(0) == [small]
 
 
+def test_fewer_cpus_are_lent_out_and_more_again():
+    turns = FairTurns(4)
+    both = Turn("a", 2), Turn("b", 2)
+    for one in both:
+        turns.ask(one)
+    assert turns.grants(0) == list(both)
+    turns.resize(1)
+    wide, narrow = Turn("a", 4), Turn("b", 1)
+    turns.ask(wide)
+    turns.ask(narrow)
+    assert turns.grants(0) == []
+    turns.end(both[0], 10)
+    assert (turns.grants(10), turns.free) == ([], -1)
+    turns.end(both[1], 20)
+    (first,) = turns.grants(20)
+    assert (first, first.granted) == (wide, 1), "with all there is, though it wants more"
+    turns.end(wide, 30)
+    assert turns.grants(30) == [narrow]
+    turns.resize(4)
+    again = Turn("a", 4)
+    turns.ask(again)
+    turns.end(narrow, 40)
+    assert turns.grants(40) == [again]
+    assert again.granted == 4
+
+
 @given(
     st.integers(1, 4),
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 4)), min_size=2, max_size=4),

@@ -102,3 +102,14 @@ async def test_who_stands_in_line_again_is_not_passed_by_who_has_had_more():
     turns.drop(short)
     assert turns.give(long) is None
     await asyncio.wait_for(turns.take(1), 1)
+
+
+async def test_who_waits_goes_on_when_there_are_more_cpus():
+    turns = CpuTurns(1)
+    first = await turns.take(1, "a")
+    waiting = asyncio.get_running_loop().create_task(turns.take(1, "b"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    turns.resize(2)
+    assert (await waiting).granted == 1
+    turns.give(first)

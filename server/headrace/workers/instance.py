@@ -434,7 +434,7 @@ class Instance:
 
     async def _pump(self) -> None:
         assert self.loaded is not None, "only an instance that is up pumps"
-        threads = min(self.loaded.cpu_threads, self._turns.cpus)
+        threads = self.loaded.cpu_threads
         in_turn = threads > 0 or self._claim is not None
         staging = Staging() if self._stages(in_turn) else None
         most = max(1, self.signature.max_batch_size)

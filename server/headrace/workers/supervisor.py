@@ -83,6 +83,7 @@ class Supervisor:
             LoadRefused: with the reason, for the model's owner.
         """
         number = instance.load.instance
+        self.turns.resize(self.cpus())
         try:
             if self.limiter is not None and needs.resources:
                 self._limit(self.limiter, instance, Claim(instance.load.name, needs.resources, needs.priority))
@@ -105,6 +106,7 @@ class Supervisor:
 
     async def stop_instance(self, instance: Instance) -> None:
         """Unload the instance; a process that hosts nothing more is ended."""
+        self.turns.resize(self.cpus())
         number = instance.load.instance
         process = self._homes.pop(number, None)
         if process is not None:

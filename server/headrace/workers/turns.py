@@ -20,6 +20,13 @@ class CpuTurns:
         self._turns = FairTurns(cpus)
         self._wakers: dict[Turn, asyncio.Future[None]] = {}
 
+    def resize(self, cpus: int) -> None:
+        """There are so many CPUs now; whoever has a turn keeps it."""
+        if cpus != self.cpus:
+            self.cpus = cpus
+            self._turns.resize(cpus)
+            self._grant()
+
     def ask(self, threads: int, model: str = "", weight: float = 1.0) -> Turn:
         """Stand in line for ``threads`` threads. Either ``wait`` for them or ``drop`` the wish."""
         turn = Turn(model, threads, weight)
