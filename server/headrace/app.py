@@ -227,6 +227,8 @@ class App:
         # What was built so far lives as long as the server: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
+        if not prints:
+            announce(f"there is no model in {settings.repository} yet: a folder NAME/1/model.onnx there is one")
         for line in model_lines(self.repository):
             announce(line)
         announce(
@@ -333,6 +335,8 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
 
 
 def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
+    if isinstance(error, socket.gaierror):
+        return CannotStart(f"cannot listen on '{host}' ({error}): expected an address of this machine, with --host")
     return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")
 
 

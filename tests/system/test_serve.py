@@ -189,6 +189,7 @@ def test_an_empty_repository_is_served(tmp_path):
         assert server.get("/v2/health/ready")[0] == 200
         assert server.post("/v2/repository/index") == (200, [])
         assert server.stop() == 0
+        assert f"there is no model in {tmp_path} yet" in server.output
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port", "--metrics-port"])
@@ -202,6 +203,14 @@ def test_a_taken_port_is_named(tmp_path, flag):
     assert ended.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert flag in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_host_that_is_not_this_machine_is_named(tmp_path):
+    ended = serve(tmp_path, *FREE_PORTS, "--host", "nowhere.invalid")
+    assert ended.returncode == 1
+    assert "cannot listen on 'nowhere.invalid'" in ended.stderr
+    assert "--host" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -191,6 +191,6 @@ class Pending:
         self.fail(
             DeadlineExceeded(
                 f"Request timeout expired: model '{self.request.model}' did not answer within the "
-                f"{allowed_s * 1e3:.1f} ms that the request had"
+                f"{allowed_s * 1e3:.4g} ms that the request had"
             )
         )
