@@ -35,9 +35,10 @@ from headrace.workers.frames import (
     TensorFrame,
     encode,
 )
-from headrace.workers.instance import MAX_DEATHS, Instance
+from headrace.workers.instance import Instance
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim, Resources
+from headrace.workers.second_chance import MAX_DEATHS
 from headrace.workers.slots import AT_WORKER
 from headrace.workers.turns import CpuTurns
 

@@ -19,8 +19,8 @@ from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
 from headrace.core.model import Signature
 from headrace.core.statistics import Statistics
 from headrace.workers import packing
+from headrace.workers.answering import answer_each, answer_jointly
 from headrace.workers.arena import Segment, begun
-from headrace.workers.fair_turns import Turn
 from headrace.workers.frames import (
     Begun,
     Done,
@@ -35,18 +35,17 @@ from headrace.workers.frames import (
 from headrace.workers.handover import Handover
 from headrace.workers.lending import Attachments
 from headrace.workers.open_streams import MAX_OPEN, OpenStreams
+from headrace.workers.permit import Permit
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim
+from headrace.workers.second_chance import living, survivors
 from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
 
 log = logging.getLogger(__name__)
 
-KILLED = "signal SIGKILL"
-SAME_STROKE_NS = 250_000_000
 LEAVE_INTERVAL_S = 0.02  # one that leaves is looked at so often
 HANDOVER_NS = 500_000  # before a worker is expected to be free it is given its next batch, under an objective
-MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
 class Host(Protocol):
@@ -115,16 +114,9 @@ class Instance:
         self.custom_metrics: tuple[CustomMetric, ...] = ()  # that the model's own code keeps
         self._queue = queue
         self._statistics = statistics
-        self._turns = turns
-        self._cpu_weight = cpu_weight
-        self._turn: Turn | None = None  # the threads that it holds, while it has a batch in flight
-        self._next_turn: Turn | None = None  # for which it stands in line already
-        self._limiter: RateLimiter | None = None
-        self._claim: Claim | None = None  # what it needs to run a batch, where that is limited
-        self._has_claim = False  # whether it has got that
+        self._permit = Permit(load.name, turns, cpu_weight)
         self._regroup = Regroup()
         self._ended_ns = 0  # when the last batch did
-        self._turn_ns = 0  # how long the last batch waited for the CPUs
         self._up_at_ns = 0
         self._host: Host | None = None
         self._place = Place()  # its batches, for as long as an objective needs them to be foreseen
@@ -151,7 +143,7 @@ class Instance:
 
     def limit(self, limiter: RateLimiter, claim: Claim) -> None:
         """Have it run a batch only with what it claims; before it is up."""
-        self._limiter, self._claim = limiter, claim
+        self._permit.limit(limiter, claim)
 
     def up(self, host: Host, loaded: Loaded) -> None:
         """The process has loaded the model, for the first time or again."""
@@ -184,14 +176,15 @@ class Instance:
         if self._pump_task is not None:
             self._pump_task.cancel()
             self._pump_task = None
-            self._leave_line()
+            self._permit.leave_line()
             self._queue.left()
 
     def twin(self, number: int) -> "Instance":
         """Another one of the same model, to be loaded elsewhere in this one's place."""
         load = msgspec.structs.replace(self.load, instance=number)
+        permit = self._permit
         twin = Instance(
-            load, self._queue.successor(), self._statistics, self._turns, self.execution_timeout_s, self._cpu_weight
+            load, self._queue.successor(), self._statistics, permit.turns, self.execution_timeout_s, permit.cpu_weight
         )
         twin.memory_limit_bytes = self.memory_limit_bytes
         twin.loaded = self.loaded  # so that it breaks where the files have changed meanwhile
@@ -217,7 +210,7 @@ class Instance:
     def retire(self) -> None:
         """Stop for good, and let go of the shared memory."""
         self.stop()
-        self._end_turn()
+        self._permit.give()
         self._slots = Slots(self._wake_pump)
         self._host = None
         self.on_change = lambda: None
@@ -241,8 +234,7 @@ class Instance:
         if segment is not None:
             slot.outputs = segment
         pending = batch.pending
-        rows = [one.rows for one in pending]
-        in_all = sum(rows)
+        in_all = sum([one.rows for one in pending])
         observe = self._queue.observe
         if observe is not None:
             observe(in_all, frame.input_ns + frame.infer_ns + frame.output_ns)
@@ -251,7 +243,7 @@ class Instance:
         self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
         # What it cost those who waited: also the handing over, the turn, and what else runs on the machine.
         began_ns = max(pending[0].taken_at_ns, self._ended_ns)
-        self._queue.ran(pending, in_all, now_ns - began_ns + self._turn_ns, now_ns)
+        self._queue.ran(pending, in_all, now_ns - began_ns + self._permit.waited_ns, now_ns)
         self._ended_ns = now_ns
         self._place.ended(batch, now_ns)
         for one in pending:
@@ -262,43 +254,19 @@ class Instance:
         view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
         if lent is not None:
             view = lent
+        self._statistics.last_inference_ms = int(time() * 1000)
         if frame.answers:
-            answered = self._answer_each(pending, frame, view, extract)
+            answered = answer_each(self.load.name, self.signature, pending, frame, view, extract)
         else:
-            answered = self._answer_jointly(pending, rows, frame, view, extract)
+            try:
+                answered = answer_jointly(self.signature, pending, frame, view, extract)
+            except InternalError as error:
+                self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
+                answered = 0
         self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
             self._slots.give(slot)
         self._batch_ended(pending)
-
-    def _answer_jointly(
-        self, pending: list[Pending], rows: list[int], frame: Done, view: memoryview, extract: packing.Extract
-    ) -> int:
-        """The batch has one set of outputs, of which each request has its rows. Returns how many are answered."""
-        try:
-            if len(pending) == 1:
-                answers = [packing.whole_outputs(self.signature, frame.outputs, view, rows[0], extract)]
-            else:
-                answers = packing.split_outputs(self.signature, frame.outputs, view, rows, extract)
-        except InternalError as error:
-            self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
-            return 0
-        now_ns = monotonic_ns()
-        self._statistics.last_inference_ms = int(time() * 1000)
-        return sum(one.resolve(outputs, now_ns) for one, outputs in zip(pending, answers, strict=True))
-
-    def _answer_each(self, pending: list[Pending], frame: Done, view: memoryview, extract: packing.Extract) -> int:
-        """Every request has an answer of its own, or an error that is nobody else's affair. Returns how many have."""
-        answered = 0
-        now_ns = monotonic_ns()
-        self._statistics.last_inference_ms = int(time() * 1000)
-        for one, answer in zip(pending, frame.answers, strict=True):
-            if answer.kind:
-                one.fail(of_kind(Kind(answer.kind), f"model '{self.load.name}': {answer.message}"))
-            else:
-                outputs = packing.answer_outputs(self.signature, answer.outputs, view, extract)
-                answered += one.resolve(outputs, now_ns, answer.parameters)
-        return answered
 
     def begun(self, batch: Batch, frame: Begun) -> None:
         """The worker has taken a decoupled request out of its slot and will answer it part by part."""
@@ -340,37 +308,19 @@ class Instance:
         self._host = None
         self.in_flight = 0
         self._place = Place()
-        self._end_turn()
+        self._permit.give()
         self._statistics.worker_deaths += 1
         self._queue.lose(cause)
         if executing is not None:
-            again = [one for one in _living(executing.pending) if self._survives(one, cause)]
+            again = survivors(executing.pending, self.load.name, cause, self._up_at_ns)
             self._statistics.retries += len(again)
             self._queue.put_back(again)
             self._queue.finished(executing.pending)
         for batch in reversed(staged):
-            self._queue.put_back(_living(batch.pending))
+            self._queue.put_back(living(batch.pending))
             self._queue.finished(batch.pending)
         for pending in self.streams.lose(cause):
             self._queue.finished([pending])
-
-    def _survives(self, one: Pending, cause: str) -> bool:
-        # Somebody who kills several workers at once may hit a request twice: at first, and when another worker, that
-        # was up already, has just taken it over. That is one stroke. A worker that has come back since is another.
-        now_ns = monotonic_ns()
-        outside = cause == KILLED and self._up_at_ns < one.died_at_ns and now_ns - one.died_at_ns < SAME_STROKE_NS
-        one.deaths += 0 if outside else 1
-        one.died_at_ns = now_ns
-        one.alone = True
-        if one.deaths < MAX_DEATHS:
-            return True
-        one.fail(
-            InternalError(
-                f"model '{self.load.name}': the worker died ({cause}) while it ran this request, {one.deaths} times "
-                "in a row; the request is not tried again"
-            )
-        )
-        return False
 
     def _run_alone(self, pending: list[Pending], error: HeadraceError) -> None:
         """Put the members of a failed batch back, each to be run alone; one that was alone has its answer.
@@ -393,19 +343,19 @@ class Instance:
         self._end_turn_if_idle()
 
     def _end_turn_if_idle(self) -> None:
-        if (self._turn is not None or self._has_claim) and self._slots.idle:
-            self._end_turn(keep_claim=bool(len(self.streams)), again=self._goes_on())
+        if self._permit.held and self._slots.idle:
+            self._permit.give(keep_claim=bool(len(self.streams)), again=self._goes_on())
 
     def _goes_on(self) -> bool:
         """Whether it will want another turn as soon as its pump comes to that."""
         if self._pump_task is None or not self._queue.due or self._regroup.wait_ns(len(self._queue), monotonic_ns()):
             return False
-        return len(self.streams) < (MAX_OPEN if self._claim is None else 1)
+        return len(self.streams) < (1 if self._permit.limited else MAX_OPEN)
 
     def _answered(self, pending: list[Pending]) -> None:
         """Requests that were streamed are done with."""
         self.in_flight -= len(pending)
-        if self._claim is not None:
+        if self._permit.limited:
             self._end_turn_if_idle()
         self._wake_pump()
         self._queue.finished(pending)
@@ -414,28 +364,10 @@ class Instance:
         if self._slot_freed is not None and not self._slot_freed.done():
             self._slot_freed.set_result(None)
 
-    def _end_turn(self, *, keep_claim: bool = False, ran: bool = True, again: bool = False) -> None:
-        """Give back CPUs and, unless a stream goes on with it, what was claimed; with ``again`` to ask for it anew."""
-        if self._turn is not None:
-            # Whoever has CPUs never waits for a claim, so that nobody waits for somebody who waits for him.
-            self._next_turn = self._turns.give(self._turn, again=again and self._claim is None)
-            self._turn = None
-        if self._has_claim and not keep_claim and self._limiter is not None and self._claim is not None:
-            self._has_claim = False
-            self._limiter.give(self._claim, ran=ran, again=again)
-
-    def _leave_line(self) -> None:
-        """Nothing is to be run now, so what was asked for is not wanted."""
-        if self._next_turn is not None:
-            self._turns.drop(self._next_turn)
-            self._next_turn = None
-        if self._limiter is not None and self._claim is not None and not self._has_claim:
-            self._limiter.drop(self._claim)
-
     async def _pump(self) -> None:
         assert self.loaded is not None, "only an instance that is up pumps"
         threads = self.loaded.cpu_threads
-        in_turn = threads > 0 or self._claim is not None
+        in_turn = threads > 0 or self._permit.limited
         staging = Staging() if self._stages(in_turn) else None
         most = max(1, self.signature.max_batch_size)
         while True:
@@ -469,31 +401,19 @@ class Instance:
 
         Nothing is staged: the handing over takes little beside the batch, and what waits longer grows together.
         """
-        if not self._slots.idle or (self._claim is not None and len(self.streams)):
+        if not self._slots.idle or (self._permit.limited and len(self.streams)):
             await self._free_slot()
             return []
         if not self._queue.due:
-            self._leave_line()  # others may have taken what it stood in line for
+            self._permit.leave_line()  # others may have taken what it stood in line for
             await self._queue.ready()
         while wait_ns := self._regroup_ns(monotonic_ns()):
-            self._leave_line()
+            self._permit.leave_line()
             await self._queue.grown(self._regroup.expected, wait_ns * 1e-9)
-        pending: list[Pending] = []
-        try:
-            if self._limiter is not None and self._claim is not None:
-                await self._limiter.take(self._claim)
-                self._has_claim = True
-            if threads:
-                turn, self._next_turn = self._next_turn, None
-                if turn is None:
-                    turn = self._turns.ask(threads, self.load.name, self._cpu_weight)
-                wanted_ns = monotonic_ns()
-                self._turn = await self._turns.wait(turn)
-                self._turn_ns = monotonic_ns() - wanted_ns
-            pending = self._queue.take_now()
-        finally:
-            if not pending:
-                self._end_turn(ran=False)
+        await self._permit.take(threads)
+        pending = self._queue.take_now()
+        if not pending:
+            self._permit.give(ran=False)
         return pending
 
     def _regroup_ns(self, now_ns: int) -> int:
@@ -542,14 +462,3 @@ class Instance:
         if self._queue.objective is not None:
             expected_ns = self._queue.forecast().expected_ns(pending[0].key, sum(one.rows for one in pending))
             self._place.taken(batch, expected_ns, monotonic_ns())
-
-
-def _living(pending: list[Pending]) -> list[Pending]:
-    """Those that somebody waits for; the others are forgotten."""
-    living = []
-    for one in pending:
-        if one.dead:
-            one.bury()
-        else:
-            living.append(one)
-    return living
