@@ -620,3 +620,27 @@ async def test_without_an_objective_nobody_has_to_hurry():
     put(queue, request())
     assert queue.spare_ns(monotonic_ns()) > 10**15
     assert objective_queue([0]).spare_ns(monotonic_ns()) > 10**15, "nobody waits"
+
+
+async def test_everybody_who_waits_for_the_queue_to_grow_is_told():
+    queue = queue_of()
+    patient = asyncio.get_running_loop().create_task(queue.grown(1, 3600))
+    await asyncio.sleep(0)
+    busy = queue.watch(1)  # an instance with a batch at its worker ...
+    busy.set_result(None)  # ... which has ended
+    more = queue.watch(2)
+    put(queue, request())
+    await asyncio.wait_for(patient, 5)
+    assert not more.done()
+    put(queue, request())
+    assert more.done()
+    assert not queue._watchers
+
+
+async def test_who_no_longer_waits_for_the_queue_to_grow_is_forgotten():
+    queue = queue_of()
+    for _ in range(5):
+        await queue.grown(3, 0.001)
+        queue.watch(3).cancel()
+    last = queue.watch(3)
+    assert [one for _, one in queue._watchers] == [last]

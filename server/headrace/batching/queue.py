@@ -68,8 +68,8 @@ class BatchQueue:
         self._forecast = self.objective.forecast if self.objective is not None else None  # None: nobody has asked
         self._refusal: tuple[Kind, str] | None = None
         self._swept_ns = -SWEEP_INTERVAL_NS
-        self._grown: asyncio.Future[None] | None = None
-        self._grown_size = 0
+        self._watchers: list[tuple[int, asyncio.Future[None]]] = []  # with the size that each waits for
+        self._watched_size = 0  # the smallest of those
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -110,10 +110,19 @@ class BatchQueue:
         self._backlog.add(pending)
         if self._waiters:
             self._wake_if_due()
-        if self._grown is not None and len(self._backlog) >= self._grown_size:
-            if not self._grown.done():
-                self._grown.set_result(None)
-            self._grown = None
+        if self._watchers and len(self._backlog) >= self._watched_size:
+            self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        waiting = len(self._backlog)
+        left = []
+        for size, grown in self._watchers:
+            if size > waiting:
+                left.append((size, grown))
+            elif not grown.done():
+                grown.set_result(None)
+        self._watchers = left
+        self._watched_size = min((size for size, _ in left), default=0)
 
     def make_room(self, priority: int = 0, deadline_ns: int = 0, rows: int = 1, late_ns: int = 0) -> None:
         """See that one more request fits, and can be answered by its deadline if it has one.
@@ -274,22 +283,26 @@ class BatchQueue:
         return not self._backlog.due_ns(self._clock())
 
     async def grown(self, size: int, timeout_s: float) -> None:
-        """Return when ``size`` requests wait, or after ``timeout_s``. One instance at a time is told."""
+        """Return when ``size`` requests wait, or after ``timeout_s``."""
         if len(self._backlog) >= size:
             return
         grown = self.watch(size)
-        await asyncio.wait([grown], timeout=timeout_s)
-        if self._grown is grown:
-            self._grown = None
+        try:
+            await asyncio.wait([grown], timeout=timeout_s)
+        finally:
+            grown.cancel()  # where it is not done: nobody waits for it any more
 
     def watch(self, size: int) -> asyncio.Future[None]:
-        """A future that is done as soon as ``size`` requests wait; only for a queue of fewer. The last one made counts.
+        """A future that is done as soon as ``size`` requests wait; only for a queue of fewer.
 
-        Whoever waits for it may set it too, and for another reason.
+        Whoever waits for it may set or cancel it too, and for another reason.
         """
-        self._grown_size = size
-        self._grown = asyncio.get_running_loop().create_future()
-        return self._grown
+        watchers = [one for one in self._watchers if not one[1].done()]
+        grown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watchers.append((size, grown))
+        self._watchers = watchers
+        self._watched_size = min(each for each, _ in watchers)
+        return grown
 
     def take_now(self) -> list[Pending]:
         """The next batch if the policy closes one now, else nothing. A batch is owed one ``finished`` call."""

@@ -375,6 +375,7 @@ class Connection(Incoming, Generic[Head]):
         """Tell the client what it did wrong and close."""
         log.info("an HTTP/2 connection is closed: %s (%s)", why, code.name)
         self._leaving = False
+        self._flush()
         self.transport.write(frames.goaway(self._last_stream, code, why))
         self._lose_all()
         self._close()
