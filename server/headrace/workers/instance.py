@@ -254,15 +254,16 @@ class Instance:
         view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
         if lent is not None:
             view = lent
-        self._statistics.last_inference_ms = int(time() * 1000)
+        answered = 0
         if frame.answers:
             answered = answer_each(self.load.name, self.signature, pending, frame, view, extract)
+            self._statistics.last_inference_ms = int(time() * 1000)
         else:
             try:
                 answered = answer_jointly(self.signature, pending, frame, view, extract)
+                self._statistics.last_inference_ms = int(time() * 1000)
             except InternalError as error:
                 self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
-                answered = 0
         self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
             self._slots.give(slot)
