@@ -1,0 +1,189 @@
+"""How far answers are from the reference's, and whether a budget allows that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from headrace_backends.base import Array
+
+Outputs = Mapping[str, Array]
+Floats = npt.NDArray[np.float64]
+# The owner's own: outputs and labels of all judged examples, by name and in the same order, to one number.
+Metric = Callable[[Mapping[str, Sequence[Array]], Mapping[str, Sequence[Array]]], float]
+
+FLOAT_NOISE = 1e-3  # of an output's largest value: what another order of additions may change
+TOP_K = 5
+
+
+class MetricFailed(Exception):
+    """The owner's metric is not there or raised; the message says which."""
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The bound on one metric. ``metric`` is a field of ``Errors``, or ``module:function`` or ``file.py:function``."""
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.metric} >= {self.min:g}" if self.min is not None else f"{self.metric} <= {self.max:g}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the metric is a function of the owner's."""
+        return ":" in self.metric
+
+    def problem(self, errors: "Errors") -> str | None:
+        """Why these errors are beyond the budget; None where they are within."""
+        value = errors.own if self.is_own else getattr(errors, self.metric)
+        if value is None:
+            return f"{self.metric} cannot be told of these outputs"
+        within = value >= self.min if self.min is not None else value <= (self.max or 0.0)
+        return None if within else f"{self.metric} is {value:.4g}, the budget asks for {self}"  # NaN is never within
+
+
+class Errors(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answers against the reference's, over some examples. None where outputs of that kind are not among them.
+
+    ``max_abs`` and ``max_rel`` (of the output's largest absolute value in the reference) are the worst of any element;
+    ``cosine`` is the worst of any row, ``mean_cosine`` the mean over rows; the agreements are shares of rows. A row is
+    everything that an output has for one example.
+    """
+
+    examples: int
+    max_abs: float | None = None
+    max_rel: float | None = None
+    cosine: float | None = None
+    mean_cosine: float | None = None
+    top1_agreement: float | None = None
+    topk_agreement: float | None = None  # share of the reference's five best that are among the five best
+    mismatches: int = 0  # elements that are no floats and differ
+    own: float | None = None  # the owner's metric
+
+    @property
+    def faithful(self) -> bool:
+        """Whether nothing differs but by float noise. A bar that NaN does not pass."""
+        return self.mismatches == 0 and (self.max_rel is None or self.max_rel <= FLOAT_NOISE)
+
+
+def compare(reference: Sequence[Outputs], answers: Sequence[Outputs]) -> Errors:
+    """Answers beside the reference's, example by example."""
+    assert len(reference) == len(answers), "answers belong to the reference's"
+    scales = _scales(reference)
+    worst_abs: list[float] = []
+    worst_rel: list[float] = []
+    cosines: list[float] = []
+    top1: list[float] = []
+    topk: list[float] = []
+    mismatches = 0
+    for wanted, got in zip(reference, answers, strict=True):
+        for name, right in wanted.items():
+            mine = got[name]
+            if mine.shape != right.shape:
+                return Errors(len(reference), float("nan"), float("nan"), mismatches=right.size)
+            if right.dtype.kind in "OSUbiu":
+                mismatches += int(np.count_nonzero(mine != right))
+                continue
+            left, other = right.astype(np.float64).reshape(-1), mine.astype(np.float64).reshape(-1)
+            if not left.size:
+                continue
+            difference = _largest_difference(left, other)
+            worst_abs.append(difference)
+            worst_rel.append(difference / scales[name] if scales[name] else difference)
+            cosines.append(_cosine(left, other))
+            if right.ndim and right.shape[-1] > 1:
+                one, two = left.reshape(-1, right.shape[-1]), other.reshape(-1, right.shape[-1])
+                top1 += (one.argmax(-1) == two.argmax(-1)).astype(float).tolist()
+                topk += _shared_best(one, two)
+    return Errors(
+        len(reference),
+        max(worst_abs, default=None, key=_nan_last),
+        max(worst_rel, default=None, key=_nan_last),
+        min(cosines, default=None, key=_nan_first),
+        float(np.mean(cosines)) if cosines else None,
+        float(np.mean(top1)) if top1 else None,
+        float(np.mean(topk)) if topk else None,
+        mismatches,
+    )
+
+
+def judged(metric: Metric, outputs: Sequence[Outputs], labels: Sequence[Mapping[str, Array]]) -> float:
+    """What the owner's metric says of these answers.
+
+    Raises:
+        MetricFailed: it raised, or gave no number.
+    """
+    by_output = {name: [one[name] for one in outputs] for name in (outputs[0] if outputs else {})}
+    by_label = {name: [one[name] for one in labels] for name in (labels[0] if labels else {})}
+    try:
+        return float(metric(by_output, by_label))
+    except Exception as error:
+        raise MetricFailed(f"the budget's metric failed: {type(error).__name__}: {error}") from error
+
+
+def own_metric(name: str, folder: Path) -> Metric:
+    """The owner's metric; ``folder`` is where a ``file.py:function`` lies.
+
+    Raises:
+        MetricFailed: it is not there.
+    """
+    module_name, _, function = name.partition(":")
+    try:
+        module: Any
+        if module_name.endswith(".py"):
+            spec = spec_from_file_location("headrace_owner_metric", folder / module_name)
+            assert spec is not None
+            assert spec.loader is not None
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = import_module(module_name)
+        metric: Metric = getattr(module, function)
+    except Exception as error:
+        raise MetricFailed(f"the budget's metric '{name}' is not there: {type(error).__name__}: {error}") from error
+    return metric
+
+
+def _scales(reference: Sequence[Outputs]) -> dict[str, float]:
+    scales: dict[str, float] = {}
+    for outputs in reference:
+        for name, array in outputs.items():
+            if array.dtype.kind not in "OSUbiu":
+                values = np.abs(array.astype(np.float64))
+                scales[name] = max(scales.get(name, 0.0), float(values[np.isfinite(values)].max(initial=0.0)))
+    return scales
+
+
+def _largest_difference(right: Floats, mine: Floats) -> float:
+    """The largest difference of any element; infinities and NaNs differ from everything but their own kind."""
+    with np.errstate(invalid="ignore"):
+        same = (right == mine) | (np.isnan(right) & np.isnan(mine))
+        return float(np.where(same, 0.0, np.abs(right - mine)).max())
+
+
+def _cosine(right: Floats, mine: Floats) -> float:
+    lengths = float(np.linalg.norm(right) * np.linalg.norm(mine))
+    if not lengths:
+        return 1.0 if np.array_equal(right, mine) else 0.0
+    return float(np.dot(right, mine) / lengths)
+
+
+def _shared_best(right: Floats, mine: Floats) -> list[float]:
+    count = min(TOP_K, right.shape[-1])
+    best, others = (np.argsort(-values, -1, kind="stable")[:, :count] for values in (right, mine))
+    return [len(set(one) & set(other)) / count for one, other in zip(best.tolist(), others.tolist(), strict=True)]
+
+
+def _nan_last(value: float) -> tuple[bool, float]:
+    return (np.isnan(value), value)
+
+
+def _nan_first(value: float) -> tuple[bool, float]:
+    return (not np.isnan(value), value)
