@@ -9,12 +9,8 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from headrace.core.environment import model_environment
 from headrace.workers import channel
-
-# glibc gives large blocks back to the system with each free and faults them in again with each allocation, until it
-# has adapted: decoding a picture of 600 kB took a worker 4.5 ms of CPU instead of 3.1 ms (loadtests/pipeline.py).
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ def spawn(name: str, *, shared: bool, threads: int, log_format: str, cpus: Colle
                 [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), name, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=_environment(shared, threads),
+                env=model_environment(shared=shared, threads=threads),
             )
         if cpus is not None:
             with contextlib.suppress(OSError):  # it has ended already, or the CPUs are not this process's any more
@@ -53,11 +49,6 @@ def spawn(name: str, *, shared: bool, threads: int, log_format: str, cpus: Colle
     except OSError:
         ours.close()
         raise
-
-
-def _environment(shared: bool, threads: int) -> dict[str, str]:
-    # Shared workers hold many small models: what one of them frees is better given back.
-    return {**({} if shared else _MALLOC), **os.environ, **dict.fromkeys(_THREADS, str(threads))}
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:

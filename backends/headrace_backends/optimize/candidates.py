@@ -1,0 +1,167 @@
+"""Which forms of a model are worth trying, and in what order: those that promise most come first.
+
+The gains are what such forms brought over PyTorch eager on two cores with AVX-512 and VNNI, and only order them: each
+is measured. Faithful forms come before all others: they are quick to make, and set the bar for what is clearly slower.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from headrace_backends.optimize.form import Form, Step, Technique
+
+Kind = Literal["convolutional", "transformer", "dense"]
+
+_TORCH_ENDINGS = (".pt2", ".pt")
+_PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
+_STATIC = Step("int8_static")
+_MIXABLE = ("int8_static", "openvino_int8")  # the steps that can leave layers as they are
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides which forms there are."""
+
+    ending: str  # of the file that was dropped in
+    backend: str
+    kind: Kind
+    allow: frozenset[Technique] = frozenset()
+    real_examples: bool = True
+    trains: bool = False  # there is training code
+    exhaustive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A form, and how many times as fast it may be as PyTorch eager."""
+
+    form: Form
+    gain: float
+
+
+def candidates(facts: Facts) -> list[Form]:
+    """Every form to try but the reference, in order."""
+    reference = Form(facts.backend)
+    found = [*_faithful(facts), *_lossy(facts)]
+    ordered = sorted(found, key=lambda one: (not one.form.faithful, -one.gain))
+    return _distinct(one.form for one in ordered if one.form != reference)
+
+
+def kept_in_full(form: Form, layers: Iterable[str]) -> Form | None:
+    """The form with these layers left as they are; None where none of its steps can do that."""
+    for place, step in enumerate(form.steps):
+        if step.kind in _MIXABLE:
+            mixed = Step(step.kind, {**step.options, "keep": list(layers)})
+            return msgspec.structs.replace(form, steps=(*form.steps[:place], mixed, *form.steps[place + 1 :]))
+    return None
+
+
+def is_mixable(form: Form) -> bool:
+    """Whether layers of it can be left as they are, and none are yet."""
+    return any(step.kind in _MIXABLE and "keep" not in step.options for step in form.steps)
+
+
+def _base(facts: Facts) -> tuple[Step, ...] | None:
+    """The steps to an ONNX file; None where there is no way to one."""
+    if facts.ending == ".onnx":
+        return ()
+    return (Step("export_onnx"),) if facts.ending in _TORCH_ENDINGS else None
+
+
+def _faithful(facts: Facts) -> Iterator[Candidate]:
+    base = _base(facts)
+    if base is not None:
+        yield Candidate(Form("onnxruntime", base), 2.4)
+        yield Candidate(Form("openvino", (*base, Step("openvino"))), 2.3)
+        if facts.kind == "transformer":
+            yield Candidate(Form("onnxruntime", (*base, Step("fuse_transformer"))), 2.5)
+        yield Candidate(Form("onnxruntime", (*base, Step("simplify"))), 2.0 if facts.exhaustive else 1.0)
+        if facts.exhaustive:
+            for level in ("disabled", "basic", "extended"):
+                yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
+    if facts.ending in _TORCH_ENDINGS:
+        yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
+        if facts.kind == "convolutional":
+            yield Candidate(Form("torch", parameters={"channels_last": True}), 1.05)
+
+
+def _lossy(facts: Facts) -> Iterator[Candidate]:
+    base = _base(facts)
+    if base is not None:
+        yield from _quantized(facts, base)
+        yield from _halved(facts, base)
+    if facts.trains:
+        yield from _trained(facts)
+    if Technique.INT8_STATIC in facts.allow and facts.backend == "openvino" and facts.ending == ".xml":
+        yield Candidate(_static_openvino(facts, ()), 6.0)
+    if Technique.INT8_DYNAMIC in facts.allow and facts.backend == "openvino" and facts.ending == ".xml":
+        yield Candidate(_weights_openvino(()), 3.0)
+    if Technique.BF16 in facts.allow and facts.ending in _TORCH_ENDINGS:
+        yield Candidate(Form("torch", parameters={"autocast": "bf16"}, techniques=(Technique.BF16,)), 1.1)
+
+
+def _quantized(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
+    """8 bits. Static suits convolutions and dynamic suits matrix products; the other way round is slow or ruinous."""
+    convolutional, transformer = facts.kind == "convolutional", facts.kind == "transformer"
+    if Technique.INT8_STATIC in facts.allow:
+        yield Candidate(_static_openvino(facts, base), 7.0 if convolutional else 4.2)
+        yield Candidate(
+            Form("onnxruntime", (*base, _STATIC), techniques=(Technique.INT8_STATIC,)),
+            6.5 if convolutional else 3.0 if transformer else 5.0,
+        )
+    if Technique.INT8_DYNAMIC in facts.allow:
+        dynamic = (Step("fuse_transformer"), Step("int8_dynamic")) if transformer else (Step("int8_dynamic"),)
+        yield Candidate(
+            Form("onnxruntime", (*base, *dynamic), techniques=(Technique.INT8_DYNAMIC,)),
+            0.2 if convolutional else 4.6,
+        )
+        yield Candidate(_weights_openvino(base), 2.2 if convolutional else 4.5)
+
+
+def _static_openvino(facts: Facts, base: tuple[Step, ...]) -> Form:
+    options = {"transformer": True} if facts.kind == "transformer" else {}
+    return Form("openvino", (*base, Step("openvino_int8", options)), techniques=(Technique.INT8_STATIC,))
+
+
+def _weights_openvino(base: tuple[Step, ...]) -> Form:
+    return Form("openvino", (*base, Step("openvino_int8_weights")), techniques=(Technique.INT8_DYNAMIC,))
+
+
+def _halved(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
+    if Technique.BF16 in facts.allow:
+        yield Candidate(
+            Form("openvino", (*base, Step("openvino")), {"precision": "bf16"}, techniques=(Technique.BF16,)), 1.6
+        )
+    if Technique.FP16 in facts.allow:
+        yield Candidate(
+            Form("onnxruntime", (*base, Step("half", {"to": "float16"})), techniques=(Technique.FP16,)), 0.8
+        )
+
+
+def _trained(facts: Facts) -> Iterator[Candidate]:
+    """What the owner's training code makes: ONNX files, which may then be quantised as well."""
+    made: list[tuple[tuple[Step, ...], Technique, float]] = []
+    if Technique.PRUNE in facts.allow:
+        made += [((Step("prune", {"share": share}),), Technique.PRUNE, 2.4 / (1 - share)) for share in _PRUNED_SHARES]
+    if Technique.DISTILL in facts.allow:
+        made.append(((Step("distill"),), Technique.DISTILL, 9.0))
+    if Technique.SPARSE in facts.allow:
+        made.append(((Step("sparsify"),), Technique.SPARSE, 0.9))
+    for steps, technique, gain in made:
+        yield Candidate(Form("onnxruntime", steps, techniques=(technique,)), gain)
+        for candidate in _quantized(facts, steps):
+            form = candidate.form
+            both = msgspec.structs.replace(form, techniques=(technique, *form.techniques))
+            yield Candidate(both, gain * candidate.gain / 2.4)
+    if Technique.QAT in facts.allow:
+        yield Candidate(Form("onnxruntime", (Step("quantization_aware"),), techniques=(Technique.QAT,)), 5.0)
+
+
+def _distinct(forms: Iterable[Form]) -> list[Form]:
+    """Each of them once. A form holds dicts, so there is nothing to hash but its name."""
+    found: dict[str, Form] = {}
+    for form in forms:
+        found.setdefault(form.name, form)
+    return list(found.values())

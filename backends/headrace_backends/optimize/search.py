@@ -1,0 +1,325 @@
+"""The search for a model's fastest faithful form: what is tried next, what is cut, and what is chosen in the end.
+
+Candidates are tried one after the other (``contest.py``), the most promising first. A quantised form that is refused is
+tried again with its most sensitive layers in full precision. The best few are then judged on the examples that were
+held back, tried in other layouts (threads and instances), and the fastest of those is chosen. Finished rows are kept
+on disk, so that a search that was stopped goes on where it was.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from headrace.core.model import Signature
+from headrace_backends.optimize import candidates as forms
+from headrace_backends.optimize.accuracy import own_metric
+from headrace_backends.optimize.candidates import Facts
+from headrace_backends.optimize.contest import Contest
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
+from headrace_backends.optimize.form import Form
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.listener import Listener
+from headrace_backends.optimize.mixing import Mixing
+from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.trial import Trial, TrialFailed
+from headrace_backends.optimize.workshop import Workshop
+
+MOST_EXAMPLES = 256  # in each half: enough to tell a hundredth
+CURVE_ROWS = (1, 2, 4, 8, 16, 32)
+_FINALISTS = 3
+_EVEN = 1.03  # what is no more than so much faster is not worth another form
+_ROWS_FILE = "rows.jsonl"
+_SIDE_JOB_S = 300.0
+
+
+class SearchFailed(Exception):
+    """There is nothing to search for: the message says why."""
+
+
+@dataclass(slots=True)
+class Search:
+    """One search. ``examples`` reads the examples once the model has told its tensors."""
+
+    subject: Subject
+    goal: Goal
+    examples: Callable[[Signature], Examples]
+    workshop: Workshop
+    listener: Listener
+    cpus: int
+    hardware: Hardware
+    versions: dict[str, str]
+    _rows: list[Row] = field(default_factory=list)
+    _sensitivities: tuple[LayerSensitivity, ...] = ()
+    _deadline: float = 0.0
+    _cut_short: bool = False
+
+    def run(self) -> "Outcome":
+        """Search until everything has been tried or the time is up.
+
+        Raises:
+            SearchFailed: the model itself cannot be loaded, or refuses its examples.
+        """
+        started, began = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+        self._deadline = started + self.goal.time_limit_s
+        budget = self.goal.budget
+        metric = own_metric(budget.metric, self.subject.folder) if budget is not None and budget.is_own else None
+        try:
+            with Contest(self.subject, self.goal, self.workshop, self.cpus, metric) as contest:
+                reference, told = self._prepare(contest)
+                todo = forms.candidates(self._facts(contest))
+                self.listener.begin(len(todo))
+                self._try_all(contest, todo)
+                winner, why = self._decide(contest, reference)
+                self.listener.chosen(winner.form, why)
+                return self._outcome(contest, reference, winner, why, told, began, started)
+        except TrialFailed as error:
+            raise SearchFailed(f"the model as it was dropped in {error}") from error
+        finally:
+            self.listener.end()
+
+    # -- before -------------------------------------------------------------------------------------------
+
+    def _prepare(self, contest: Contest) -> tuple[Row, str]:
+        self.listener.progress("loading the model as it was dropped in")
+        signature, notes, seconds = contest.load_reference()
+        examples = self.examples(signature)
+        first, held_back = examples.halves()
+        first, held_back = first.first(MOST_EXAMPLES), held_back.first(MOST_EXAMPLES)
+        self.listener.progress(f"running it on {len(first)} + {len(held_back)} examples")
+        reference = contest.measure_reference(first, held_back, notes, seconds)
+        self.listener.row(reference)
+        kind = (
+            examples.origin if examples.real else f"{examples.origin}: no real ones, so only faithful forms are tried"
+        )
+        return reference, f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
+
+    def _facts(self, contest: Contest) -> Facts:
+        kind: Any = "dense"
+        with contextlib.suppress(TrialFailed):
+            kind = self._aside("headrace_backends.optimize.traits:kind_of", path=self.subject.path)
+        return Facts(
+            self.subject.path.suffix,
+            self.subject.backend,
+            kind,
+            self.goal.allow if contest.first.examples.real else frozenset(),
+            trains=self.subject.training is not None,
+            exhaustive=self.goal.exhaustive,
+        )
+
+    # -- candidates ---------------------------------------------------------------------------------------
+
+    def _try_all(self, contest: Contest, todo: list[Form]) -> None:
+        earlier = {row.form.name: row for row in self._earlier()}
+        for position, form in enumerate(todo, 1):
+            self.listener.trying(form, position, len(todo))
+            row = self._try(contest, form, earlier)
+            if row.fate is Fate.REFUSED and forms.is_mixable(form) and self._promising(row):
+                self._mix(contest, form, earlier)
+
+    def _try(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> Row:
+        row = earlier.get(form.name)
+        if row is None:
+            left = self._deadline - monotonic()
+            if left <= 0:
+                self._cut_short = True
+                row = Row(form, Fate.SKIPPED, "no time was left")
+            else:
+                row = contest.try_form(form, self._best(), max(60.0, left))
+                with (self.workshop.folder / _ROWS_FILE).open("ab") as file:
+                    file.write(msgspec.json.encode(row) + b"\n")
+        self._rows.append(row)
+        self.listener.row(row)
+        return row
+
+    def _mix(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> None:
+        """Find how few of the most sensitive layers have to stay as they are for the budget to be met."""
+        layers = self._layers(contest, form)
+        mixing = Mixing(len(layers))
+        while (count := mixing.next_count()) is not None and monotonic() < self._deadline:
+            mixed = forms.kept_in_full(form, layers[:count])
+            if mixed is None:
+                return
+            self.listener.progress(f"leaving the {count} most sensitive of {len(layers)} layers as they are")
+            row = self._try(contest, mixed, earlier)
+            if (
+                row.fate is Fate.SLOWER
+                or row.fate is Fate.FAILED
+                or (row.fate is Fate.REFUSED and not self._promising(row))
+            ):
+                return  # keeping more would be slower still
+            mixing.tell(count, within=row.fate is Fate.KEPT)
+
+    def _layers(self, contest: Contest, form: Form) -> list[str]:
+        """The layers that quantisation would change, the most sensitive first."""
+        if not self._sensitivities:
+            self.listener.progress("measuring how sensitive each layer is")
+            base = [step for step in form.steps if step.kind == "export_onnx"]
+            try:
+                source = self.workshop.make(base, contest.signature, contest.first.examples, _SIDE_JOB_S).path
+                self._sensitivities = tuple(
+                    self._aside(
+                        "headrace_backends.optimize.sensitivity:scan",
+                        path=source,
+                        examples=contest.first.examples,
+                        threads=self.cpus,
+                    )
+                )
+            except TrialFailed as error:
+                self.listener.progress(f"no layer's sensitivity is known: {error}")
+        return [one.layer for one in self._sensitivities]
+
+    def _promising(self, row: Row) -> bool:
+        """Whether a refused form is so fast that leaving some layers as they are may be worth it."""
+        return row.speedup is not None and row.speedup > 1.1 * self._best()
+
+    def _best(self) -> float:
+        return max((row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT), default=1.0)
+
+    def _earlier(self) -> Iterator[Row]:
+        """What an earlier run of the same search had finished."""
+        try:
+            lines = (self.workshop.folder / _ROWS_FILE).read_bytes().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):  # the last one may be half a line
+                yield msgspec.json.decode(line, type=Row)
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def _decide(self, contest: Contest, reference: Row) -> tuple[Row, str]:
+        """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
+        finalists: list[Row] = [reference]
+        for row in sorted(self._rows, key=lambda one: -(one.speedup or 0.0)):
+            if row.fate is not Fate.KEPT or (row.speedup or 0.0) < _EVEN or len(finalists) > _FINALISTS:
+                continue
+            self.listener.progress(f"judging {row.form.name} on the held-back examples")
+            judged = contest.decide(row)
+            self._replace(row, judged)
+            if judged.fate is Fate.KEPT:
+                finalists.append(judged)
+        layouts = [row for finalist in finalists for row in self._layouts(contest, finalist)]
+        best = max((row.speedup or 0.0 for row in layouts), default=1.0)
+        # Of forms that are even, the one that changes least.
+        for row in sorted(layouts, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances)):
+            if (row.speedup or 0.0) * _EVEN >= best:
+                break
+        chosen = msgspec.structs.replace(row, fate=Fate.CHOSEN)
+        for one in layouts:
+            self._put(chosen if one is row else one)
+        return chosen, self._why(chosen, reference, best)
+
+    def _layouts(self, contest: Contest, row: Row) -> Iterator[Row]:
+        """A finalist as it is, and with other numbers of threads and instances."""
+        layouts = [(1, 0)]
+        if self.cpus > 1:
+            layouts += [(1, 1), (1, self.cpus)]
+            if self.goal.aim == "throughput":
+                layouts.append((self.cpus, 1))
+        for instances, threads in layouts:
+            self.listener.progress(f"{row.form.name}: {instances} instance(s), {threads or 'all'} threads")
+            measured = contest.layout(row, instances=instances, threads=threads)
+            if measured.fate is not Fate.FAILED:
+                yield measured
+
+    def _why(self, chosen: Row, reference: Row, best: float) -> str:
+        if chosen.form.name == reference.form.name and chosen.form.layout == reference.form.layout:
+            return "nothing within the budget is clearly faster than the model as it was dropped in"
+        proof = "answers are the same but for float noise" if self.goal.budget is None else f"{self.goal.budget} holds"
+        even = "" if (chosen.speedup or 0.0) >= best else ", and nothing that is clearly faster changes less"
+        return (
+            f"{chosen.speedup:.2f} times as fast as the model as it was dropped in{even}; {proof} on the held-back half"
+        )
+
+    def _put(self, row: Row) -> None:
+        """Have the row among the others, in place of the one for the same form and layout."""
+        for old in self._rows:
+            if old.form == row.form:
+                self._replace(old, row)
+                return
+        self._rows.append(row)
+
+    def _replace(self, old: Row, new: Row) -> None:
+        self._rows = [new if row is old else row for row in self._rows]
+
+    def _outcome(
+        self, contest: Contest, reference: Row, chosen: Row, why: str, told: str, began: str, started: float
+    ) -> "Outcome":
+        artifact = self.workshop.make(chosen.form.steps, contest.signature, contest.first.examples, _SIDE_JOB_S)
+        self.listener.progress("measuring latency over batch size")
+        sizes = [rows for rows in CURVE_ROWS if rows <= max(1, contest.signature.max_batch_size)]
+        curve, reference_curve = contest.curve(chosen.form, sizes)
+        inputs, answers = contest.recorded(chosen.form, 8)
+        chosen = msgspec.structs.replace(chosen, curve=curve)
+        rows = tuple(chosen if row.fate is Fate.CHOSEN else row for row in self._rows)
+        findings = Findings(
+            self.subject.name,
+            self.subject.path.name,
+            began,
+            monotonic() - started,
+            str(self.goal),
+            self.goal.budget,
+            tuple(sorted(self.goal.allow)),
+            told,
+            self.hardware,
+            self.versions,
+            msgspec.structs.replace(reference, curve=reference_curve),
+            rows,
+            chosen.form,
+            why,
+            self._sensitivities,
+            self._profiles(contest, chosen.form, artifact.path),
+            self._graphs(chosen.form, artifact.path),
+            not self._cut_short,
+        )
+        return Outcome(findings, chosen, artifact.path, inputs, answers)
+
+    def _profiles(self, contest: Contest, form: Form, path: Path) -> tuple[Profile, ...]:
+        pairs = [(self.subject.reference, self.subject.path)]
+        if form.name != self.subject.reference.name:
+            pairs.append((form, path))
+        found = []
+        for one, file in pairs:
+            with contextlib.suppress(TrialFailed):
+                found.append(
+                    self._aside(
+                        "headrace_backends.optimize.profile:profile_form",
+                        form=one,
+                        source=self.subject.source(one, file, self.cpus),
+                        inputs=contest.first.examples.inputs[0],
+                        folder=self.workshop.folder,
+                    )
+                )
+        return tuple(found)
+
+    def _graphs(self, form: Form, path: Path) -> dict[str, dict[str, int]]:
+        graphs: dict[str, dict[str, int]] = {}
+        for name, file in ((self.subject.reference.name, self.subject.path), (form.name, path)):
+            with contextlib.suppress(TrialFailed):
+                counts = self._aside("headrace_backends.optimize.traits:operator_counts", path=file)
+                if counts:
+                    graphs[name] = counts
+        return graphs
+
+    def _aside(self, target: str, **arguments: Any) -> Any:
+        """Call what needs a framework, in a process that is over afterwards."""
+        with Trial(self.workshop.log, self.cpus) as trial:
+            return trial.call(target, _SIDE_JOB_S, **arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search brought: its findings, and what a plan is made of."""
+
+    findings: Findings
+    chosen: Row
+    artifact: Path
+    inputs: list[Any]  # a few held-back requests, and the chosen form's own answers to them
+    answers: list[Any]

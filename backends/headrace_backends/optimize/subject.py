@@ -1,0 +1,52 @@
+"""What is to be optimised: a model file, as it was dropped in and as its owner has configured it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.core.model import TensorSpec
+from headrace_backends.base import ModelSource
+from headrace_backends.optimize.form import Form
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One model version. ``folder`` is where the files lie that the configuration names."""
+
+    name: str
+    version: str
+    path: Path
+    backend: str
+    folder: Path
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()  # as configured
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch_size: int | None = None
+    training: Path | None = None  # the owner's training code
+
+    @property
+    def reference(self) -> Form:
+        """The model as it was dropped in."""
+        return Form(self.backend)
+
+    def source(self, form: Form, path: Path, cpus: int) -> ModelSource:
+        """What a backend is given to load one instance of the form, exactly as when it is served."""
+        asked = {"intra_op_threads": form.threads} if form.threads else {}
+        return ModelSource(
+            self.name,
+            self.version,
+            path,
+            threads=min(form.threads or cpus, cpus),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            max_batch_size=self.max_batch_size if form.max_batch_size is None else form.max_batch_size,
+            parameters={**self._kept(form), **form.parameters, **asked},
+        )
+
+    def _kept(self, form: Form) -> Mapping[str, Any]:
+        """The configured parameters; those of another backend would only be refused."""
+        if form.backend == self.backend:
+            return self.parameters
+        threads = self.parameters.get("intra_op_threads")
+        return {} if threads is None else {"intra_op_threads": threads}
