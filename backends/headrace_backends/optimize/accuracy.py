@@ -1,5 +1,6 @@
 """How far answers are from the reference's, and whether a budget allows that."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -19,6 +20,9 @@ Metric = Callable[[Mapping[str, Sequence[Array]], Mapping[str, Sequence[Array]]]
 
 FLOAT_NOISE = 1e-3  # of an output's largest value: what another order of additions may change
 TOP_K = 5
+_AT_LEAST = ("top1_agreement", "topk_agreement", "cosine", "mean_cosine")
+_AT_MOST = ("max_abs", "max_rel")
+_BOUND = re.compile("[<>]=")
 
 
 class MetricFailed(Exception):
@@ -31,6 +35,32 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     metric: str
     min: float | None = None
     max: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """A budget as people write it: ``cosine>=0.99``, ``max_abs<=1e-3``, ``judge.py:accuracy>=0.97``.
+
+        Raises:
+            ValueError: it is none; the message says what is expected.
+        """
+        found = _BOUND.search(text)
+        sign = found[0] if found else ""
+        metric, _, bound = (part.strip() for part in text.partition(sign or "="))
+        known = [*_AT_LEAST, *_AT_MOST]
+        try:
+            value = float(bound)
+        except ValueError:
+            raise ValueError(f"the budget {text!r} is none, expected METRIC>=N or METRIC<=N, as cosine>=0.99") from None
+        if ":" not in metric and metric not in known:
+            raise ValueError(
+                f"the budget's metric is {metric!r}, expected one of {', '.join(known)} or module:function"
+            )
+        wanted = ">=" if metric in _AT_LEAST else "<=" if metric in _AT_MOST else sign
+        if sign != wanted:
+            raise ValueError(
+                f"the budget {text!r} bounds {metric} from the wrong side, expected {metric}{wanted}{bound}"
+            )
+        return cls(metric, min=value) if sign == ">=" else cls(metric, max=value)
 
     def __str__(self) -> str:
         return f"{self.metric} >= {self.min:g}" if self.min is not None else f"{self.metric} <= {self.max:g}"
@@ -172,7 +202,8 @@ def _cosine(right: Floats, mine: Floats) -> float:
     lengths = float(np.linalg.norm(right) * np.linalg.norm(mine))
     if not lengths:
         return 1.0 if np.array_equal(right, mine) else 0.0
-    return float(np.dot(right, mine) / lengths)
+    with np.errstate(invalid="ignore"):  # of infinities
+        return float(np.dot(right, mine) / lengths)
 
 
 def _shared_best(right: Floats, mine: Floats) -> list[float]:

@@ -1,0 +1,122 @@
+"""Which forms are tried, in what order, and how many layers are left alone."""
+
+import pytest
+
+from headrace_backends.optimize.accuracy import Budget, Errors
+from headrace_backends.optimize.candidates import Facts, candidates, is_mixable, kept_in_full
+from headrace_backends.optimize.findings import Point
+from headrace_backends.optimize.form import Form, Step, Technique, steps_key
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.mixing import MOST_TRIES, Mixing
+
+ALL = frozenset(Technique)
+
+
+def names(facts):
+    return [form.name for form in candidates(facts)]
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2", ".pt", ".xml"])
+@pytest.mark.parametrize("kind", ["convolutional", "transformer", "dense"])
+def test_without_permission_only_faithful_forms_are_tried(ending, kind):
+    backend = {".onnx": "onnxruntime", ".xml": "openvino"}.get(ending, "torch")
+    found = candidates(Facts(ending, backend, kind, trains=True))
+    assert all(form.faithful for form in found)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "transformer", "dense"])
+def test_faithful_forms_come_first_and_none_comes_twice(kind):
+    found = candidates(Facts(".pt2", "torch", kind, ALL, trains=True))
+    faithful = [form.faithful for form in found]
+    assert faithful == sorted(faithful, reverse=True)
+    assert len({form.name for form in found}) == len(found)
+    assert Form("torch") not in found
+
+
+def test_every_step_is_known():
+    from headrace_backends.optimize.steps import registry
+
+    found = candidates(Facts(".pt2", "torch", "transformer", ALL, trains=True, exhaustive=True))
+    kinds = {step.kind for form in found for step in form.steps}
+    assert kinds <= set(registry._STEPS)
+
+
+def test_convolutions_are_quantised_statically_first_and_matrix_products_also_dynamically():
+    conv = names(Facts(".onnx", "onnxruntime", "convolutional", ALL))
+    assert conv.index("onnxruntime + int8_static") < conv.index("onnxruntime + int8_dynamic")
+    transformer = names(Facts(".onnx", "onnxruntime", "transformer", ALL))
+    dynamic = next(place for place, name in enumerate(transformer) if "int8_dynamic" in name)
+    assert dynamic < transformer.index("onnxruntime + int8_static")
+
+
+def test_what_is_trained_may_be_quantised_too():
+    found = names(
+        Facts(".pt2", "torch", "convolutional", frozenset({Technique.PRUNE, Technique.INT8_STATIC}), trains=True)
+    )
+    assert "onnxruntime + prune(share=0.5) + int8_static" in found
+    assert not any("distill" in name for name in found)
+    assert not any("prune" in name for name in names(Facts(".pt2", "torch", "convolutional", ALL)))
+
+
+def test_techniques_of_a_form_are_all_that_was_needed():
+    found = candidates(
+        Facts(".pt2", "torch", "dense", frozenset({Technique.PRUNE, Technique.INT8_STATIC}), trains=True)
+    )
+    both = next(form for form in found if form.name.endswith("prune(share=0.5) + int8_static"))
+    assert set(both.techniques) == {Technique.PRUNE, Technique.INT8_STATIC}
+
+
+def test_layers_are_kept_by_the_step_that_quantises():
+    form = Form("onnxruntime", (Step("export_onnx"), Step("int8_static", {"calibrate": "minmax"})))
+    mixed = kept_in_full(form, ["a", "b"])
+    assert mixed.steps[1].options == {"calibrate": "minmax", "keep": ["a", "b"]}
+    assert is_mixable(form)
+    assert not is_mixable(mixed)
+    assert kept_in_full(Form("onnxruntime"), ["a"]) is None
+    assert steps_key(mixed.steps) != steps_key(form.steps)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 3, 4, 9, 17, 40, 48])
+def test_a_bisection_ends_near_what_is_needed(needed):
+    mixing = Mixing(48)
+    tried = []
+    while (count := mixing.next_count()) is not None:
+        assert count not in tried
+        tried.append(count)
+        mixing.tell(count, within=count >= needed)
+    assert len(tried) <= MOST_TRIES
+    assert mixing.within is not None
+    assert needed <= mixing.within <= max(8, needed * 1.5)
+
+
+def test_a_bisection_gives_up_when_even_all_are_not_enough():
+    mixing = Mixing(10)
+    while (count := mixing.next_count()) is not None:
+        mixing.tell(count, within=False)
+    assert mixing.within is None
+    assert mixing.refused == 10
+
+
+def test_without_layers_there_is_nothing_to_keep():
+    assert Mixing(0).next_count() is None
+
+
+def test_the_rate_is_that_of_the_best_batch_within_the_bound():
+    points = (Point(1, 2.0, 2.5), Point(8, 8.0, 9.0), Point(32, 30.0, 40.0))
+    assert Goal(aim="throughput").rate(points) == pytest.approx(32 / 30e-3)
+    assert Goal(aim="throughput", p99_ms=20.0).rate(points) == pytest.approx(1000)
+    assert Goal(aim="throughput", p99_ms=4.0).rate(points) == 0.0
+    assert Goal(aim="latency").rate(points) == pytest.approx(500)
+
+
+def test_batch_sizes_are_those_that_may_be_merged():
+    assert Goal(aim="latency").rows(32) == (1,)
+    assert Goal(aim="throughput").rows(0) == (1,)
+    assert Goal(aim="throughput").rows(6) == (1, 4, 6)
+    assert Goal(aim="throughput").rows(64)[-1] == 32
+
+
+def test_without_a_budget_only_float_noise_is_allowed():
+    assert Goal().problem(Errors(4, max_abs=1e-6, max_rel=1e-6)) is None
+    assert "no budget" in Goal().problem(Errors(4, max_abs=0.1, max_rel=0.1))
+    assert Goal(Budget("cosine", min=0.9)).problem(Errors(4, max_rel=0.1, cosine=0.95)) is None
