@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.core.model import Signature
 from headrace_backends.optimize.accuracy import Budget, Errors
 from headrace_backends.optimize.findings import Hardware, Point
 from headrace_backends.optimize.form import Form
@@ -26,7 +27,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``artifact`` is the model file below the plan's folder, empty where the form's is the one that was dropped in.
     ``files`` has the hash of every file of the plan but this one. ``tolerance`` is what the answers of ``replay.npz``
-    may change by, as a share of the largest value of an output.
+    may change by, as a share of the largest value of an output. ``signature`` is the reference's, as its backend
+    tells it: the form is to have the same.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     reference_curve: tuple[Point, ...]
     made_at: str
     tolerance: float = 1e-2
+    signature: Signature | None = None
     format: int = FORMAT
 
 

@@ -1,0 +1,76 @@
+"""The machine that plans are made for, as far as it matters to them."""
+
+from functools import cache
+from pathlib import Path
+
+from headrace.core.cpus import usable_cpus
+from headrace_backends.optimize.findings import Hardware
+
+CPUINFO = Path("/proc/cpuinfo")
+
+# Instructions by which runtimes choose their kernels, and so which form is fast, and how it rounds.
+FEATURES = frozenset(
+    {
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "avx_vnni",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "asimd",
+        "asimddp",
+        "i8mm",
+        "bf16",
+        "sve",
+    }
+)
+
+
+def hardware(cpuinfo: Path = CPUINFO) -> Hardware:
+    """This machine. No framework is imported; of GPUs is known what ``nvidia-ml-py`` tells, where it is installed."""
+    described = _described(cpuinfo)
+    name = next((described[key] for key in ("model name", "Processor", "CPU part") if key in described), "")
+    flags = f"{described.get('flags', '')} {described.get('Features', '')}".split()
+    return Hardware(name, usable_cpus(), tuple(sorted(FEATURES.intersection(flags))), _gpus())
+
+
+def _described(cpuinfo: Path) -> dict[str, str]:
+    """What the system says of the first CPU that it describes whole; they are alike where it matters."""
+    found: dict[str, str] = {}
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return found
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found
+
+
+@cache
+def _gpus() -> str:
+    """Names of the GPUs; asked once, since that takes a while where there are some."""
+    try:
+        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]  # an extra
+    except ImportError:
+        return ""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ""
+    try:
+        names = [
+            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(number))
+            for number in range(pynvml.nvmlDeviceGetCount())
+        ]
+        return ", ".join(name if isinstance(name, str) else name.decode() for name in names)
+    except pynvml.NVMLError:
+        return ""
+    finally:
+        pynvml.nvmlShutdown()
