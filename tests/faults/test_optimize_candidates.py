@@ -1,0 +1,107 @@
+"""Candidates that crash, hang, refuse or answer wrongly are rows of the report, and the search goes on."""
+
+import numpy as np
+import pytest
+
+from headrace.core.model import TensorSpec
+from headrace.core.tensor import DataType
+from headrace_backends.optimize import contest as contest_module
+from headrace_backends.optimize.contest import Contest
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.findings import Fate
+from headrace_backends.optimize.form import Form, Step, Technique
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.trial import Trial, TrialFailed
+from headrace_backends.optimize.workshop import Workshop
+
+EXAMPLES = Examples(
+    tuple({"x": np.full((1, 2), place, np.float32)} for place in range(4)), tuple({} for _ in range(4)), "test"
+)
+
+
+@pytest.fixture
+def contest(tmp_path):
+    spec = TensorSpec("x", DataType.FP32, (-1, 2))
+    subject = Subject(
+        "echo",
+        "1",
+        tmp_path,
+        "fake",
+        tmp_path,
+        {"fake_delay_ms": 2},
+        (spec,),
+        (TensorSpec("y", DataType.FP32, (-1, 2)),),
+        8,
+    )
+    with Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None) as contest:
+        _, notes, seconds = contest.load_reference()
+        contest.measure_reference(*EXAMPLES.halves(), notes, seconds)
+        yield contest
+
+
+def tried(contest, *steps, **parameters):
+    return contest.try_form(Form("fake", tuple(steps), parameters), 1.0, 60.0)
+
+
+def test_one_that_segfaults_is_a_row_with_that_reason(contest):
+    row = tried(contest, fake_crash="segfault")
+    assert row.fate is Fate.FAILED
+    assert "SIGSEGV" in row.reason
+    assert tried(contest, fake_delay_ms=0).fate is Fate.KEPT
+
+
+def test_one_that_crashes_at_load_is_a_row(contest):
+    row = tried(contest, fake_load_crash="kill")
+    assert row.fate is Fate.FAILED
+    assert "SIGKILL" in row.reason
+
+
+def test_one_that_exits_tells_the_status(contest):
+    assert "exit code 70" in tried(contest, fake_crash="exit").reason
+
+
+def test_one_that_hangs_is_killed(contest, monkeypatch):
+    monkeypatch.setattr(contest_module, "_ANSWER_TIMEOUT_S", 2.0)
+    row = tried(contest, fake_hang=True)
+    assert row.fate is Fate.FAILED
+    assert "hung: killed after 2 s" in row.reason
+
+
+def test_one_that_fails_tells_its_own_words(contest):
+    assert "out of cheese" in tried(contest, fake_fail="out of cheese").reason
+    assert "no such file" in tried(contest, fake_load_fail="no such file").reason
+
+
+def test_one_that_is_clearly_slower_is_cut(contest):
+    row = tried(contest, fake_delay_ms=20)
+    assert row.fate is Fate.SLOWER
+    assert row.errors.faithful
+
+
+def test_a_step_that_is_not_there_is_a_row(contest):
+    row = tried(contest, Step("no_such_step"))
+    assert row.fate is Fate.FAILED
+    assert "no_such_step" in row.reason
+
+
+def test_what_changes_answers_needs_real_examples(contest):
+    contest.first = contest_module.Half(
+        Examples(EXAMPLES.inputs[:2], EXAMPLES.labels[:2], "made up", real=False), contest.first.answers
+    )
+    row = contest.try_form(Form("fake", parameters={"fake_delay_ms": 0}, techniques=(Technique.BF16,)), 1.0, 60.0)
+    assert row.fate is Fate.REFUSED
+    assert "no real examples" in row.reason
+
+
+def test_a_process_that_was_killed_says_so_to_the_next_call(tmp_path):
+    import os
+    import signal
+
+    with Trial(tmp_path / "log", 1) as trial:
+        assert trial.memory_bytes() > 0
+        os.kill(trial.pid, signal.SIGKILL)
+        with pytest.raises(TrialFailed, match="SIGKILL"):
+            trial.memory_bytes()
+        with pytest.raises(TrialFailed):
+            trial.memory_bytes()
