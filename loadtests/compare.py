@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from loadtests.compare_goals import goal_table, goals, judge
+from loadtests.compare_goals import MOST_UNDER_WAY, PART_LOAD, goal_table, goals, judge
 from loadtests.compare_report import OURS, Run, compare, plot, summarize, table
 from loadtests.contenders import CONTENDERS, Running, job_of, model_cache
 from loadtests.cpu import read_processes, tree_times
@@ -39,11 +39,12 @@ _SERVER_START_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How one model is driven."""
+    """How one model is driven: by closed loops, then by open ones at ``shares`` of what the slowest server can do."""
 
     model: str
     concurrencies: tuple[int, ...]
     seconds: float
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,13 @@ class Plan:
         Whom a cell begins with moves on from cell to cell and repeat to repeat, and every second repeat goes backwards,
         so that no server always has the same neighbour, or a machine that is slower for a while.
         """
-        cells = [Cell(load.model, wire.value, concurrency) for wire in self.wires for concurrency in load.concurrencies]
+        return self._turns(_closed(load, self.wires), repeat)
+
+    def part_turns(self, load: Load, repeat: int) -> list[tuple[str, Cell]]:
+        """The measurements at a part of the load, which come after the others; in the same kind of order."""
+        return self._turns(_open(load, self.wires), repeat)
+
+    def _turns(self, cells: Sequence[Cell], repeat: int) -> list[tuple[str, Cell]]:
         turns = []
         for index, cell in enumerate(cells):
             able = [server for server in self.servers if Wire(cell.protocol) in CONTENDERS[server].doors]
@@ -78,12 +85,11 @@ class Plan:
     def places(self) -> list[tuple[str, Cell]]:
         """Every server in every cell, in the order of tables."""
         return [
-            (server, Cell(load.model, wire.value, concurrency))
+            (server, cell)
             for load in self.loads
-            for wire in self.wires
-            for concurrency in load.concurrencies
+            for cell in (*_closed(load, self.wires), *_open(load, self.wires))
             for server in self.servers
-            if wire in CONTENDERS[server].doors
+            if Wire(cell.protocol) in CONTENDERS[server].doors
         ]
 
     def seconds(self) -> float:
@@ -93,14 +99,22 @@ class Plan:
         return starts + self.repeats * sum(each[cell.model] for _, cell in self.places())
 
 
+def _closed(load: Load, wires: Sequence[Wire]) -> list[Cell]:
+    return [Cell(load.model, wire.value, concurrency) for wire in wires for concurrency in load.concurrencies]
+
+
+def _open(load: Load, wires: Sequence[Wire]) -> list[Cell]:
+    return [Cell(load.model, wire.value, MOST_UNDER_WAY, share) for wire in wires for share in load.shares]
+
+
 # A closed loop of 128 on ResNet-50 waits some six seconds for each answer and tells nothing that 32 have not told.
 FULL = Plan(
     servers=tuple(CONTENDERS),
     loads=(
-        Load("identity", (1, 8, 32, 64, 128), 3.0),
-        Load("mlp", (1, 8, 32, 64, 128), 3.0),
-        Load("minilm", (1, 8, 32, 128), 4.0),
-        Load("resnet50", (1, 8, 32), 10.0),
+        Load("identity", (1, 8, 32, 64, 128), 3.0, (PART_LOAD,)),
+        Load("mlp", (1, 8, 32, 64, 128), 3.0, (PART_LOAD,)),
+        Load("minilm", (1, 8, 32, 128), 4.0, (PART_LOAD,)),
+        Load("resnet50", (1, 8, 32), 10.0, (PART_LOAD,)),
     ),
     wires=tuple(Wire),
     repeats=3,
@@ -161,10 +175,11 @@ class Referee:
                 restless = self._restless(running)
                 for server in restless:
                     running[server].process.pause()
-                for server, cell in self._plan.turns(load, repeat):
+                turns = [*self._plan.turns(load, repeat), *self._plan.part_turns(load, repeat)]
+                for server, cell in turns:
                     if server not in running:
                         continue
-                    self._step(f"{repeat + 1}: {server} {cell.model} {cell.protocol} c={cell.concurrency}")
+                    self._step(f"{repeat + 1}: {server} {cell.model} {cell.protocol} c={cell.clients}")
                     try:
                         running[server].process.resume()
                         result, problem = self._drive(server, running[server], inputs[server], load, cell)
@@ -234,8 +249,12 @@ class Referee:
         port = one.grpc_port if wire is Wire.GRPC else one.process.http_port
         metrics = ["--metrics-url", f"{HOST}:{one.metrics_port}"] if one.metrics_port else []
         path = ["--path", door.path] if door.path else []
+        rate = self._rate(cell) if cell.share else None
+        if cell.share and rate is None:
+            return None, "no server has shown what it can do"
         problem = run_module(
             "loadtests.drive",
+            *(("--rate", f"{rate:.3f}") if rate else ()),
             *("--url", f"{HOST}:{port}", "--protocol", wire.value, "--model", cell.model, "--dialect", door.dialect),
             *(*path, *inputs, *metrics, "--grpc-client", self._plan.grpc_client),
             *("--concurrency", str(cell.concurrency), "--seconds", str(load.seconds)),
@@ -243,6 +262,15 @@ class Referee:
             timeout_s=load.seconds + self._plan.warmup_s + 2 * DRAIN_S,
         )
         return (json.loads(output.read_text()), None) if problem is None else (None, problem)
+
+    def _rate(self, cell: Cell) -> float | None:
+        """Requests a second that are this share of what the slowest server has answered in a closed loop, lately."""
+        best: dict[str, float] = {}
+        for run in self.comparison.runs:
+            same = (run.cell.model, run.cell.protocol) == (cell.model, cell.protocol) and not run.cell.share
+            if same and run.result is not None:
+                best[run.server] = max(best.get(run.server, 0.0), run.result["requests_per_s"])
+        return cell.share * min(best.values()) if best else None
 
 
 def write(path: Path, comparison: Comparison) -> None:
@@ -329,6 +357,7 @@ def make_plan(
     repeats: int | None,
     seconds: float | None,
     grpc_client: GrpcKind = GrpcKind.LIGHT,
+    shares: Sequence[float] | None = None,
 ) -> Plan:
     """The basis, narrowed or changed by what was asked for.
 
@@ -344,7 +373,12 @@ def make_plan(
         # Headrace is what the others are compared with, so it is always there.
         servers=tuple(dict.fromkeys((OURS, *servers))) if servers else basis.servers,
         loads=tuple(
-            Load(load.model, tuple(sorted(set(concurrencies or load.concurrencies))), seconds or load.seconds)
+            Load(
+                load.model,
+                tuple(sorted(set(concurrencies or load.concurrencies))),
+                seconds or load.seconds,
+                load.shares if shares is None else tuple(shares),
+            )
             for load in chosen
         ),
         wires=tuple(dict.fromkeys(wires or basis.wires)),
@@ -362,6 +396,10 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(MODELS)}; may be repeated")] = None,
     protocol: Annotated[list[Wire] | None, typer.Option(help="may be repeated")] = None,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated")] = None,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, max=0.99, help="also an open loop at so much of what the slowest server can do"),
+    ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="times that the whole matrix is measured")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="length of each measured window")] = None,
     grpc_client: Annotated[
@@ -375,7 +413,17 @@ def main(
     basis = CHECK if check else QUICK if quick else FULL
     try:
         plan = make_plan(
-            basis, server or (), model or (), protocol or (), concurrency or (), repeats, seconds, grpc_client
+            *(
+                basis,
+                server or (),
+                model or (),
+                protocol or (),
+                concurrency or (),
+                repeats,
+                seconds,
+                grpc_client,
+                share,
+            ),
         )
     except ValueError as error:
         console.print(f"error: {error}", markup=False, highlight=False)

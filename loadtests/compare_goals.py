@@ -9,6 +9,9 @@ from loadtests.compare_report import Cell, Metric, Ratio
 from loadtests.dialect import Wire
 
 PYTHON_FRONTS = ("mlserver", "litserve", "bentoml")
+RIVALS = ("triton", "mosec", *PYTHON_FRONTS)
+MOST_UNDER_WAY = 256  # requests of an open loop
+PART_LOAD = 0.7  # of what the slowest server can do
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Goal:
     at_most: bool
 
     def __str__(self) -> str:
-        where = f"{self.cell.model}, {self.cell.protocol}, c={self.cell.concurrency}"
+        clients = f"{self.cell.clients} load" if self.cell.share else f"c={self.cell.clients}"
+        where = f"{self.cell.model}, {self.cell.protocol}, {clients}"
         sign = "<=" if self.at_most else ">="
         return f"{self.metric.label}, {where}: {sign} {self.bound:g} x {' / '.join(self.rivals)}"
 
@@ -66,6 +70,12 @@ def goals(doors: Mapping[str, Sequence[Wire]]) -> list[Goal]:
             goal(Metric.THROUGHPUT, model, wire, 32, PYTHON_FRONTS, 5.0, at_most=False)
             goal(Metric.THROUGHPUT, model, wire, 32, ["triton"], 1.5, at_most=False)
             goal(Metric.THROUGHPUT, model, wire, 32, ["mosec"], 1.0, at_most=False)
+    for model in ("minilm", "resnet50"):
+        for wire in Wire:
+            there = tuple(rival for rival in RIVALS if wire in doors.get(rival, ()))
+            if there:
+                cell = Cell(model, wire.value, MOST_UNDER_WAY, PART_LOAD)
+                found.append(Goal(Metric.P99, cell, there, 1.0, at_most=True))
     return found
 
 

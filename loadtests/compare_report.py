@@ -130,7 +130,7 @@ def table(cells: Sequence[tuple[str, Cell]], rows: Sequence[Row], ratios: Sequen
             drawn.add_section()
         last = cell
         row, ratio = rows_by_place.get((server, cell)), ratios_by_place.get((server, cell))
-        place = (cell.model, cell.protocol, str(cell.concurrency), server)
+        place = (cell.model, cell.protocol, cell.clients, server)
         drawn.add_row(*place, *(_figures(row) if row else ["failed"]), *(_ratios(ratio) if row and ratio else []))
     return drawn
 
@@ -161,7 +161,7 @@ def plot(rows: Sequence[Row], path: Path) -> list[Path]:
     written = []
     servers = list(dict.fromkeys(row.server for row in rows))
     for protocol in dict.fromkeys(row.cell.protocol for row in rows):
-        ours = [row for row in rows if row.cell.protocol == protocol]
+        ours = [row for row in rows if row.cell.protocol == protocol and not row.cell.share]
         models = list(dict.fromkeys(row.cell.model for row in ours))
         sheet = Figure(figsize=(1 + 3.6 * len(models), 11), layout="constrained")
         FigureCanvasAgg(sheet)

@@ -13,11 +13,17 @@ from loadtests.limit import Point, best
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of the matrix."""
+    """One place of the matrix: a closed loop, or an open one at a ``share`` of what the slowest server can do."""
 
     model: str
     protocol: str
     concurrency: int
+    share: float = 0.0
+
+    @property
+    def clients(self) -> str:
+        """For tables: how many there are, or what they ask."""
+        return f"{self.share:.0%}" if self.share else str(self.concurrency)
 
 
 @dataclass(frozen=True, slots=True)

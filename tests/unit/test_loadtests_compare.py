@@ -17,7 +17,7 @@ import pytest
 from loadtests import environment
 from loadtests.answer import BadResponse, check_outputs
 from loadtests.compare import CHECK, FULL, QUICK, Load, Plan, make_plan
-from loadtests.compare_goals import PYTHON_FRONTS, Goal, goal_table, goals, judge
+from loadtests.compare_goals import PART_LOAD, PYTHON_FRONTS, Goal, goal_table, goals, judge
 from loadtests.compare_report import Metric, Ratio, Run, compare, plot, summarize, table
 from loadtests.contenders import CONTENDERS, MAX_BATCH, Job, stacked, triton_config
 from loadtests.cpu import read_processes, tree_times
@@ -208,14 +208,18 @@ def test_every_repeat_asks_every_server_in_every_cell_and_begins_elsewhere():
         assert all(cells.index(cell) + cells.count(cell) == len(cells) - cells[::-1].index(cell) for cell in set(cells))
         firsts = {server for turns in repeats for server, cell in turns[:1]}
         assert len(firsts) > 1
-    assert {cell for load in FULL.loads for cell in FULL.turns(load, 0)} == set(FULL.places())
+    turns = [turn for load in FULL.loads for turn in (*FULL.turns(load, 0), *FULL.part_turns(load, 0))]
+    assert set(turns) == set(FULL.places())
     assert [load.model for load in FULL.models(1)] == [load.model for load in FULL.models(0)][::-1]
 
 
 def test_plans_are_narrowed_and_mistakes_refused():
     plan = make_plan(FULL, ["mosec"], ["mlp"], [Wire.HTTP_JSON], [8, 2, 8], 1, 0.5)
-    assert plan == Plan(("headrace", "mosec"), (Load("mlp", (2, 8), 0.5),), (Wire.HTTP_JSON,), 1, FULL.warmup_s)
+    assert plan == Plan(
+        ("headrace", "mosec"), (Load("mlp", (2, 8), 0.5, (PART_LOAD,)),), (Wire.HTTP_JSON,), 1, FULL.warmup_s
+    )
     assert make_plan(QUICK, (), (), (), (), None, None) == QUICK
+    assert make_plan(QUICK, (), ["mlp"], (), (), None, None, shares=[0.5]).loads[0].shares == (0.5,)
     assert make_plan(QUICK, (), ["minilm"], (), (), None, None).loads[0].model == "minilm"
     with pytest.raises(ValueError, match="no server torchserve; there are headrace, triton"):
         make_plan(FULL, ["torchserve"], (), (), (), None, None)
