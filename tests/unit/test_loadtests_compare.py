@@ -215,9 +215,8 @@ def test_every_repeat_asks_every_server_in_every_cell_and_begins_elsewhere():
 
 def test_plans_are_narrowed_and_mistakes_refused():
     plan = make_plan(FULL, ["mosec"], ["mlp"], [Wire.HTTP_JSON], [8, 2, 8], 1, 0.5)
-    assert plan == Plan(
-        ("headrace", "mosec"), (Load("mlp", (2, 8), 0.5, (PART_LOAD,)),), (Wire.HTTP_JSON,), 1, FULL.warmup_s
-    )
+    load = Load("mlp", (2, 8), 0.5, (PART_LOAD,))
+    assert plan == Plan(("headrace", "mosec"), (load,), (Wire.HTTP_JSON,), 1, FULL.warmup_s)
     assert make_plan(QUICK, (), (), (), (), None, None) == QUICK
     assert make_plan(QUICK, (), ["mlp"], (), (), None, None, shares=[0.5]).loads[0].shares == (0.5,)
     assert make_plan(QUICK, (), ["minilm"], (), (), None, None).loads[0].model == "minilm"
