@@ -1,0 +1,271 @@
+"""The command ``optimize``: from a model of a repository, or a model file, to a plan and its report."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from headrace.core.cpus import usable_cpus
+from headrace.core.model import Signature
+from headrace.repository.declared import declared_signature
+from headrace.repository.layout import has_model, list_models, read_folder, selected_versions
+from headrace.repository.optimize_config import OptimizeConfig
+from headrace.repository.plans import optimizable, plan_digest
+from headrace_backends.base import BackendUnavailable, LoadError
+from headrace_backends.optimize.accuracy import Budget, MetricFailed
+from headrace_backends.optimize.basis import hardware, model_digest, versions
+from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.form import Technique
+from headrace_backends.optimize.goal import Aim, Goal
+from headrace_backends.optimize.listener import Listener
+from headrace_backends.optimize.plan import Basis, Plan
+from headrace_backends.optimize.plan_cache import PlanCache
+from headrace_backends.optimize.replay import write_replay
+from headrace_backends.optimize.report import write_report
+from headrace_backends.optimize.search import Outcome, Search, SearchFailed
+from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.summary import lines
+from headrace_backends.optimize.workshop import Workshop
+from headrace_backends.registry import backend_of_file
+from headrace_backends.specs import FoundTensor
+
+NOTHING_BETTER = 3  # exit status: the plan says that the model is best served as it was dropped in
+DEFAULT_TIME_LIMIT_S = 600.0
+RECORDED = "recorded"  # the folder of recorded traffic, in that of the plans
+
+Say = Callable[[str], None]
+
+
+class CannotOptimize(Exception):
+    """There is nothing that could be optimised; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeArguments:
+    """The command line. None is what the model's configuration says, or the default."""
+
+    target: str  # a model's name, or the path of a model file
+    repository: Path
+    plan_cache: Path
+    version: str = ""
+    output: Path | None = None  # where a file's plan goes
+    calibration: Path | None = None
+    budget: Budget | None = None
+    allow: tuple[Technique, ...] | None = None
+    aim: Aim | None = None
+    p99_ms: float | None = None
+    training: Path | None = None
+    time_limit_s: float | None = None
+    exhaustive: bool = False
+    anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done: the subject, the goal, the examples, and where the plan goes."""
+
+    subject: Subject
+    goal: Goal
+    calibration: Path | None
+    digest: str
+    cache: PlanCache | None  # None: a file's plan goes to ``folder``
+    folder: Path  # where files are made; of a model file, where they stay
+
+
+def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
+    """Optimise, and write the plan and its report. Returns the exit status; the reason of a failure is said."""
+    try:
+        job = job_of(arguments)
+        if arguments.anew:
+            shutil.rmtree(job.folder / "work", ignore_errors=True)
+        cpus = usable_cpus()
+        search = Search(
+            job.subject,
+            job.goal,
+            lambda signature: _examples(job, signature, say),
+            Workshop(job.folder / "work", job.subject, cpus),
+            listener,
+            cpus,
+            hardware(),
+            {**versions("onnxruntime"), **versions("openvino"), **versions("torch")},
+        )
+        outcome = search.run()
+    except (CannotOptimize, SearchFailed, BadCalibration, MetricFailed, BackendUnavailable, LoadError) as error:
+        say(f"headrace: {error}")
+        return 1
+    folder = _keep(job, outcome)
+    for line in lines(outcome.findings):
+        say(line)
+    say(f"plan:   {folder / 'plan.json'}")
+    say(f"report: {folder / 'report.html'}")
+    unchanged = outcome.chosen.form == job.subject.reference
+    return NOTHING_BETTER if unchanged else 0
+
+
+def job_of(arguments: OptimizeArguments) -> Job:
+    """What the arguments and the model's configuration ask for.
+
+    Raises:
+        CannotOptimize: there is no such model, or nothing about it that could be changed.
+        LoadError: the file is none of a model.
+    """
+    path = Path(arguments.target)
+    if path.is_file():
+        return _file_job(arguments, path.resolve())
+    if not has_model(arguments.repository, arguments.target):
+        there = ", ".join(list_models(arguments.repository)) if arguments.repository.is_dir() else "no such folder"
+        raise CannotOptimize(
+            f"there is no model '{arguments.target}' in '{arguments.repository}' ({there}), and no such file"
+        )
+    return _model_job(arguments)
+
+
+def _file_job(arguments: OptimizeArguments, path: Path) -> Job:
+    output = (arguments.output or Path.cwd() / f"{path.stem}-optimized").resolve()
+    subject = Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=arguments.training)
+    _refuse_unfit(subject)
+    goal = _goal(arguments, OptimizeConfig())
+    return Job(subject, goal, arguments.calibration, model_digest(path, {}), None, output)
+
+
+def _model_job(arguments: OptimizeArguments) -> Job:
+    folder = read_folder(arguments.repository.resolve() / arguments.target)
+    if folder.model_problems:
+        raise CannotOptimize(f"model '{folder.name}': {'; '.join(folder.model_problems)}")
+    served = selected_versions(folder)
+    number = int(arguments.version) if arguments.version.isdigit() else served[-1] if served else None
+    if number is None or number not in folder.versions:
+        reasons = "; ".join(folder.problems) or f"it has {sorted(folder.versions)}"
+        raise CannotOptimize(f"model '{folder.name}' has no version {arguments.version or 'to serve'}: {reasons}")
+    files, config = folder.versions[number], folder.config
+    why_not = optimizable(folder)
+    if why_not:
+        raise CannotOptimize(f"model '{folder.name}' cannot be optimised: {why_not}")
+    wanted = config.optimize or OptimizeConfig()
+    declared = declared_signature(folder)
+    training = arguments.training or (folder.path / wanted.training if wanted.training else None)
+    subject = Subject(
+        folder.name,
+        str(number),
+        files.model_path,
+        files.backend,
+        folder.path,
+        dict(config.parameters),
+        declared.inputs,
+        declared.outputs,
+        config.max_batch_size,
+        training,
+    )
+    _refuse_unfit(subject)
+    goal = _goal(arguments, wanted)
+    digest = plan_digest(folder, files)
+    calibration = arguments.calibration or (folder.path / wanted.calibration if wanted.calibration else None)
+    recorded = arguments.plan_cache / RECORDED / f"{folder.name}.npz"
+    if calibration is None and recorded.is_file():
+        calibration = recorded
+    cache = PlanCache(arguments.plan_cache)
+    # Rows of another goal are of no use to this one.
+    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{abs(hash_of(goal)):016x}"
+    return Job(subject, goal, calibration, digest, cache, work)
+
+
+def hash_of(goal: Goal) -> int:
+    """The same number for the same goal in every run; the time limit does not count."""
+    text = msgspec.json.encode([goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive])
+    import zlib
+
+    return zlib.crc32(text)
+
+
+def _refuse_unfit(subject: Subject) -> None:
+    if subject.backend in ("python", "fake", "ensemble"):
+        raise CannotOptimize(f"model '{subject.name}' is run by the backend {subject.backend}: its code is the owner's")
+
+
+def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:
+    budget = arguments.budget or wanted.plan_budget()
+    allow = frozenset(wanted.techniques() if arguments.allow is None else arguments.allow)
+    if allow and budget is None:
+        raise CannotOptimize(
+            f"what changes answers is allowed ({', '.join(sorted(allow))}), so a budget is needed: --budget"
+        )
+    objective = wanted.objective
+    return Goal(
+        budget,
+        allow,
+        arguments.aim or objective.goal,
+        arguments.p99_ms or objective.p99_ms,
+        arguments.time_limit_s or wanted.time_limit_s or DEFAULT_TIME_LIMIT_S,
+        arguments.exhaustive,
+    )
+
+
+def _examples(job: Job, signature: Signature, say: Say) -> Examples:
+    """Real examples where there are some; else made-up ones, which is said.
+
+    Raises:
+        BadCalibration: the file is no good, or none can be made up.
+    """
+    if job.calibration is not None:
+        recorded = job.calibration.parent.name == RECORDED
+        return read_examples(job.calibration, signature, "recorded traffic" if recorded else "")
+    examples = made_up_examples([FoundTensor(spec) for spec in signature.inputs], signature)
+    if examples is None:
+        raise BadCalibration("the model's inputs cannot be made up, so it needs real examples: --calibration FILE.npz")
+    if job.goal.allow:
+        say(
+            "no real examples: nothing that changes answers is tried. Give some with --calibration or "
+            "`optimize: {calibration: FILE.npz}`, or record traffic with `headrace record`"
+        )
+    return examples
+
+
+def _keep(job: Job, outcome: Outcome) -> Path:
+    """Put the plan where it is found. Returns its folder."""
+    subject, findings, chosen = job.subject, outcome.findings, outcome.chosen
+    made_in = job.folder / "plan"
+    shutil.rmtree(made_in, ignore_errors=True)
+    made_in.mkdir(parents=True)
+    artifact = ""
+    if chosen.form.steps:
+        for file in outcome.artifact.parent.iterdir():
+            if file.name != "done.json":
+                (shutil.copytree if file.is_dir() else shutil.copy2)(file, made_in / file.name)
+        artifact = outcome.artifact.name
+    write_replay(made_in / "replay.npz", outcome.inputs, outcome.answers)
+    assert chosen.held_back is not None, "whatever is chosen has been judged"
+    plan = Plan(
+        subject.name,
+        subject.version,
+        Basis(job.digest, hardware(), versions(chosen.form.backend)),
+        chosen.form,
+        artifact,
+        {},
+        job.goal.budget,
+        tuple(sorted(job.goal.allow)),
+        str(job.goal),
+        findings.examples,
+        chosen.held_back,
+        chosen.speedup or 1.0,
+        chosen.curve,
+        findings.reference.curve,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_report(findings, made_in)
+    cache = job.cache or PlanCache(job.folder / "plans")
+    _, folder = cache.put(made_in, plan)
+    if job.cache is None:  # a file: what people look for lies on top
+        for file in folder.iterdir():
+            shutil.copy2(file, job.folder / file.name) if file.is_file() else None
+        shutil.rmtree(job.folder / "plans")
+        folder = job.folder
+    shutil.rmtree(made_in, ignore_errors=True)
+    if findings.complete:
+        shutil.rmtree(job.folder / "work", ignore_errors=True)
+    if job.cache is not None:
+        shutil.rmtree(job.folder, ignore_errors=True) if findings.complete else None
+    return folder

@@ -1,0 +1,117 @@
+"""The flags of ``headrace optimize``, and from them to a job with a listener that suits the terminal."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headrace_backends.optimize.form import Technique
+from headrace_backends.optimize.plan_cache import default_plan_cache
+
+
+def optimize(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_FILE", help="A model of the repository, or a model file.")],
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds the model.")
+    ] = Path("model_repository"),
+    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", "-c", help="Real inputs: a .npz with an array for each input, or a folder of such files."
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", "-b", help="How far answers may be from the model's own: cosine>=0.99, top1_agreement>=0.99, "
+            "max_abs<=0.01, judge.py:accuracy>=0.97 ..."
+        ),
+    ] = "",
+    allow: Annotated[
+        list[Technique] | None, typer.Option("--allow", "-a", help="What may change answers; may be repeated.")
+    ] = None,
+    objective: Annotated[
+        Literal["latency", "throughput"] | None, typer.Option("--objective", "-o", help="What is to become fast.")
+    ] = None,
+    p99_ms: Annotated[
+        float | None, typer.Option("--p99-ms", min=0.001, help="Throughput, while requests are answered within this.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="Your training code, for prune, distill, qat and sparse.")
+    ] = None,
+    time_limit_s: Annotated[
+        float | None, typer.Option("--time-limit", min=1, help="Seconds to search for; 600 unless given.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where the plan of a model file goes; ./NAME-optimized unless given.")
+    ] = None,
+    plan_cache: Annotated[
+        Path | None,
+        typer.Option("--plan-cache", envvar="HEADRACE_PLAN_CACHE", help="The folder of plans, as the server has it."),
+    ] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Measure every candidate to the end: to check the search with.")
+    ] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Do not go on with an earlier search that was stopped.")] = False,
+    apply_url: Annotated[
+        str, typer.Option("--url", "-u", help="With --apply: the running server, http://HOST:PORT.")
+    ] = "http://127.0.0.1:8000",
+    apply: Annotated[bool, typer.Option("--apply", help="Have a running server take the plan when it is made.")] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="Tell progress as lines for a program.", hidden=True)
+    ] = False,
+) -> None:
+    """Find the fastest form of a model that stays within its accuracy budget; write the plan and its report.
+
+    Candidates (runtimes, graph optimisations, precisions, quantisation, pruning, threads, instances) are made and
+    measured one after the other, each in a process of its own and always beside the model as it was dropped in. Without
+    --budget and --allow, and without `optimize:` in the model's configuration, only forms with the same answers are
+    tried. Half of the examples is held back, and decides. The server uses the plan of a model when it loads it next.
+
+    Exit status: 0 a plan was made, 3 nothing is better than the model as it was dropped in, 1 it failed. Ctrl-C stops
+    the search; the same command goes on with it.
+    """
+    from headrace.optimizing import OptimizeArguments, run
+    from headrace_backends.optimize.accuracy import Budget
+    from headrace_backends.optimize.live import listener_for
+
+    try:
+        bound = Budget.parse(budget) if budget else None
+    except ValueError as error:
+        typer.echo(f"headrace: {error}", err=True)
+        raise typer.Exit(1) from None
+    arguments = OptimizeArguments(
+        target,
+        repository,
+        plan_cache or default_plan_cache(),
+        version,
+        output,
+        calibration,
+        bound,
+        tuple(allow) if allow is not None else None,
+        objective or ("throughput" if p99_ms else None),
+        p99_ms,
+        training,
+        time_limit_s,
+        exhaustive,
+        anew,
+    )
+    try:
+        status = run(arguments, listener_for(sys.stdout, background=background), typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("headrace: stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    if apply and status in (0, 3):
+        from headrace.applying import CannotApply, apply_plan
+
+        try:
+            for line in apply_plan(apply_url, target):
+                typer.echo(line)
+        except CannotApply as error:
+            typer.echo(f"headrace: {error}", err=True)
+            raise typer.Exit(1) from None
+    if status:
+        sys.stdout.flush()
+        raise typer.Exit(status)
