@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from headrace_backends.optimize.plan_cache import default_plan_cache
+
 
 def _option(default: Any, help_text: str, **bounds: float) -> Any:
     return field(default=default, metadata={"help": help_text, **bounds})
@@ -80,5 +82,16 @@ class Settings:
     )
     trace_rate: int = _option(1000, "One in so many requests of a model is traced.", min=1, max=2**32 - 1)
     trace_count: int = _option(-1, "Traces to make; -1 for no end of them.", min=-1, max=2**31 - 1)
+    optimize: Literal["background", "plans", "off"] = _option(
+        "background",
+        "background: optimise models whose configuration asks for it while the CPU is idle. "
+        "plans: only use plans that were made before. off: serve every model as it was dropped in.",
+    )
+    plan_cache: Path = _option(default_plan_cache(), "The folder that holds the plans of optimised models.")
+    drift_interval: float = _option(
+        300.0,
+        "Seconds without a request after which an optimised model answers its recorded requests again; 0: never.",
+        min=0,
+    )
     grpc_compression: Literal["none", "deflate", "gzip"] = _option("none", "Compression of gRPC responses.")
     server_name: str = _option("headrace", "Name in the server's metadata; some clients check for 'triton'.")

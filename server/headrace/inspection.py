@@ -33,7 +33,8 @@ async def check_repository(path: Path, say: Say, *, show_progress: bool) -> int:
             async with _workshop(path) as (repository, _):
                 await repository.load_all(some)
                 for name in some:
-                    problems = _problems(repository, read_folder(path / name))
+                    folder = read_folder(path / name)
+                    problems = [*_problems(repository, folder), *_optimize_problems(folder)]
                     bad += bool(problems)
                     for problem in problems:
                         say(f"{name}: {problem}")
@@ -76,6 +77,12 @@ def _names(path: Path, say: Say) -> list[str] | None:
 def _problems(repository: Repository, folder: ModelFolder) -> list[str]:
     entries = [entry for entry in repository.index() if entry.name == folder.name and entry.state != State.READY]
     return [_problem(entry) for entry in entries]
+
+
+def _optimize_problems(folder: ModelFolder) -> list[str]:
+    """What the optimiser would miss; the model is served all the same."""
+    optimize = folder.config.optimize
+    return optimize.problems(folder.path) if optimize is not None else []
 
 
 def _problem(entry: IndexEntry) -> str:

@@ -11,6 +11,8 @@ from headrace.core.model import TensorSpec
 from headrace.core.sequence import ControlSpec, SequenceSpec, StateSpec
 from headrace.core.tensor import DataType
 from headrace.repository.model_config import ConfigError, ModelConfig, build_config, parse_config
+from headrace_backends.optimize.accuracy import Budget
+from headrace_backends.optimize.form import Technique
 
 EVERYTHING = """
 backend: onnxruntime
@@ -64,6 +66,49 @@ def problems_of(text):
     assert caught.value.kind is Kind.INVALID
     assert str(caught.value) == "; ".join(caught.value.problems)
     return caught.value.problems
+
+
+BUDGET_METRICS = ("max_abs", "max_rel", "cosine", "mean_cosine", "top1_agreement", "topk_agreement", "module.one:score")
+
+OPTIMIZE = """
+optimize:
+  budget: {metric: "metrics/own.py:score", min: 0.9}
+  calibration: examples
+  allow: [bf16, fp16, int8_dynamic, int8_static, prune, sparse, distill, qat]
+  objective: {p99_ms: 20}
+  training: train.py
+  time_limit_s: 60.0
+"""
+
+
+def test_what_the_optimiser_may_do_is_read():
+    config = parse_config(OPTIMIZE).optimize
+    assert config is not None
+    assert config.budget is not None
+    assert config.budget.budget() == Budget("metrics/own.py:score", min=0.9)
+    assert config.budget.budget().is_own
+    assert config.allow == tuple(Technique)
+    assert str(config.objective) == "throughput, p99 within 20 ms"
+    assert config.time_limit_s == 60
+    assert config.named_files() == {
+        "optimize.calibration": "examples",
+        "optimize.training": "train.py",
+        "optimize.budget.metric": "metrics/own.py",
+    }
+    for metric in BUDGET_METRICS:
+        bound = "max: 0.1" if metric in ("max_abs", "max_rel") else "min: 0.9"
+        assert parse_config(f"optimize: {{budget: {{metric: {metric}, {bound}}}}}").optimize
+
+
+def test_files_that_the_optimiser_would_miss_are_told(tmp_path):
+    config = parse_config(OPTIMIZE).optimize
+    assert config is not None
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "train.py").mkdir()
+    assert config.problems(tmp_path) == [
+        "optimize.training: 'train.py' is a folder, expected a Python file",
+        f"optimize.budget.metric: 'metrics/own.py' is not in {tmp_path}",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}"])
@@ -210,7 +255,15 @@ def test_versions(text, latest, only):
         ("optimize: {budget: {metric: cosine}}", "optimize.budget: should have either min or max"),
         ("optimize: {budget: {metric: cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),
         ("optimize: {budget: {metric: max_abs, min: 1}}", "optimize.budget: should have a max of at least 0"),
-        ("optimize: {budget: {metric: accuracy, min: 1}}", "optimize.budget: metric should be top1_agreement, "),
+        ("optimize: {budget: {metric: accuracy, min: 1}}", "optimize.budget: metric should be max_abs, max_rel, "),
+        ("optimize: {budget: {metric: max_rel, min: 1}}", "optimize.budget: should have a max of at least 0"),
+        ("optimize: {budget: {metric: mean_cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),
+        ("optimize: {budget: {metric: topk_agreement, min: 2}}", "optimize.budget: should have a min of at most 1"),
+        (
+            "optimize: {budget: {metric: cosine, min: 0.9}, allow: [bf16, qat]}",
+            "optimize: allows what is trained again (qat), so training is needed",
+        ),
+        ("optimize: {time_limit_s: 0}", "optimize.time_limit_s: should be greater than 0, got 0"),
         ("optimize: {objective: fast}", "optimize.objective: should be latency, throughput or {p99_ms: N}, got 'fast'"),
         ("optimize: {objective: {p99_ms: 0}}", "optimize.objective.p99_ms: should be greater than 0, got 0"),
         ("decoupled: 1", "decoupled: should be a valid boolean, got 1"),
