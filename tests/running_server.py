@@ -16,6 +16,7 @@ from typing import Self
 import psutil
 
 READY_TIMEOUT_S = 90
+NO_PLANS = f"{tempfile.gettempdir()}/headrace-test-plans-{os.getpid()}"  # where whoever runs the tests has none
 
 
 class RunningServer:
@@ -30,7 +31,7 @@ class RunningServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "HEADRACE_PLAN_CACHE": NO_PLANS, **(env or {})},
         )
         self.http = self.grpc = self.metrics = ""  # HOST:PORT each
 

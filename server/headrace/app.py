@@ -40,8 +40,10 @@ from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
 from headrace.readings import Readings
 from headrace.redis_cache import RedisCache, RedisMissing
+from headrace.repository.drift import DriftGuard
 from headrace.repository.layout import list_models
 from headrace.repository.pager import Pager
+from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository
 from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
@@ -57,6 +59,7 @@ from headrace.workers.rate_limit import RateLimiter, parse_counts
 from headrace.workers.recycler import Recycler
 from headrace.workers.resources import Resources
 from headrace.workers.supervisor import Supervisor
+from headrace_backends.optimize.plan_cache import PlanCache
 
 log = logging.getLogger("headrace")
 
@@ -104,7 +107,13 @@ class App:
         serve = partial(
             ServedVersion, supervisor=self.supervisor, with_summaries=settings.summary_metrics, pager=self.pager
         )
-        self.repository = Repository(settings.repository, self.supervisor, settings.model_control, serve)
+        plans = None if settings.optimize == "off" else Plans(PlanCache(settings.plan_cache))
+        self.repository = Repository(settings.repository, self.supervisor, settings.model_control, serve, plans)
+        self.drift_guard = (
+            DriftGuard(self.repository.served, plans, settings.drift_interval)
+            if plans is not None and settings.drift_interval
+            else None
+        )
         self.tracer = Tracer(tracing)
         self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer)
         self.supervisor.desk = CallDesk(self.engine)
@@ -177,9 +186,12 @@ class App:
         sweeping = asyncio.get_running_loop().create_task(self._sweep())
         recycling = asyncio.get_running_loop().create_task(self.recycler.run())
         recycling.add_done_callback(partial(_log_failure, "the memory of workers is not watched"))
+        checking = asyncio.get_running_loop().create_task(self._check_plans())
+        checking.add_done_callback(partial(_log_failure, "the answers of optimised models are not watched"))
         await stop.wait()
         sweeping.cancel()
         recycling.cancel()
+        checking.cancel()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
@@ -200,11 +212,15 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, recycling, return_exceptions=True)
+        await asyncio.gather(loading, sweeping, recycling, checking, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:
         return name in self.repository.names()
+
+    async def _check_plans(self) -> None:
+        if self.drift_guard is not None:
+            await self.drift_guard.run()
 
     async def _sweep(self) -> None:
         """Let go of shared memory whose owners have."""
@@ -304,9 +320,9 @@ def model_lines(repository: Repository) -> list[str]:
         inputs = ", ".join(spec.describe() for spec in signature.inputs)
         outputs = ", ".join(spec.describe() for spec in signature.outputs)
         batching = f"batches of up to {signature.max_batch_size}" if signature.max_batch_size else "no batching"
-        lines.append(
-            f"{entry.name} {entry.version}: {entry.state}: {one.info.backend}, {inputs} -> {outputs}, {batching}"
-        )
+        planned = one.planned if isinstance(one, ServedVersion) else None
+        backend = one.info.backend if planned is None else f"{one.info.backend} (as planned: {planned.name})"
+        lines.append(f"{entry.name} {entry.version}: {entry.state}: {backend}, {inputs} -> {outputs}, {batching}")
     return lines
 
 

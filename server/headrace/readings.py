@@ -17,12 +17,14 @@ from headrace.metrics import (
     LatencySample,
     ModelSample,
     ObjectiveSample,
+    PlanSample,
     ResidencySample,
     ServerSample,
     WorkerSample,
 )
 from headrace.metrics.machine import CpuUtilization, read_memory
 from headrace.repository.pager import Pager
+from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served import ServedVersion
 from headrace.response_cache import Cache
@@ -78,6 +80,7 @@ class Readings:
                 active_sequences=served.queue.active_sequences if isinstance(served.queue, SequenceQueue) else 0,
                 latencies=() if isinstance(served.queue, SequenceQueue) else _latencies(served.queue.curves),
                 objective=None if served.queue.objective is None else _objective(served.queue.objective),
+                plan=_plan(served, self._repository.plans),
             )
 
     def custom(self) -> Iterator[CustomMetric]:
@@ -148,6 +151,23 @@ def _by_priority(served: Served) -> dict[int, int]:
     """Requests that wait at each of the model's priority levels, but no more of them than metrics are to show."""
     waiting = served.queue.levels() if served.levels_shown else {}
     return {level: waiting.get(level, 0) for level in served.levels_shown}
+
+
+def _plan(served: Served, plans: Plans | None) -> PlanSample | None:
+    if plans is None:
+        return None
+    planned = served.planned if isinstance(served, ServedVersion) else None
+    key = served.folder.name, served.version
+    refusals, right, wrong = plans.refusals[key], plans.replays[*key, True], plans.replays[*key, False]
+    if planned is None and not (refusals or right or wrong):
+        return None
+    return PlanSample(
+        planned.name if planned is not None else "",
+        planned.plan.speedup if planned is not None else 0.0,
+        refusals,
+        right,
+        wrong,
+    )
 
 
 def _latencies(curves: LatencyCurves) -> tuple[LatencySample, ...]:

@@ -88,7 +88,7 @@ def test_what_the_optimiser_may_do_is_read():
     assert config.budget.budget() == Budget("metrics/own.py:score", min=0.9)
     assert config.budget.budget().is_own
     assert config.allow == tuple(Technique)
-    assert str(config.objective) == "throughput, p99 within 20 ms"
+    assert str(config.objective) == "throughput with p99 of at most 20 ms"
     assert config.time_limit_s == 60
     assert config.named_files() == {
         "optimize.calibration": "examples",

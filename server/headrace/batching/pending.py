@@ -56,6 +56,8 @@ class Pending:
     outputs of its batch took, kept for one that is ``traced``.
     """
 
+    counts = True  # whether its execution is an inference in the model's statistics
+
     __slots__ = (
         "_timer",
         "alone",

@@ -71,6 +71,7 @@ class BatchQueue:
         self._watchers: list[tuple[int, asyncio.Future[None]]] = []  # with the size that each waits for
         self._watched_size = 0  # the smallest of those
         self._idle_waiters: list[asyncio.Future[None]] = []
+        self._heir: BatchQueue | None = None
 
     def __len__(self) -> int:
         return len(self._backlog)
@@ -107,6 +108,9 @@ class BatchQueue:
 
     def put_part(self, pending: Pending) -> None:
         """Accept a part of a request for which ``make_room`` was called; it is not counted against the bound."""
+        if self._heir is not None:
+            self._heir.put_part(pending)
+            return
         self._backlog.add(pending)
         if self._waiters:
             self._wake_if_due()
@@ -358,6 +362,9 @@ class BatchQueue:
 
     def put_back(self, batch: list[Pending]) -> None:
         """Return requests that were taken and not run; they go first."""
+        if self._heir is not None:
+            self._heir.inherit(batch)
+            return
         self._backlog.put_back(batch)
         self._wake_if_due()
 
@@ -389,6 +396,22 @@ class BatchQueue:
     def accept(self) -> None:
         """Take requests again."""
         self._refusal = None
+
+    def hand_over(self, heir: "BatchQueue") -> None:
+        """Have ``heir`` run everything that waits here, and whatever is put or put back here later.
+
+        It is another queue of the same model version, whose instances take what this one's cannot be trusted with.
+        """
+        assert heir is not self, "nobody inherits from himself"
+        self._heir = heir
+        heir.inherit(self._backlog.clear())
+        self._notice_idle()
+
+    def inherit(self, batch: Sequence[Pending]) -> None:
+        """Accept what was accepted before, by another queue; the bound is not asked. Deaths there are forgotten."""
+        for pending in batch:
+            pending.deaths = 0
+        self.put_back(list(batch))
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing executes."""

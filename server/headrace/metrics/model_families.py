@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from headrace.core.statistics import Histogram, Statistics, Summaries
 from headrace.core.window import Window
-from headrace.metrics.samples import LatencySample, ModelSample, ObjectiveSample
+from headrace.metrics.samples import LatencySample, ModelSample, ObjectiveSample, PlanSample
 
 FAILURES = "nv_inference_request_failure"
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -28,6 +28,19 @@ def _has_objective(model: ModelSample) -> bool:
 
 def _is_adaptive(model: ModelSample) -> bool:
     return model.objective is not None and model.objective.target_rows is not None
+
+
+def _has_plan(model: ModelSample) -> bool:
+    return model.plan is not None and bool(model.plan.form)
+
+
+def _had_plan(model: ModelSample) -> bool:
+    return model.plan is not None
+
+
+def _plan(model: ModelSample) -> PlanSample:
+    assert model.plan is not None, "the family applies to it"
+    return model.plan
 
 
 def _objective(model: ModelSample) -> ObjectiveSample:
@@ -84,6 +97,9 @@ class SummaryFamily:
     sum_ns: Callable[[Statistics], int]
     applies: Callable[[ModelSample], bool] | None = None  # None: to every model
 
+
+PLAN = "headrace_plan_info"
+REPLAYS = "headrace_plan_replays_total"
 
 FAMILIES = (
     Family(
@@ -194,6 +210,20 @@ FAMILIES = (
         "Memory that the model took when it was loaded last",
         lambda model: model.memory_bytes,
         _pages,
+    ),
+    Family(
+        "headrace_plan_speedup",
+        "gauge",
+        "How many times faster the plan's form was than the model as it was dropped in, when it was made",
+        lambda model: _plan(model).speedup,
+        _has_plan,
+    ),
+    Family(
+        "headrace_plan_refusals_total",
+        "counter",
+        "Plans that were refused because something was wrong with them",
+        lambda model: _plan(model).refusals,
+        _had_plan,
     ),
     Family("headrace_instances", "gauge", "Instances that should be up", lambda model: model.instances),
     Family("headrace_instances_up", "gauge", "Instances that are up", lambda model: model.instances_up),

@@ -17,8 +17,10 @@ from headrace.metrics.model_families import (
     FAMILIES,
     HISTOGRAMS,
     LATENCIES,
+    PLAN,
     QUANTILES,
     REFUSED,
+    REPLAYS,
     SUMMARIES,
     SummaryFamily,
 )
@@ -45,6 +47,7 @@ def model_text(models: Iterable[ModelSample], openmetrics: bool) -> str:
         lines += _failure_lines(labels, model.statistics.failures)
     lines += _refusals(labelled, openmetrics)
     lines += _levels(labelled, openmetrics)
+    lines += _plans(labelled, openmetrics)
     for latency in LATENCIES:
         lines += header(latency.name, "gauge", latency.help, openmetrics)
         for labels, model in labelled:
@@ -92,6 +95,24 @@ def _levels(labelled: Labelled, openmetrics: bool) -> list[str]:
         if levels
         else []
     )
+
+
+def _plans(labelled: Labelled, openmetrics: bool) -> list[str]:
+    plans = [(labels, model.plan) for labels, model in labelled if model.plan is not None]
+    if not plans:
+        return []
+    served = [f'{PLAN}{{{labels},form="{escaped(plan.form)}"}} 1' for labels, plan in plans if plan.form]
+    replays = [
+        f'{REPLAYS}{{{labels},result="{result}"}} {count}'
+        for labels, plan in plans
+        for result, count in (("right", plan.replays_right), ("wrong", plan.replays_wrong))
+    ]
+    return [
+        *header(PLAN, "gauge", "The form that a plan has the model served in", openmetrics),
+        *served,
+        *header(REPLAYS, "counter", "Times that a plan's recorded requests were answered again", openmetrics),
+        *replays,
+    ]
 
 
 def _having(labelled: Labelled, applies: Callable[[ModelSample], bool] | None) -> Labelled:

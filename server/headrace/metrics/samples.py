@@ -34,6 +34,17 @@ class ObjectiveSample:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanSample:
+    """The plan that a version is served by, and what became of those that it was served by. ``form`` "": none now."""
+
+    form: str
+    speedup: float
+    refusals: int
+    replays_right: int
+    replays_wrong: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSample:
     """One model version now: ``waiting`` counts requests in its queue, ``executing`` batches on its instances.
 
@@ -60,6 +71,7 @@ class ModelSample:
     waiting_by_priority: dict[int, int] = field(default_factory=dict)
     latencies: tuple[LatencySample, ...] = ()
     objective: ObjectiveSample | None = None
+    plan: PlanSample | None = None  # None: there never was one
 
 
 @dataclass(frozen=True, slots=True)

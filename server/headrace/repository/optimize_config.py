@@ -69,7 +69,7 @@ class ObjectiveConfig(Section):
         return value
 
     def __str__(self) -> str:
-        return self.goal if self.p99_ms is None else f"{self.goal}, p99 within {self.p99_ms:g} ms"
+        return self.goal if self.p99_ms is None else f"{self.goal} with p99 of at most {self.p99_ms:g} ms"
 
 
 class OptimizeConfig(Section):

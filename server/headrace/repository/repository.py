@@ -1,6 +1,7 @@
 """The door to the models: what is served, what is being loaded, and every change of that."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import Enum
@@ -29,6 +30,7 @@ from headrace.repository.overrides import (
     write_files,
 )
 from headrace.repository.planning import users_of
+from headrace.repository.plans import Plans
 from headrace.repository.served import ServedVersion
 from headrace.repository.shelf import Shelf
 from headrace.repository.transition import Serve, Transition
@@ -37,6 +39,8 @@ from headrace.workers.supervisor import Supervisor
 __all__ = ["IndexEntry", "ModelControl", "Repository", "Served"]
 
 log = logging.getLogger(__name__)
+
+FALL_BACK_AGAIN_S = 5.0  # after neither a plan's form nor the model as it was dropped in could be served
 
 ModelControl = Literal["poll", "explicit", "none"]
 Result = TypeVar("Result")
@@ -58,7 +62,14 @@ class Repository:
     ``serve`` makes what serves a version of any model but an ensemble.
     """
 
-    def __init__(self, path: Path, supervisor: Supervisor, control: ModelControl, serve: Serve | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        supervisor: Supervisor,
+        control: ModelControl,
+        serve: Serve | None = None,
+        plans: Plans | None = None,
+    ) -> None:
         self.path = path.resolve()
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused
@@ -67,10 +78,13 @@ class Repository:
         self._shelf = Shelf(self._note_retired)
         self._routes = self._shelf.routes  # every request asks them
         self._transition = Transition(
-            self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready
+            self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready, plans
         )
+        self.plans = plans  # None: every model is served as it was dropped in
+        self._transition.on_distrust = self._on_distrust
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._closed = asyncio.Event()
 
     # -- what requests ask --------------------------------------------------------------------------------
 
@@ -182,6 +196,7 @@ class Repository:
     async def close(self) -> None:
         """Drain every version and stop it: ensembles before the models that they are made of."""
         self._closing = True
+        self._closed.set()
         if self._tasks:
             await asyncio.wait(self._tasks)  # loads that are under way
         while serving := [name for name, record in self._records.items() if record.serving]:
@@ -271,8 +286,6 @@ class Repository:
             return None
         for problem in folder.problems:
             log.error("model %s: %s", name, problem)
-        if folder.config.optimize is not None:
-            log.warning("model %s: optimize is configured, and this version does not act on it", name)
         return folder
 
     async def _follow(self, name: str, record: ModelRecord, folder: ModelFolder | None, *, whole: bool) -> list[str]:
@@ -321,6 +334,34 @@ class Repository:
             if self._closing:
                 return
             await self._follow(name, record, record.folder, whole=False)
+
+    # -- plans that turn out to be wrong ------------------------------------------------------------------
+
+    def _on_distrust(self, served: ServedVersion) -> None:
+        self._begin(self._fall_back(served))
+
+    async def _fall_back(self, served: ServedVersion) -> None:
+        """Have a version served as it was dropped in again; what waits for the plan's form is answered by that."""
+        plans, planned = self.plans, served.planned
+        assert plans is not None, "only plans lead here"
+        assert planned is not None, "only plans lead here"
+        name, version = served.folder.name, served.files.version
+        record = self._record(name)
+        await plans.refuse(planned, served.distrusted)
+        while True:
+            async with record.change:
+                if record.serving.get(version) is served and record.folder is not None:
+                    await self._follow(name, record, record.folder, whole=False)
+                if record.serving.get(version) is not served:
+                    break
+            status = record.statuses[version]
+            served.give_up(f"{served.distrusted}; and as it was dropped in: {status.reason or 'it cannot be loaded'}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), FALL_BACK_AGAIN_S)
+            if self._closing:
+                return
+        if not served.handed_over:
+            served.give_up(f"{served.distrusted}; it is not served any more")
 
     # -- small things -------------------------------------------------------------------------------------
 

@@ -54,6 +54,9 @@ class Occupant(Protocol):
     def measured_bytes(self) -> int:
         """What its instances take, which are up."""
 
+    def distrust(self, reason: str) -> bool:
+        """It could not come: whether another form takes its place, and answers what waits."""
+
 
 class Residence:
     """To the pager it is the model. ``unready`` is why it could not come, empty where it may."""
@@ -155,6 +158,8 @@ class Residence:
             try:
                 await self.come()
             except LoadRefused as error:
+                if self._occupant.distrust(str(error)):
+                    return
                 self._refuse(f"it cannot be brought into memory: {error}")
                 await asyncio.sleep(COME_AGAIN_S)
                 self.unready = ""

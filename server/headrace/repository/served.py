@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from time import monotonic
+from collections.abc import Callable
+from time import monotonic, monotonic_ns
 
 from headrace.batching.admission import Admission
 from headrace.batching.policy import BatchLimits
@@ -18,7 +19,9 @@ from headrace.repository.declared import config_json, declared_signature, reshap
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.model_config import InstanceConfig
 from headrace.repository.pager import Pager
+from headrace.repository.planned import Planned, misfit
 from headrace.repository.residence import Residence
+from headrace.repository.trust import Trust
 from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load, Loaded
 from headrace.workers.instance import Instance
@@ -47,11 +50,15 @@ class ServedVersion:
         *,
         with_summaries: bool = False,
         pager: Pager | None = None,
+        planned: Planned | None = None,
     ) -> None:
         self.folder = folder
         self.files = files
+        self.planned = planned
+        self._config = planned.config if planned is not None else folder.config  # what it is run by
+        self._run_files = planned.files if planned is not None else files
         self.version = str(files.version)
-        self.print = version_print(folder, files.version)
+        self.print = version_print(folder, files.version) + (f"/{planned.print}" if planned is not None else "")
         self.statistics = Statistics(with_summaries=with_summaries)
         self.instances: list[Instance] = []
         # What every request asks for, as plain attributes.
@@ -69,6 +76,12 @@ class ServedVersion:
         self._supervisor = supervisor
         self._residence = Residence(self, pager) if pager is not None else None
         self._loaded: Loaded | None = None  # as it was the first time
+        self.distrusted = ""  # why another form is to take its place; empty while it is trusted
+        self.on_distrust: Callable[[ServedVersion], None] = lambda _: None  # told when it is not any more
+        self.checked_at_ns = 0  # when its recorded requests were last answered right
+        self._trust = Trust()
+        self.handed_over = False  # whether another answers what waited here when it was distrusted
+        self._given_up = False
         # Filled by start, when the model file has told what it takes.
         self.info: ModelInfo
         self.checker: InputChecker
@@ -77,6 +90,10 @@ class ServedVersion:
     @property
     def ready(self) -> bool:
         """Whether an instance is up, or will be for a request; false while all workers are being started again."""
+        if self._given_up:
+            return False
+        if self.distrusted:  # what comes is answered by its successor, which is being loaded
+            return True
         if self._residence is not None and self._residence.is_away:
             return not self._residence.unready
         return any(instance.is_up for instance in self.instances)
@@ -84,11 +101,13 @@ class ServedVersion:
     @property
     def broken(self) -> bool:
         """Whether no instance can come back by itself."""
-        return bool(self.instances) and all(instance.broken for instance in self.instances)
+        return self._given_up or (bool(self.instances) and all(instance.broken for instance in self.instances))
 
     @property
     def why_unready(self) -> str:
         """Why it is not ready."""
+        if self._given_up:
+            return self.distrusted
         unready = self._residence.unready if self._residence is not None else ""
         return unready or next((one.broken for one in self.instances if one.broken), "its worker is restarting")
 
@@ -96,6 +115,11 @@ class ServedVersion:
     def notes(self) -> tuple[str, ...]:
         """What the backend decided by itself."""
         return self._loaded.notes if self._loaded is not None else ()
+
+    @property
+    def reshaped(self) -> bool:
+        """Whether clients see tensors in other shapes than the model has them."""
+        return bool(reshapes(self.folder))
 
     @property
     def resident(self) -> bool:
@@ -164,7 +188,7 @@ class ServedVersion:
     @property
     def estimated_bytes(self) -> int:
         """What it takes in memory at least, before anybody knows more: nobody is refused for a guess."""
-        return self.files.model_bytes * sum(group.count for group in self.folder.config.instances)
+        return self._run_files.model_bytes * sum(group.count for group in self._config.instances)
 
     def measured_bytes(self) -> int:
         """What its instances take, which are up."""
@@ -178,7 +202,7 @@ class ServedVersion:
         """
         started = monotonic()
         queue = self.queue
-        config, turns = self.folder.config, self._supervisor.turns
+        config, turns = self._config, self._supervisor.turns
         self.instances = [
             Instance(
                 load,
@@ -200,20 +224,62 @@ class ServedVersion:
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
         refused += [LoadRefused(one.broken) for one in self.instances if one.broken]
+        if (
+            not refused
+            and self.planned is not None
+            and (wrong := misfit(self.planned.plan, self.instances[0].signature))
+        ):
+            refused.append(LoadRefused(wrong))
         if refused:
             await self.stop_instances()
             raise refused[0]
+        self.checked_at_ns = monotonic_ns()
         if self._loaded is None:
             self._loaded = self.instances[0].loaded
             self._describe(self.instances[0].signature)
         for instance in self.instances:
             instance.on_change = self._on_instance_change
+            if self.planned is not None:
+                instance.on_death = self._on_death
         self.statistics.load_seconds = monotonic() - started
 
     async def stop_instances(self) -> None:
         """Stop every instance; what one has taken it answers first. There are none then."""
         await asyncio.gather(*(self._stop(instance) for instance in self.instances))
         self.instances = []
+
+    # -- when a plan turns out to be wrong ----------------------------------------------------------------
+
+    def distrust(self, reason: str) -> bool:
+        """Take no more batches: another form is to take its place, and what waits here waits for that.
+
+        Returns whether there is another form. What is running is answered when it ends.
+        """
+        if self.planned is None:
+            return False
+        if not self.distrusted:
+            self.distrusted = reason
+            for instance in self.instances:
+                instance.hold()
+            self.on_distrust(self)
+        return True
+
+    def give_up(self, reason: str) -> None:
+        """No other form could take its place: refuse what waits, and what comes."""
+        self.distrusted, self._given_up = reason, True
+        self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")
+
+    def hand_over(self, successor: "ServedVersion") -> None:
+        """Have the form that takes its place answer what waits here. Nothing happens while this one is trusted."""
+        if self.distrusted:
+            assert isinstance(self.queue, BatchQueue), "sequences are not run by plans"
+            assert isinstance(successor.queue, BatchQueue), "sequences are not run by plans"
+            self.queue.hand_over(successor.queue)
+            self.handed_over = True
+
+    def _on_death(self, cause: str, used_up: bool) -> None:
+        if self._trust.died(monotonic_ns(), used_up=used_up):
+            self.distrust(f"its worker died while it ran requests: {cause}")
 
     # -- small things -------------------------------------------------------------------------------------
 
@@ -225,7 +291,7 @@ class ServedVersion:
     @property
     def _shareable(self) -> bool:
         # What is bounded by itself must be measured by itself.
-        return self.files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
+        return self._run_files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
 
     def _needs(self, group: InstanceConfig) -> Needs:
         pages = self._residence is not None and not self.pinned
@@ -233,7 +299,7 @@ class ServedVersion:
         resources = {(group.device, name): count for name, count in limit.resources.items()}
         resources |= {(GLOBAL, name): count for name, count in limit.global_resources.items()}
         return Needs(
-            self.files.model_bytes,
+            self._run_files.model_bytes,
             self._shareable,
             pages=pages,
             again=self._loaded is not None,
@@ -245,7 +311,7 @@ class ServedVersion:
         batching, name, spec = self.folder.config.batching, self.folder.name, self.folder.sequence
         order = batching.preserve_order
         if spec is None:
-            instances = 1 if order else sum(group.count for group in self.folder.config.instances)
+            instances = 1 if order else sum(group.count for group in self._config.instances)
             self.queue = BatchQueue(
                 name,
                 BatchLimits(),
@@ -286,7 +352,7 @@ class ServedVersion:
         )
 
     def _loads(self) -> list[Load]:
-        config = self.folder.config
+        config, files, planned = self._config, self._run_files, self.planned
         wanted = config.parameters.get("intra_op_threads")
         groups = [(group.device, group.count) for group in config.instances]
         total = sum(count for _, count in groups)
@@ -299,10 +365,10 @@ class ServedVersion:
         return [
             Load(
                 instance=self._supervisor.number(),
-                backend=self.files.backend,
+                backend=files.backend,
                 name=self.folder.name,
                 version=self.version,
-                path=str(self.files.model_path),
+                path=str(files.model_path),
                 device=device,
                 threads=threads,
                 signature=declared,
@@ -314,14 +380,20 @@ class ServedVersion:
                 reshapes=reshapes(self.folder),
                 config_json=config_json(self.folder, self.files.version),
                 repository=str(self.folder.path),
+                replay=str(planned.replay) if planned is not None else "",
+                tolerance=planned.plan.tolerance if planned is not None else 0.0,
             )
             for device, count in groups
             for _ in range(count)
         ]
 
     def _on_instance_change(self) -> None:
+        if self.distrusted:
+            return
         if self.broken:
             reason = self.instances[0].broken
+            if self.distrust(reason):
+                return
             log.error("model %s version %s cannot serve: %s", self.folder.name, self.version, reason)
             self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")
         else:

@@ -7,6 +7,7 @@ from functools import partial
 
 from headrace.repository.lifecycle import State, Unloaded, UnloadStarted
 from headrace.repository.model_record import ModelRecord, Served
+from headrace.repository.served import ServedVersion
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class Shelf:
         record.serving[version] = served
         self._publish(name, record)
         if replaced is not None:
+            if isinstance(replaced, ServedVersion) and isinstance(served, ServedVersion):
+                replaced.hand_over(served)
             self._drain(replaced)
 
     def retire(self, name: str, record: ModelRecord, versions: Iterable[int], reason: str = "") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Protocol
 
 from headrace.core.ensemble import EnsembleProblem
 from headrace.repository.layout import ModelFolder, VersionFiles, selected_versions
@@ -16,15 +17,23 @@ from headrace.repository.lifecycle import (
     settle,
 )
 from headrace.repository.model_record import ModelRecord, Served, failures
+from headrace.repository.planned import Planned
 from headrace.repository.planning import plan_folder, still_holds
+from headrace.repository.plans import Plans
 from headrace.repository.served import ServedVersion
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.repository.shelf import Shelf
 from headrace.workers.process import LoadRefused
+from headrace.workers.replayed import UNPROVED
 
 log = logging.getLogger(__name__)
 
-Serve = Callable[[ModelFolder, VersionFiles], ServedVersion]
+
+class Serve(Protocol):
+    """Makes what serves a version: as it was dropped in, or by a plan."""
+
+    def __call__(self, folder: ModelFolder, files: VersionFiles, *, planned: Planned | None = None) -> ServedVersion:
+        """It is not started yet."""
 
 
 class Transition:
@@ -36,11 +45,14 @@ class Transition:
         shelf: Shelf,
         serve: Serve,
         is_ready: Callable[[str, str], bool],
+        plans: Plans | None = None,
     ) -> None:
         self._records = records
         self._shelf = shelf
         self._serve = serve
         self._is_ready = is_ready
+        self._plans = plans
+        self.on_distrust: Callable[[ServedVersion], None] = lambda _: None  # told of those whose plan went wrong
 
     async def follow(self, record: ModelRecord, folder: ModelFolder) -> None:
         """Serve what ``folder`` asks for, each version as soon as it is loaded. Never raises for what it holds."""
@@ -70,8 +82,9 @@ class Transition:
                 record.note(version, LoadFailed(reason))
         if whole and unusable:
             return
+        planned = await self._plans.choose(folder, selected) if self._plans is not None else {}
         try:
-            made = self._make(folder, selected)
+            made = self._make(folder, selected, planned)
         except EnsembleProblem as problem:
             self._refuse(record, folder.name, selected, str(problem))
             return
@@ -88,16 +101,23 @@ class Transition:
         retired = settle(change, failed, folder.on_disk) - set(change.load)
         self._shelf.retire(folder.name, record, retired)
 
-    def _make(self, folder: ModelFolder, versions: Iterable[int]) -> dict[int, Served]:
+    def _make(self, folder: ModelFolder, versions: Iterable[int], planned: Mapping[int, Planned]) -> dict[int, Served]:
         """What would serve these versions, not started yet.
 
         Raises:
             EnsembleProblem: the folder has an ensemble that cannot be planned.
         """
         if not folder.config.ensemble:
-            return {number: self._serve(folder, folder.versions[number]) for number in versions}
+            return {number: self._served(folder, folder.versions[number], planned.get(number)) for number in versions}
         plan = plan_folder(folder, self._records, self._shelf.find)
         return {number: ServedEnsemble(folder, number, plan, self._is_ready) for number in versions}
+
+    def _served(self, folder: ModelFolder, files: VersionFiles, planned: Planned | None) -> ServedVersion:
+        if planned is None:
+            return self._serve(folder, files)
+        served = self._serve(folder, files, planned=planned)
+        served.on_distrust = self.on_distrust
+        return served
 
     def _refuse(self, record: ModelRecord, name: str, versions: Iterable[int], reason: str) -> None:
         """An ensemble cannot be planned. One that was planned before goes on only while its models allow it."""
@@ -116,54 +136,89 @@ class Transition:
         return {version for version, done in zip(made, loaded, strict=True) if not done}
 
     async def _load(self, name: str, record: ModelRecord, version: int, served: Served) -> bool:
-        if not await self._start(name, record, version, served):
+        started = await self._start(name, record, version, served)
+        if started is None:
             return False
-        self._put(name, record, version, served)
+        self._put(name, record, version, started)
         return True
 
     async def _load_whole(self, name: str, record: ModelRecord, made: Mapping[int, Served]) -> set[int]:
         """Load versions and let requests see them only when all are there; else every one has failed."""
         started = await asyncio.gather(*(self._start(name, record, *one) for one in made.items()))
-        if all(started):
-            for version, served in made.items():
+        good = {version: served for version, served in zip(made, started, strict=True) if served is not None}
+        if len(good) == len(made):
+            for version, served in good.items():
                 self._put(name, record, version, served)
             return set()
-        good = [version for version, done in zip(made, started, strict=True) if done]
         for version in good:
             record.note(version, LoadFailed("another version of the same load failed"))
-        await asyncio.gather(*(made[version].drain() for version in good))
+        fresh = [served for version, served in good.items() if record.serving.get(version) is not served]
+        await asyncio.gather(*(served.drain() for served in fresh))
         return set(made)
 
-    @staticmethod
-    async def _start(name: str, record: ModelRecord, version: int, served: Served) -> bool:
+    async def _start(self, name: str, record: ModelRecord, version: int, served: Served) -> Served | None:
+        """Load a version; None where that failed.
+
+        Where it was to be served by a plan, and that turns out to be wrong, what comes back serves the model as it was
+        dropped in; it may be what does so already.
+        """
         record.note(version, LoadStarted())
-        try:
-            await served.start()
-        except LoadRefused as error:
-            record.note(version, LoadFailed(str(error)))
-            log.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
-            return False
-        except Exception as error:
-            record.note(version, LoadFailed(f"{type(error).__name__}: {error}"))
-            log.exception("model %s version %d is not served", name, version)
-            return False
-        return True
+        started, reason = served, await _why_not_started(name, version, served)
+        planned = served.planned if isinstance(served, ServedVersion) else None
+        if planned is not None and self._plans is not None:
+            if not reason or reason.startswith(UNPROVED):
+                self._plans.note_replay(planned, good=not reason)
+            if reason:
+                started = self._serve(served.folder, served.files)
+                current = record.serving.get(version)
+                if current is not None and current.print == started.print and not current.broken:
+                    started, unplanned = current, ""
+                else:
+                    unplanned = await _why_not_started(name, version, started)
+                if not unplanned:  # else it is not the plan's fault
+                    await self._plans.refuse(planned, reason)
+                reason = unplanned
+        if reason:
+            record.note(version, LoadFailed(reason))
+            log.error("model %s version %d is not served: %s", name, version, reason)
+            return None
+        return started
 
     def _put(self, name: str, record: ModelRecord, version: int, served: Served) -> None:
         record.note(version, Loaded())
+        if record.serving.get(version) is served:
+            return  # it was to be replaced, and stays
         self._shelf.put(name, record, version, served)
         signature = served.info.signature
         log.info(
             "model %s version %d is ready: %s, max_batch_size %d, %d instance(s), loaded in %.2f s",
             name,
             version,
-            served.info.backend,
+            _form(served),
             signature.max_batch_size,
-            sum(group.count for group in served.folder.config.instances),
+            len(served.instances) or sum(group.count for group in served.folder.config.instances),
             served.statistics.load_seconds,
         )
         for note in served.notes:
             log.debug("model %s version %d: %s", name, version, note)
+
+
+async def _why_not_started(name: str, version: int, served: Served) -> str:
+    """Load it; why that failed, empty where it did not."""
+    try:
+        await served.start()
+    except LoadRefused as error:
+        return str(error)
+    except Exception as error:
+        log.exception("model %s version %d could not be loaded", name, version)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _form(served: Served) -> str:
+    """What it is run as, for the log."""
+    planned = served.planned if isinstance(served, ServedVersion) else None
+    return served.info.backend if planned is None else f"as planned, {planned.name} ({planned.plan.speedup:.3g} x)"
 
 
 def _forget(record: ModelRecord, wanted: Container[int]) -> None:

@@ -74,6 +74,8 @@ class Load(msgspec.Struct, frozen=True, tag=1, array_like=True):
     reshapes: tuple[ReshapeSpec, ...] = ()
     config_json: str = ""
     repository: str = ""  # the model's folder
+    replay: str = ""  # the file of recorded requests that it has to answer as it did; empty where there is none
+    tolerance: float = 0.0  # of those answers
 
 
 class Unload(msgspec.Struct, frozen=True, tag=2, array_like=True):

@@ -38,7 +38,7 @@ from headrace.workers.open_streams import MAX_OPEN, OpenStreams
 from headrace.workers.permit import Permit
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim
-from headrace.workers.second_chance import living, survivors
+from headrace.workers.second_chance import MAX_DEATHS, living, survivors
 from headrace.workers.slots import Slot, Slots
 from headrace.workers.turns import CpuTurns
 
@@ -108,6 +108,9 @@ class Instance:
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
+        # Where the model can be run in another form: told of the cause when a worker dies that ran a batch, and
+        # whether one of the batch's requests has used up its chances here.
+        self.on_death: Callable[[str, bool], None] | None = None
         self.used_at_ns = 0  # when a batch of it ended last; 0 while none has
         self.memory_limit_bytes = 0  # that its worker may have; 0 for no bound
         self.streams = OpenStreams(load.name)
@@ -179,6 +182,11 @@ class Instance:
             self._permit.leave_line()
             self._queue.left()
 
+    def hold(self) -> None:
+        """Take no more batches, for good, also when its process comes back."""
+        self._leaving = True
+        self.stop()
+
     def twin(self, number: int) -> "Instance":
         """Another one of the same model, to be loaded elsewhere in this one's place."""
         load = msgspec.structs.replace(self.load, instance=number)
@@ -192,7 +200,7 @@ class Instance:
 
     def replaced_by(self, twin: "Instance") -> None:
         """Tell whoever has this one that the twin, which is up, stands in its place from now on."""
-        twin.on_change, twin.on_replaced = self.on_change, self.on_replaced
+        twin.on_change, twin.on_replaced, twin.on_death = self.on_change, self.on_replaced, self.on_death
         self.on_change = lambda: None
         self.on_replaced(self, twin)
 
@@ -257,14 +265,14 @@ class Instance:
         answered = 0
         if frame.answers:
             answered = answer_each(self.load.name, self.signature, pending, frame, view, extract)
-            self._statistics.last_inference_ms = int(time() * 1000)
         else:
             try:
                 answered = answer_jointly(self.signature, pending, frame, view, extract)
-                self._statistics.last_inference_ms = int(time() * 1000)
             except InternalError as error:
                 self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
-        self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
+        if pending[0].counts:
+            self._statistics.last_inference_ms = int(time() * 1000)
+            self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
             self._slots.give(slot)
         self._batch_ended(pending)
@@ -313,10 +321,14 @@ class Instance:
         self._statistics.worker_deaths += 1
         self._queue.lose(cause)
         if executing is not None:
-            again = survivors(executing.pending, self.load.name, cause, self._up_at_ns)
+            again = survivors(
+                executing.pending, self.load.name, cause, self._up_at_ns, elsewhere=self.on_death is not None
+            )
             self._statistics.retries += len(again)
             self._queue.put_back(again)
             self._queue.finished(executing.pending)
+            if self.on_death is not None:
+                self.on_death(cause, any(one.deaths >= MAX_DEATHS for one in again))
         for batch in reversed(staged):
             self._queue.put_back(living(batch.pending))
             self._queue.finished(batch.pending)

@@ -11,12 +11,18 @@ SAME_STROKE_NS = 250_000_000
 MAX_DEATHS = 2  # a request that was running when so many workers died is not tried again
 
 
-def survivors(pending: Iterable[Pending], model: str, cause: str, up_at_ns: int) -> list[Pending]:
+def survivors(
+    pending: Iterable[Pending], model: str, cause: str, up_at_ns: int, *, elsewhere: bool = False
+) -> list[Pending]:
     """Those of a batch that was being run to be run again, each alone; the others are answered with the reason.
 
-    ``up_at_ns`` is since when the worker was up that has died of ``cause``.
+    ``up_at_ns`` is since when the worker was up that has died of ``cause``. With ``elsewhere`` all of them are: the
+    model can be run in another form, which may not die of them.
     """
-    return [one for one in living(pending) if _survives(one, model, cause, up_at_ns)]
+    alive = living(pending)
+    for one in alive:
+        _count(one, cause, up_at_ns)
+    return alive if elsewhere else [one for one in alive if _has_a_chance(one, model, cause)]
 
 
 def living(pending: Iterable[Pending]) -> list[Pending]:
@@ -30,7 +36,7 @@ def living(pending: Iterable[Pending]) -> list[Pending]:
     return alive
 
 
-def _survives(one: Pending, model: str, cause: str, up_at_ns: int) -> bool:
+def _count(one: Pending, cause: str, up_at_ns: int) -> None:
     # Somebody who kills several workers at once may hit a request twice: at first, and when another worker, that
     # was up already, has just taken it over. That is one stroke. A worker that has come back since is another.
     now_ns = monotonic_ns()
@@ -38,6 +44,9 @@ def _survives(one: Pending, model: str, cause: str, up_at_ns: int) -> bool:
     one.deaths += 0 if outside else 1
     one.died_at_ns = now_ns
     one.alone = True
+
+
+def _has_a_chance(one: Pending, model: str, cause: str) -> bool:
     if one.deaths < MAX_DEATHS:
         return True
     one.fail(

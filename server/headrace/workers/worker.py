@@ -19,6 +19,7 @@ from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.process_memory import give_back, process_memory
+from headrace.workers.replayed import replay
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (
     NOWHERE,
@@ -111,6 +112,8 @@ class Worker:
             before_bytes = _own_bytes()  # with the framework, which others use as well
             backend = kind.load(_source(frame, calls))
             notes = backend.notes()
+            if frame.replay:
+                notes = [*notes, replay(backend, Path(frame.replay), frame.tolerance)]
             if frame.reshapes:
                 backend = Reshaped(backend, frame.reshapes)
             if frame.sequence is not None:

@@ -1,0 +1,148 @@
+"""What a version is run as by a plan: the configuration and the files of another form, behind the same names."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.core.model import Signature, TensorSpec
+from headrace.repository.layout import ModelFolder, VersionFiles
+from headrace.repository.model_config import InstanceConfig, ModelConfig
+from headrace_backends.optimize.form import Form
+from headrace_backends.optimize.plan import REPLAY_FILE, Plan
+from headrace_backends.registry import canonical
+
+_THREADS = "intra_op_threads"
+
+
+class Unfit(Exception):
+    """The plan holds, and the model's owner asks for something else; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan as it is to be served. ``folder`` is the plan's."""
+
+    plan: Plan
+    folder: Path
+    config: ModelConfig
+    files: VersionFiles
+    print: str  # changes when the plan does
+
+    @property
+    def replay(self) -> Path:
+        """The recorded requests."""
+        return self.folder / REPLAY_FILE
+
+    @property
+    def name(self) -> str:
+        """The form, for tables and logs."""
+        return self.plan.form.name
+
+
+def planned_form(plan: Plan, place: Path, folder: ModelFolder, files: VersionFiles) -> Planned:
+    """How a version is served by a plan that lies in ``place``.
+
+    Raises:
+        Unfit: the configuration does not allow it.
+    """
+    config = folder.config
+    _check_wishes(plan, config)
+    form = plan.form
+    model_path = place / plan.artifact if plan.artifact else files.model_path
+    digest = blake2b(msgspec.json.encode(plan), digest_size=8).hexdigest()
+    return Planned(
+        plan,
+        place,
+        config.model_copy(
+            update={
+                "backend": form.backend,
+                "parameters": _parameters(form, files.backend, config),
+                "max_batch_size": form.max_batch_size if config.max_batch_size is None else config.max_batch_size,
+                "instances": config.instances
+                if "instances" in config.model_fields_set
+                else (InstanceConfig(count=form.instances),),
+            }
+        ),
+        VersionFiles(files.version, form.backend, model_path, files.print, _bytes_below(place, files)),
+        digest,
+    )
+
+
+def why_no_plan(config: ModelConfig) -> str:
+    """Why a model with this configuration is always served as it was dropped in; empty where it is not."""
+    for set_, what in (
+        (config.ensemble, "an ensemble runs nothing itself"),
+        (config.sequence, "a model of sequences is served as it was dropped in"),
+        (config.decoupled, "a decoupled model is served as it was dropped in"),
+    ):
+        if set_:
+            return what
+    devices = sorted({group.device for group in config.instances if group.device != "cpu"})
+    return f"its instances are configured on {', '.join(devices)}, and plans are for the CPU" if devices else ""
+
+
+def misfit(plan: Plan, signature: Signature) -> str:
+    """Why a form with this signature cannot stand for the plan's reference; empty where it can."""
+    if plan.signature is None:
+        return ""
+    for what, wanted, got in (
+        ("input", plan.signature.inputs, signature.inputs),
+        ("output", plan.signature.outputs, signature.outputs),
+    ):
+        if [spec.name for spec in wanted] != [spec.name for spec in got]:
+            names = [[spec.name for spec in specs] for specs in (got, wanted)]
+            return f"its {what}s are {names[0]}, the reference has {names[1]}"
+        for right, mine in zip(wanted, got, strict=True):
+            if not _stands_for(mine, right):
+                return f"its {what} is {mine.describe()}, the reference has {right.describe()}"
+    if (plan.signature.max_batch_size > 0) != (signature.max_batch_size > 0):
+        return "its rows may not be merged as the reference's" if plan.signature.max_batch_size else "it merges rows"
+    return ""
+
+
+def _check_wishes(plan: Plan, config: ModelConfig) -> None:
+    wishes = config.optimize
+    if wishes is None:
+        return  # somebody has made the plan for it on purpose
+    budget = wishes.budget.budget() if wishes.budget is not None else None
+    for what, made_for, wanted in (
+        ("budget", plan.budget, budget),
+        ("allow", sorted(plan.allow), sorted(wishes.allow)),
+        ("objective", plan.objective, str(wishes.objective)),
+    ):
+        if made_for != wanted:
+            raise Unfit(f"it was made for another {what}: {_told(made_for)}, and {_told(wanted)} is configured")
+
+
+def _told(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(value)}]"
+    return "none" if value is None else str(value)
+
+
+def _parameters(form: Form, backend: str, config: ModelConfig) -> dict[str, Any]:
+    """The form's parameters, and the owner's on top as far as they are for its backend."""
+    own = dict(config.parameters)
+    if canonical(form.backend) != canonical(backend):
+        own = {_THREADS: own[_THREADS]} if _THREADS in own else {}
+    asked = {_THREADS: form.threads} if form.threads else {}
+    return {**form.parameters, **asked, **own}
+
+
+def _stands_for(mine: TensorSpec, right: TensorSpec) -> bool:
+    if mine.datatype != right.datatype or mine.optional != right.optional:
+        return False
+    if mine.shape is None or right.shape is None:
+        return True
+    return len(mine.shape) == len(right.shape) and all(
+        one in (other, -1) or other == -1 for one, other in zip(mine.shape, right.shape, strict=True)
+    )
+
+
+def _bytes_below(place: Path, files: VersionFiles) -> int:
+    """What the form's files take; the model's own where it has none."""
+    found = sum(file.stat().st_size for file in place.rglob("*") if file.is_file() and file.name != REPLAY_FILE)
+    return found or files.model_bytes
