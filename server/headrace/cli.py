@@ -19,6 +19,7 @@ from headrace.config import Settings
 from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
 from headrace.running_model import explain_running
+from headrace_backends.optimize.plan_cache import default_plan_cache
 
 app = typer.Typer(
     name="headrace",
@@ -136,16 +137,20 @@ def explain(
             "--url", "-u", help="Ask this running server, http://HOST:PORT, what it has learned and decided instead."
         ),
     ] = "",
+    plan_cache: Annotated[
+        Path, typer.Option("--plan-cache", envvar="HEADRACE_PLAN_CACHE", help="The folder that holds the plans.")
+    ] = default_plan_cache(),  # noqa: B008 - the default as the help shows it
 ) -> None:
-    """Say what would be served of a model and why: backend, tensors, batching, threads, and what was refused.
+    """Say what would be served of a model and why: backend, tensors, batching, threads, plan, and what was refused.
 
-    With --url, say how a running server batches it: the latencies it has learned, its objective and its decisions.
+    With --url, say how a running server batches it: the latencies it has learned, its objective and its decisions, and
+    by which plan it is served.
     """
     set_up_logging("text", "error", "explain")
     if url:
         _exit(explain_running(url, model, typer.echo))
         return
-    _exit(asyncio.run(explain_model(repository, model, typer.echo)))
+    _exit(asyncio.run(explain_model(repository, model, typer.echo, plan_cache)))
 
 
 @app.command()

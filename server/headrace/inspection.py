@@ -10,12 +10,16 @@ import typer
 from headrace.app import CannotStart, build_supervisor, check_folder
 from headrace.config import Settings
 from headrace.core.model import TensorSpec
+from headrace.plan_story import tell_plan
 from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
 from headrace.repository.lifecycle import State
 from headrace.repository.model_config import BatchingConfig
+from headrace.repository.plans import Plans
 from headrace.repository.repository import IndexEntry, Repository, Served
+from headrace.repository.served import ServedVersion
 from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Supervisor
+from headrace_backends.optimize.plan_cache import PlanCache
 
 Say = Callable[[str], None]
 AT_ONCE = 32  # models loaded and let go again in one go
@@ -43,15 +47,19 @@ async def check_repository(path: Path, say: Say, *, show_progress: bool) -> int:
     return bad
 
 
-async def explain_model(path: Path, name: str, say: Say) -> int:
-    """Load one model and say what it would be served as, and why. Returns 1 when it would not be served."""
+async def explain_model(path: Path, name: str, say: Say, plan_cache: Path) -> int:
+    """Load one model and say what it would be served as, and why. Returns 1 when it would not be served.
+
+    Plans that turn out to be wrong are told of and left as they are.
+    """
     names = _names(path, say)
     if names is None:
         return 1
     if name not in names:
         say(f"there is no model '{name}' in '{path}'; there are: {', '.join(names) or 'none'}")
         return 1
-    async with _workshop(path) as (repository, supervisor):
+    plans = Plans(PlanCache(plan_cache), marks=False)
+    async with _workshop(path, plans) as (repository, supervisor):
         await repository.load_all([name])
         folder = read_folder(path / name)
         say(f"model {name} in {folder.path}")
@@ -59,9 +67,14 @@ async def explain_model(path: Path, name: str, say: Say) -> int:
         mine = (one for one in repository.served() if one.folder.name == name)
         for served in sorted(mine, key=lambda one: one.files.version):
             _explain_version(served, supervisor, say)
+            if isinstance(served, ServedVersion):
+                for line in tell_plan(served.planned, plans.choice(name, served.version)):
+                    say(f"  {line}")
         problems = _problems(repository, folder)
         for problem in problems:
             say(f"refused: {problem}")
+        for problem in _optimize_problems(folder):
+            say(f"not there: {problem}")
         return min(1, len(problems))
 
 
@@ -150,11 +163,11 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _workshop(path: Path) -> AsyncIterator[tuple[Repository, Supervisor]]:
+async def _workshop(path: Path, plans: Plans | None = None) -> AsyncIterator[tuple[Repository, Supervisor]]:
     """A repository over worker processes, without front ends."""
     supervisor = build_supervisor(Settings(repository=path, model_control="none"))
     supervisor.start()
-    repository = Repository(path, supervisor, "none")
+    repository = Repository(path, supervisor, "none", plans=plans)
     try:
         yield repository, supervisor
     finally:

@@ -56,6 +56,7 @@ def describe(series: Series) -> Iterable[str]:
 
     rows, batches = value("nv_inference_count"), value("nv_inference_exec_count")
     yield f"batches: {batches:.0f} of {rows / batches if batches else 0:.1f} rows on average"
+    yield from _plan(series)
     yield f"waiting now: {value('headrace_queue_requests'):.0f} request(s)"
     if ("headrace_objective_seconds", ()) in series:
         yield (
@@ -76,6 +77,25 @@ def describe(series: Series) -> Iterable[str]:
             f"{value('headrace_batch_wait_seconds_total'):.3f} s spent on waiting for batches to fill"
         )
     yield from _curves(series)
+
+
+def _plan(series: Series) -> Iterable[str]:
+    form = next((dict(labels)["form"] for name, labels in series if name == "headrace_plan_info"), None)
+    replays = {
+        dict(labels)["result"]: value
+        for (name, labels), value in series.items()
+        if name == "headrace_plan_replays_total"
+    }
+    if form is not None:
+        speedup = series.get(("headrace_plan_speedup", ()), 0.0)
+        yield f"plan: {form}, {speedup:.3g} x as fast as it was dropped in when it was made"
+    elif replays:
+        yield "plan: none; it is served as it was dropped in"
+    if replays:
+        yield (
+            f"plans so far: recorded requests answered right {replays.get('right', 0):.0f} time(s) and wrong "
+            f"{replays.get('wrong', 0):.0f}; {series.get(('headrace_plan_refusals_total', ()), 0):.0f} plan(s) refused"
+        )
 
 
 def _curves(series: Series) -> Iterable[str]:

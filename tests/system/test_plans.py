@@ -1,6 +1,8 @@
 """Plans served by the real server: found, swapped in and out under traffic, and never trusted without proof."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hand_made_plans import SIGNATURE, obedient, other_onnx, put_plan
@@ -177,3 +179,45 @@ def test_the_index_and_the_start_tell_of_the_plan(repository, cache):
         status, entries = server.post("/v2/repository/index")
         assert status == 200, json.dumps(entries)
         assert [one["state"] for one in entries] == ["READY"]
+
+
+def explain(cache, *arguments):
+    """What the command prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "headrace", "explain", *arguments, "--plan-cache", str(cache.root)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+
+
+def test_explain_tells_the_story(repository, cache):
+    for name in ("fast", "none", "lying"):
+        onnx_model(repository, name)
+    folder = put_plan(cache, repository / "fast", other_onnx(1))
+    lying = put_plan(cache, repository / "lying", other_onnx(5), add=5, recorded=1)
+    (folder / "report.html").write_text("<html>")
+    said = explain(cache, "fast", "-r", str(repository))
+    for line in (
+        "  backend: onnxruntime (from the file's ending '.onnx')",
+        "  note: answered its 4 recorded request(s) as it did when they were recorded",
+        "  plan: onnxruntime, 1 x all threads, 2.5 x as fast as it was dropped in",
+        "    steps: simplify",
+        "    budget: none, so only what changes no answers; objective: latency",
+        "    batch of 8: 0.4 ms, as it was dropped in 1 ms (2.5 x)",
+        f"    report: {folder}/report.html",
+    ):
+        assert line in said.splitlines(), said
+    none = explain(cache, "none", "-r", str(repository))
+    assert "  plan: none (none was made); it is served as it was dropped in" in none
+    told = explain(cache, "lying", "-r", str(repository))
+    assert "  plan: none (refused: its recorded requests: output 'y' is off by" in told
+    assert lying.is_dir()  # who only looks changes nothing
+    onnx_model(repository, "fast", version=2)
+    with serve(repository, cache) as server:
+        assert "plan: onnxruntime + simplify" not in explain(cache, "fast", "-u", f"http://{server.http}")
+    (repository / "fast" / "2" / "model.onnx").unlink()
+    (repository / "fast" / "2").rmdir()
+    with serve(repository, cache) as server:
+        assert "plan: onnxruntime + simplify, 2.5 x" in explain(cache, "fast", "-u", f"http://{server.http}")

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from headrace.core.statistics import Statistics
-from headrace.metrics import LatencySample, Metrics, ModelSample, ObjectiveSample, ServerSample
+from headrace.metrics import LatencySample, Metrics, ModelSample, ObjectiveSample, PlanSample, ServerSample
 from headrace.running_model import explain_running
 
 
@@ -23,6 +23,8 @@ def page():
         ),
         ModelSample(*("digits", "10", Statistics(), 0, 0, True, 1, 1)),
         ModelSample(*("other", "1", Statistics(), 0, 0, True, 1, 1)),
+        ModelSample(*("fast", "1", Statistics(), 0, 0, True, 1, 1), plan=PlanSample('open"vino + int8', 3.25, 1, 7, 1)),
+        ModelSample(*("slow", "1", Statistics(), 0, 0, True, 1, 1), plan=PlanSample("", 0.0, 2, 0, 0)),
     ]
     return Metrics(lambda: models, list, lambda: ServerSample(0, 0, 1.0, True)).render("")[0]
 
@@ -78,3 +80,16 @@ def test_a_model_that_is_not_there_and_a_server_that_is_not(url):
         said = []
         assert explain_running(nowhere, "digits", said.append) == 1
         assert said[0].startswith(f"no metrics at {nowhere}/metrics: ")
+
+
+def test_the_plan_of_a_running_model_is_told(url):
+    said = []
+    assert explain_running(url, "fast", said.append) == 0
+    assert '  plan: open"vino + int8, 3.25 x as fast as it was dropped in when it was made' in said
+    assert "  plans so far: recorded requests answered right 7 time(s) and wrong 1; 1 plan(s) refused" in said
+    said.clear()
+    assert explain_running(url, "slow", said.append) == 0
+    assert "  plan: none; it is served as it was dropped in" in said
+    said.clear()
+    assert explain_running(url, "digits", said.append) == 0
+    assert not any("plan" in line for line in said)
