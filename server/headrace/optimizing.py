@@ -4,31 +4,34 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
+from headrace_backends.optimize.report import write_report
+from headrace_backends.optimize.summary import lines
 
 from headrace.core.cpus import usable_cpus
 from headrace.core.model import Signature
 from headrace.repository.declared import declared_signature
 from headrace.repository.layout import has_model, list_models, read_folder, selected_versions
 from headrace.repository.optimize_config import OptimizeConfig
-from headrace.repository.plans import optimizable, plan_digest
+from headrace.repository.planned import why_no_plan
+from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
-from headrace_backends.optimize.basis import hardware, model_digest, versions
+from headrace_backends.optimize.basis import model_digest, searched_versions, versions
 from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.goal import Aim, Goal
+from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.optimize.plan_cache import PlanCache
 from headrace_backends.optimize.replay import write_replay
-from headrace_backends.optimize.report import write_report
 from headrace_backends.optimize.search import Outcome, Search, SearchFailed
 from headrace_backends.optimize.subject import Subject
-from headrace_backends.optimize.summary import lines
 from headrace_backends.optimize.workshop import Workshop
 from headrace_backends.registry import backend_of_file
 from headrace_backends.specs import FoundTensor
@@ -76,7 +79,7 @@ class Job:
     folder: Path  # where files are made; of a model file, where they stay
 
 
-def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
+def run(arguments: OptimizeArguments, listen: Callable[[Job], Listener], say: Say) -> int:
     """Optimise, and write the plan and its report. Returns the exit status; the reason of a failure is said."""
     try:
         job = job_of(arguments)
@@ -88,10 +91,10 @@ def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
             job.goal,
             lambda signature: _examples(job, signature, say),
             Workshop(job.folder / "work", job.subject, cpus),
-            listener,
+            listen(job),
             cpus,
             hardware(),
-            {**versions("onnxruntime"), **versions("openvino"), **versions("torch")},
+            searched_versions(),
         )
         outcome = search.run()
     except (CannotOptimize, SearchFailed, BadCalibration, MetricFailed, BackendUnavailable, LoadError) as error:
@@ -142,7 +145,7 @@ def _model_job(arguments: OptimizeArguments) -> Job:
         reasons = "; ".join(folder.problems) or f"it has {sorted(folder.versions)}"
         raise CannotOptimize(f"model '{folder.name}' has no version {arguments.version or 'to serve'}: {reasons}")
     files, config = folder.versions[number], folder.config
-    why_not = optimizable(folder)
+    why_not = why_no_plan(config)
     if why_not:
         raise CannotOptimize(f"model '{folder.name}' cannot be optimised: {why_not}")
     wanted = config.optimize or OptimizeConfig()
@@ -162,23 +165,21 @@ def _model_job(arguments: OptimizeArguments) -> Job:
     )
     _refuse_unfit(subject)
     goal = _goal(arguments, wanted)
-    digest = plan_digest(folder, files)
+    digest = digest_of(folder, number)
     calibration = arguments.calibration or (folder.path / wanted.calibration if wanted.calibration else None)
     recorded = arguments.plan_cache / RECORDED / f"{folder.name}.npz"
     if calibration is None and recorded.is_file():
         calibration = recorded
     cache = PlanCache(arguments.plan_cache)
     # Rows of another goal are of no use to this one.
-    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{abs(hash_of(goal)):016x}"
+    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{_goal_key(goal)}"
     return Job(subject, goal, calibration, digest, cache, work)
 
 
-def hash_of(goal: Goal) -> int:
-    """The same number for the same goal in every run; the time limit does not count."""
-    text = msgspec.json.encode([goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive])
-    import zlib
-
-    return zlib.crc32(text)
+def _goal_key(goal: Goal) -> str:
+    """A short name for a goal, the same in every run; the time limit does not count."""
+    told = [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
+    return blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()
 
 
 def _refuse_unfit(subject: Subject) -> None:
@@ -187,8 +188,8 @@ def _refuse_unfit(subject: Subject) -> None:
 
 
 def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:
-    budget = arguments.budget or wanted.plan_budget()
-    allow = frozenset(wanted.techniques() if arguments.allow is None else arguments.allow)
+    budget = arguments.budget or (wanted.budget.budget() if wanted.budget is not None else None)
+    allow = frozenset(wanted.allow if arguments.allow is None else arguments.allow)
     if allow and budget is None:
         raise CannotOptimize(
             f"what changes answers is allowed ({', '.join(sorted(allow))}), so a budget is needed: --budget"
@@ -232,9 +233,9 @@ def _keep(job: Job, outcome: Outcome) -> Path:
     made_in.mkdir(parents=True)
     artifact = ""
     if chosen.form.steps:
-        for file in outcome.artifact.parent.iterdir():
-            if file.name != "done.json":
-                (shutil.copytree if file.is_dir() else shutil.copy2)(file, made_in / file.name)
+        shutil.copytree(
+            outcome.artifact.parent, made_in, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json")
+        )
         artifact = outcome.artifact.name
     write_replay(made_in / "replay.npz", outcome.inputs, outcome.answers)
     assert chosen.held_back is not None, "whatever is chosen has been judged"
@@ -254,18 +255,16 @@ def _keep(job: Job, outcome: Outcome) -> Path:
         chosen.curve,
         findings.reference.curve,
         datetime.now(UTC).isoformat(timespec="seconds"),
+        signature=outcome.signature,
     )
     write_report(findings, made_in)
     cache = job.cache or PlanCache(job.folder / "plans")
     _, folder = cache.put(made_in, plan)
     if job.cache is None:  # a file: what people look for lies on top
-        for file in folder.iterdir():
-            shutil.copy2(file, job.folder / file.name) if file.is_file() else None
+        shutil.copytree(folder, job.folder, dirs_exist_ok=True)
         shutil.rmtree(job.folder / "plans")
         folder = job.folder
     shutil.rmtree(made_in, ignore_errors=True)
-    if findings.complete:
-        shutil.rmtree(job.folder / "work", ignore_errors=True)
-    if job.cache is not None:
-        shutil.rmtree(job.folder, ignore_errors=True) if findings.complete else None
+    if findings.complete:  # else the same command goes on from here
+        shutil.rmtree(job.folder / "work" if job.cache is None else job.folder, ignore_errors=True)
     return folder

@@ -25,8 +25,10 @@ def optimize(
     budget: Annotated[
         str,
         typer.Option(
-            "--budget", "-b", help="How far answers may be from the model's own: cosine>=0.99, top1_agreement>=0.99, "
-            "max_abs<=0.01, judge.py:accuracy>=0.97 ..."
+            "--budget",
+            "-b",
+            help="How far answers may be from the model's own: cosine>=0.99, top1_agreement>=0.99, "
+            "max_abs<=0.01, judge.py:accuracy>=0.97 ...",
         ),
     ] = "",
     allow: Annotated[
@@ -45,7 +47,8 @@ def optimize(
         float | None, typer.Option("--time-limit", min=1, help="Seconds to search for; 600 unless given.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Where the plan of a model file goes; ./NAME-optimized unless given.")
+        Path | None,
+        typer.Option("--output", help="Where the plan of a model file goes; ./NAME-optimized unless given."),
     ] = None,
     plan_cache: Annotated[
         Path | None,
@@ -58,7 +61,9 @@ def optimize(
     apply_url: Annotated[
         str, typer.Option("--url", "-u", help="With --apply: the running server, http://HOST:PORT.")
     ] = "http://127.0.0.1:8000",
-    apply: Annotated[bool, typer.Option("--apply", help="Have a running server take the plan when it is made.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Have a running server take the plan when it is made.")
+    ] = False,
     background: Annotated[
         bool, typer.Option("--background", help="Tell progress as lines for a program.", hidden=True)
     ] = False,
@@ -73,9 +78,10 @@ def optimize(
     Exit status: 0 a plan was made, 3 nothing is better than the model as it was dropped in, 1 it failed. Ctrl-C stops
     the search; the same command goes on with it.
     """
+    from headrace_backends.optimize.live import listener_for
+
     from headrace.optimizing import OptimizeArguments, run
     from headrace_backends.optimize.accuracy import Budget
-    from headrace_backends.optimize.live import listener_for
 
     try:
         bound = Budget.parse(budget) if budget else None

@@ -63,6 +63,13 @@ def versions(backend: str) -> dict[str, str]:
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
+def searched_versions() -> dict[str, str]:
+    """The versions of everything that a search may choose, by name."""
+    return {
+        name: number for backend in ("onnxruntime", "openvino", "torch") for name, number in versions(backend).items()
+    }
+
+
 def present_basis(plan: Plan, digest: str) -> Basis:
     """What the plan would be made for if it were made now, of a model with this digest."""
     return Basis(digest, hardware(), versions(plan.form.backend))

@@ -13,12 +13,13 @@ from headrace.core.model import Signature
 from headrace.core.tensor import NUMPY_DTYPES
 from headrace_backends.base import Array, Backend
 from headrace_backends.optimize.accuracy import Budget
-from headrace_backends.optimize.basis import hardware, library_versions
+from headrace_backends.optimize.basis import searched_versions
 from headrace_backends.optimize.calibration import read_examples
-from headrace_backends.optimize.examples import Example, Examples
+from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Findings
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.goal import Aim, Goal
+from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.listener import Listener, SilentListener
 from headrace_backends.optimize.report import write_report
 from headrace_backends.optimize.search import Search
@@ -96,9 +97,9 @@ def optimize(
 
     ``model`` is a ``torch.nn.Module``, an exported program, an ONNX model, or the path of a model file.
     ``example_inputs`` are real ones: a path (``.npz``, or a folder), arrays or tensors with examples along the first
-    axis (one, a tuple in the model's order, or a mapping by name), of which half is held back to decide with. ``labels``
-    are what the owner knows of each example, for a budget like ``judge.py:accuracy>=0.97``. Without a ``budget`` and
-    without ``allow`` only forms with the same answers are tried. ``folder`` keeps the files and the report.
+    axis (one, a tuple in the model's order, or a mapping by name); half of them is held back to decide with.
+    ``labels`` are what the owner knows of each example, for a budget like ``judge.py:accuracy>=0.97``. Without a
+    ``budget`` and ``allow`` only forms with the same answers are tried. ``folder`` keeps the files and the report.
 
     Raises:
         SearchFailed: the model cannot be loaded or refuses its examples.
@@ -127,7 +128,7 @@ def optimize(
         listener or SilentListener(),
         count,
         hardware(),
-        library_versions(),
+        searched_versions(),
     )
     outcome = search.run()
     write_report(outcome.findings, place)
@@ -165,7 +166,7 @@ def _exported(module: Any, example_inputs: Any) -> Any:
     arguments = () if named else tuple(rows)
     keywords = dict(zip(named, rows, strict=True)) if named else None
     batch = torch.export.Dim("batch", min=1)
-    shapes: Any = dict.fromkeys(named, {0: batch}) if named else tuple({0: batch} for _ in rows)
+    shapes: Any = {name: {0: batch} for name in named} if named else tuple({0: batch} for _ in rows)
     with torch.no_grad():
         try:
             return torch.export.export(module, arguments, keywords, dynamic_shapes=shapes)

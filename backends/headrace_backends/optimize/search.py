@@ -279,7 +279,7 @@ class Search:
             self._graphs(chosen.form, artifact.path),
             not self._cut_short,
         )
-        return Outcome(findings, chosen, artifact.path, inputs, answers)
+        return Outcome(findings, chosen, contest.signature, artifact.path, inputs, answers)
 
     def _profiles(self, contest: Contest, form: Form, path: Path) -> tuple[Profile, ...]:
         pairs = [(self.subject.reference, self.subject.path)]
@@ -320,6 +320,7 @@ class Outcome:
 
     findings: Findings
     chosen: Row
+    signature: Signature  # the reference's
     artifact: Path
     inputs: list[Any]  # a few held-back requests, and the chosen form's own answers to them
     answers: list[Any]
