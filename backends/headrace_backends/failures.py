@@ -4,7 +4,9 @@ import re
 
 from headrace_backends.base import InputError
 
-_OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc|ALLOC_FAILED|bad allocation", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"allocate (?:memory|\d+ bytes)|out of memory|bad_alloc|ALLOC_FAILED|bad allocation", re.IGNORECASE
+)
 _DEVICE_FAILURE = re.compile(r"\bCUDA|\bcuDNN|\bCUDNN|\bCUBLAS|\bCUFFT")
 
 

@@ -10,12 +10,13 @@ from headrace_backends.base import Backend, BackendUnavailable, LoadError
 BACKENDS: dict[str, str] = {
     "onnxruntime": "headrace_backends.onnxruntime:OnnxRuntimeBackend",
     "torch": "headrace_backends.torch:TorchBackend",
+    "openvino": "headrace_backends.openvino:OpenVinoBackend",
     "python": "headrace_backends.python:PythonBackend",
     "fake": "headrace_backends.fake:FakeBackend",
 }
 
 # Known by name and by ending, so that the owner of such a file learns why it is not served.
-NOT_IN_THIS_BUILD = ("tensorrt", "openvino")
+NOT_IN_THIS_BUILD = ("tensorrt",)
 
 ENDINGS: dict[str, str] = {
     ".onnx": "onnxruntime",
@@ -26,6 +27,9 @@ ENDINGS: dict[str, str] = {
     ".xml": "openvino",
 }
 
+# What a backend reads besides the endings that are its own, where the configuration names it.
+ALSO_READS: dict[str, tuple[str, ...]] = {"openvino": (".onnx", ".tflite")}
+
 # The first that exists is the model. A fake model needs no file.
 MODEL_FILES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("model.onnx",),
@@ -33,7 +37,7 @@ MODEL_FILES: dict[str, tuple[str, ...]] = {
     "python": ("model.py",),
     "fake": (),
     "tensorrt": ("model.plan",),
-    "openvino": ("model.xml",),
+    "openvino": ("model.xml", "model.onnx", "model.tflite"),
 }
 
 # What Triton's configurations call them, as ``platform`` or as ``backend``.
@@ -50,11 +54,15 @@ ALIASES: dict[str, str] = {
 PLATFORMS: dict[str, str] = {"onnxruntime": "onnxruntime_onnx", "torch": "pytorch_libtorch"}
 
 # Backends of which many small models may share one process.
-SHAREABLE = frozenset({"onnxruntime"})
+SHAREABLE = frozenset({"onnxruntime", "openvino"})
 
 ENTRY_POINT_GROUP = "headrace.backends"
 
-_INSTALL: dict[str, str] = {"onnxruntime": "onnxruntime", "torch": "'headrace[torch]'"}
+_INSTALL: dict[str, str] = {
+    "onnxruntime": "onnxruntime",
+    "torch": "'headrace[torch]'",
+    "openvino": "'headrace[openvino]'",
+}
 
 
 def canonical(name: str) -> str:
@@ -85,6 +93,12 @@ def backend_of_file(path: PurePath) -> str:
 def model_files(name: str) -> tuple[str, ...]:
     """The file names that a version's folder is searched for, best first."""
     return MODEL_FILES.get(canonical(name), ())
+
+
+def reads(name: str, path: PurePath) -> bool:
+    """Whether the backend of this name reads files with such an ending."""
+    ending = path.suffix.lower()
+    return ENDINGS.get(ending) == name or ending in ALSO_READS.get(name, ())
 
 
 def resolve(name: str) -> type[Backend]:

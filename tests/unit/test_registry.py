@@ -16,8 +16,9 @@ def test_every_backend_has_its_files_and_every_ending_a_known_backend():
     assert set(registry.BACKENDS) | set(registry.NOT_IN_THIS_BUILD) == set(registry.MODEL_FILES)
     assert set(registry.ENDINGS.values()) <= set(registry.MODEL_FILES)
     assert set(registry.ALIASES.values()) <= set(registry.MODEL_FILES)
+    assert set(registry.ALSO_READS) <= set(registry.MODEL_FILES)
     for name, files in registry.MODEL_FILES.items():
-        assert all(registry.ENDINGS[PurePath(file).suffix] == name for file in files)
+        assert all(registry.reads(name, PurePath(file)) for file in files)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ def test_every_backend_has_its_files_and_every_ending_a_known_backend():
         ("model.onnx", "onnxruntime"),
         ("m.pt2", "torch"),
         ("m.pt", "torch"),
+        ("model.xml", "openvino"),
         ("model.py", "python"),
         ("M.ONNX", "onnxruntime"),
     ],
@@ -34,7 +36,7 @@ def test_ending_chooses_the_backend(file, backend):
     assert registry.backend_of_file(PurePath("models/m/1") / file) == backend
 
 
-@pytest.mark.parametrize(("file", "backend"), [("model.plan", "tensorrt"), ("model.xml", "openvino")])
+@pytest.mark.parametrize(("file", "backend"), [("model.plan", "tensorrt")])
 def test_known_ending_without_backend_says_so(file, backend):
     with pytest.raises(BackendUnavailable, match=f"'{file}' needs the backend '{backend}', which is not in this build"):
         registry.backend_of_file(PurePath(file))
@@ -45,7 +47,7 @@ def test_known_ending_without_backend_says_so(file, backend):
 def test_unknown_ending_and_unknown_backend_list_what_there_is():
     with pytest.raises(LoadError, match=r"'model\.h5'.*\.onnx"):
         registry.backend_of_file(PurePath("model.h5"))
-    with pytest.raises(BackendUnavailable, match="no backend 'caffe'; there are fake, onnxruntime, python, torch"):
+    with pytest.raises(BackendUnavailable, match="no backend 'caffe'; there are fake, onnxruntime, openvino, python,"):
         registry.resolve("caffe")
 
 
@@ -61,10 +63,22 @@ def test_resolve_gives_the_class():
 
 
 def test_missing_framework_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "headrace_backends.torch", raising=False)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'headrace\[torch\]'"):
-        registry.resolve("pytorch")
+    for name, framework, modules in (
+        ("pytorch", "torch", ["torch"]),
+        ("openvino", "openvino", ["openvino", "openvino_model", "openvino_quietly"]),
+    ):
+        monkeypatch.setitem(sys.modules, framework, None)
+        for module in modules:
+            monkeypatch.delitem(sys.modules, f"headrace_backends.{module}", raising=False)
+        with pytest.raises(BackendUnavailable, match=rf"pip install 'headrace\[{framework}\]'"):
+            registry.resolve(name)
+
+
+def test_a_backend_reads_its_own_endings_and_those_of_others_that_it_says():
+    assert registry.reads("openvino", PurePath("model.xml"))
+    assert registry.reads("openvino", PurePath("model.ONNX"))
+    assert not registry.reads("onnxruntime", PurePath("model.xml"))
+    assert not registry.reads("torch", PurePath("model.onnx"))
 
 
 def test_plugin_is_found_and_checked(monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 from headrace.repository.fingerprint import digest, is_passed_over, stamps
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.small_files import Unusable, list_names, why_unread
-from headrace_backends.registry import ENDINGS, canonical, model_files
+from headrace_backends.registry import ENDINGS, canonical, model_files, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
     candidates = [
         name
         for name in list_names(folder)
-        if not is_passed_over(name) and _ending_backend(name) in ({backend} if backend else ENDINGS.values())
+        if not is_passed_over(name) and (reads(backend, Path(name)) if backend else _ending_backend(name) is not None)
     ]
     name = _preferred(candidates, backend)
     return backend or _backend_of(name), _existing(folder / name)
@@ -63,7 +63,7 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
         Unusable: there is none, or more than one.
     """
     named = [name for name in candidates if name.startswith("model.")]
-    backends = {_ending_backend(name) for name in named}
+    backends = {backend} if backend else {_ending_backend(name) for name in named}
     if len(backends) == 1:
         ranked = [name for name in model_files(backends.pop() or "") if name in named]
         if ranked:
