@@ -27,6 +27,7 @@ from headrace.frontends.grpc_statistics import StatisticsService
 from headrace.frontends.grpc_stream import StreamService
 from headrace.frontends.http import create_app, metrics_app
 from headrace.frontends.http_lane import lane
+from headrace.frontends.http_recording import add_recording
 from headrace.frontends.http_server import HttpServer, bind
 from headrace.frontends.http_settings import add_settings
 from headrace.frontends.http_shared_memory import add_shared_memory
@@ -39,6 +40,7 @@ from headrace.log import levels_from
 from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
 from headrace.readings import Readings
+from headrace.recording.recorder import Recorder, allowed_folder
 from headrace.redis_cache import RedisCache, RedisMissing
 from headrace.repository.drift import DriftGuard
 from headrace.repository.layout import list_models
@@ -99,6 +101,7 @@ class App:
                 settings.trace_file, settings.trace_level, settings.trace_rate, settings.trace_count
             )
             growth_limits = _growth_limits(settings)
+            recordings = allowed_folder(settings.plan_cache, allowed=settings.allow_recording)
             self.cache = _cache(settings)
         except (ValueError, InvalidRequest, RedisMissing) as error:
             raise CannotStart(str(error)) from error
@@ -115,7 +118,8 @@ class App:
             else None
         )
         self.tracer = Tracer(tracing)
-        self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer)
+        self.recorder = Recorder(self.repository, recordings, settings.recording_bytes)
+        self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer, self.recorder)
         self.supervisor.desk = CallDesk(self.engine)
         self.state = ServerState(settings.server_name, self.repository, strict_readiness=settings.strict_readiness)
         self.regions = SharedMemoryRegions(settings.allow_client_shm)
@@ -144,6 +148,7 @@ class App:
                 lambda app: add_statistics(app, self.repository, readings.workers),
                 lambda app: add_settings(app, log_settings, self.tracer, self._has_model),
                 lambda app: add_shared_memory(app, self.regions, cuda_regions),
+                lambda app: add_recording(app, self.recorder, self.repository),
             ],
             restrictions,
         )
@@ -202,6 +207,7 @@ class App:
             *(front_end.drain(max(0.1, deadline - monotonic())) for front_end in (self.http, self.grpc))
         )
         self.engine.stop_accepting()
+        await self.recorder.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.1, deadline - monotonic())):
                 await self.repository.close()

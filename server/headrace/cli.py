@@ -1,4 +1,4 @@
-"""The command line: serve, check, explain, infer and bench."""
+"""The command line: serve, check, explain, infer, bench and record."""
 
 import asyncio
 import dataclasses
@@ -18,6 +18,7 @@ from headrace.app import CannotStart, serve
 from headrace.config import Settings
 from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
+from headrace.recording_command import record
 from headrace.running_model import explain_running
 from headrace_backends.optimize.plan_cache import default_plan_cache
 
@@ -300,6 +301,9 @@ def bench(
     except asyncio.CancelledError:  # by SIGTERM
         raise typer.Exit(128 + signal.SIGTERM) from None
     _exit(problems)
+
+
+app.command()(record)
 
 
 def _exit(problems: int) -> None:

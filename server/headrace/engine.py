@@ -24,6 +24,7 @@ from headrace.core.rows import slice_rows
 from headrace.core.tensor import Tensor
 from headrace.core.validation import ModelInputs
 from headrace.pipeline import Pipeline
+from headrace.recording.recorder import Recorder
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.response_cache import Cache, Outputs, cache_key
@@ -46,12 +47,14 @@ class Engine:
         max_inflight_bytes: int,
         cache: Cache | None = None,
         tracer: Tracer | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.repository = repository
         self.inflight_bytes = 0
         self._max_inflight_bytes = max_inflight_bytes
         self._cache = cache
         self._tracer = tracer
+        self._recorder = recorder
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         if cache is not None:
@@ -93,7 +96,10 @@ class Engine:
             priority, deadline_ns, late_ns = _terms(served, request)
             if isinstance(served, ServedEnsemble):
                 form = _form(self.repository, served, request)
-                return StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
+                stream = StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
+                if self._recorder is not None and self._recorder.active:
+                    self._recorder.take(served, inputs)
+                return stream
             served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
         except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
             _count_refusal(served, error)
@@ -112,6 +118,8 @@ class Engine:
         served.queue.put_part(pending)
         if self._tracer is not None and self._tracer.active:
             self._trace(self._tracer, pending)
+        if self._recorder is not None and self._recorder.active:
+            self._recorder.take(served, inputs)
         if size >= COUNTED_BYTES:
             self._count(size, pending.future)
         return pending.stream
@@ -184,6 +192,8 @@ class Engine:
         except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
             _count_refusal(served, error)
             raise
+        if self._recorder is not None and self._recorder.active:
+            self._recorder.take(served, inputs)
         if size >= COUNTED_BYTES:
             self._count(size, future)
         return future

@@ -114,6 +114,8 @@ ROUTES = {
         )
     ),
     *((method, f"{prefix}/trace/setting") for prefix in ("/v2", "/v2/models/{name}") for method in ("GET", "POST")),
+    *((method, f"{model}/recording") for model in _MODEL for method in ("GET", "POST", "DELETE")),
+    *((method, "/v2/models/{name}/recording/file") for method in ("GET", "DELETE")),
     ("GET", "/v2/logging"),
     ("POST", "/v2/logging"),
     ("GET", "/metrics"),
@@ -297,6 +299,7 @@ def test_each_example_works_as_it_stands(tmp_path: Path):
     """On a server of its own: some of them load and unload what the others ask for."""
     flags = ["--model-control", "explicit", "--load-model", "digits", "--allow-client-shm"]
     flags += ["--trace-file", str(tmp_path / "trace.json")]
+    flags += ["--allow-recording", "--plan-cache", str(tmp_path / "plans")]
     shared = Path("/dev/shm/headrace_example")
     shared.write_bytes(bytes(256))
     try:
@@ -327,6 +330,8 @@ def _try_example(running: RunningServer, method: str, path: str, operation: dict
             filled = filled.replace(f"{{{parameter['name']}}}", parameter["example"])
     if filled.endswith("/region/image/status") and "system" in filled:
         running.post("/v2/systemsharedmemory/region/image/register", {"key": "headrace_example", "byte_size": 8})
+    if filled.endswith("/recording/file") and method == "get":
+        _record(running)
     status, _, answer = running.request(
         method.upper(), filled, b"" if example is None and method == "post" else example
     )
@@ -340,6 +345,13 @@ def _try_example(running: RunningServer, method: str, path: str, operation: dict
         return False
     assert str(status) in operation["responses"], (filled, answer)
     return True
+
+
+def _record(running: RunningServer) -> None:
+    assert running.post("/v2/models/digits/recording")[0] == 200
+    body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}
+    assert running.post("/v2/models/digits/infer", body)[0] == 200
+    assert running.request("DELETE", "/v2/models/digits/recording")[0] == 200
 
 
 # -- requests that are made up ---------------------------------------------------------------------------------------

@@ -54,6 +54,9 @@ PATHS = {
     "/v2/cudasharedmemory/region/r/unregister": "shared-memory",
     "/v2/trace/setting": "trace",
     "/v2/models/m/trace/setting": "trace",
+    "/v2/models/m/recording": "trace",
+    "/v2/models/m/versions/1/recording": "trace",
+    "/v2/models/m/recording/file": "trace",
     "/v2/logging": "logging",
 }
 ALL = Restrictions.parse([f"{','.join(GROUPS)}:Admin-Key=s3cret=:x"])

@@ -10,7 +10,7 @@ from headrace.core.validation import ModelInputs
 
 def slice_rows(inputs: ModelInputs, size: int) -> list[ModelInputs]:
     """A request with more rows than one batch holds, as several of at most ``size`` rows. Copies nothing."""
-    tables = [None if tensor is None else _row_offsets(tensor, inputs.rows) for tensor in inputs.tensors]
+    tables = [None if tensor is None else row_offsets(tensor, inputs.rows) for tensor in inputs.tensors]
     parts = []
     for start in range(0, inputs.rows, size):
         end = min(start + size, inputs.rows)
@@ -50,7 +50,8 @@ def _join(column: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     return Tensor(first.name, first.datatype, (sum(rows), *first.shape[1:]), data)
 
 
-def _row_offsets(tensor: Tensor, rows: int) -> Sequence[int]:
+def row_offsets(tensor: Tensor, rows: int) -> Sequence[int]:
+    """Where each of a tensor's rows begins in its data, and where the last one ends."""
     per_row = prod(tensor.shape[1:])
     if ITEM_BYTES[tensor.datatype]:
         return range(0, len(tensor.data) + 1, per_row * ITEM_BYTES[tensor.datatype]) if per_row else [0] * (rows + 1)

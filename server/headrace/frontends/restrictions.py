@@ -38,6 +38,7 @@ _PATHS = tuple(
         ("/v2/repository/.*", "model-repository"),
         ("/v2/(?:system|cuda)sharedmemory/.*", "shared-memory"),
         (f"/v2/trace/setting|{_MODEL}/trace/setting", "trace"),
+        (f"{_VERSION}/recording|{_MODEL}/recording/file", "trace"),  # like a trace, it tells what clients have sent
         ("/v2/logging", "logging"),
     )
 )

@@ -209,13 +209,14 @@ TAGS = [
     {"name": "statistics", "description": "What models have done since they were loaded."},
     {"name": "shared memory", "description": "Memory that tensors pass through between a client and this server."},
     {"name": "trace", "description": "Traces of single requests."},
+    {"name": "recording", "description": "Recording real inputs of a model."},
     {"name": "logging", "description": "What the server logs."},
     {"name": "metrics", "description": "Numbers for Prometheus."},
 ]
 
 _ERRORS = {
     400: "The request is malformed, or asks for what it cannot have.",
-    403: "The path is restricted (--restricted-api), and the request lacks the header that opens it.",
+    403: "The path is restricted (--restricted-api) and the request lacks its header, or its offer is switched off.",
     404: "There is no such model, version, region or path.",
     413: "The body is larger than the server takes (--max-request-bytes).",
     500: "The model failed, or this server did.",

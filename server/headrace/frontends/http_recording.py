@@ -1,0 +1,119 @@
+"""The paths that record a model's real inputs."""
+
+from typing import Literal
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import FileResponse
+
+from headrace.core.errors import InvalidRequest, NotFound
+from headrace.frontends import schemas
+from headrace.recording.recorder import MOST_EXAMPLES, MOST_SECONDS, Recorder, RecordingStatus
+from headrace.repository.repository import Repository
+from headrace.wire.json_v2 import encode_json
+
+MAX_BODY_BYTES = 4096
+
+
+class StartRecordingBody(BaseModel):
+    """How much is recorded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: int = Field(
+        256, ge=1, le=MOST_EXAMPLES, description="Examples to keep: rows where the model merges rows, else requests."
+    )
+    seconds: float = Field(60.0, gt=0, le=MOST_SECONDS, description="How long; the examples are drawn from all of it.")
+
+
+class RecordingBody(BaseModel):
+    """How a recording stands. ``reason`` says why there is no file where its time is over and there is none."""
+
+    model: str
+    version: str
+    state: Literal["recording", "writing", "written", "nothing", "failed"]
+    requests_seen: int
+    examples_seen: int
+    examples_kept: int
+    examples_left_out: int
+    bytes_kept: int
+    most_examples: int
+    most_bytes: int
+    seconds: float
+    seconds_left: float
+    file: str
+    reason: str
+
+
+class _Start(msgspec.Struct, forbid_unknown_fields=True):
+    requests: int = 256
+    seconds: float = 60.0
+
+
+def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> None:
+    """Add the paths."""
+
+    async def start(request: Request) -> Response:
+        """Record inputs of a model for a while: a fair sample, bounded by number and bytes. Needs --allow-recording."""
+        body = await request.body()
+        wanted = _parse(body)
+        return _json(recorder.start(*schemas.model_in(request), wanted.requests, wanted.seconds))
+
+    async def status(request: Request) -> Response:
+        """How the last recording of a model stands."""
+        return _json(recorder.status(*schemas.model_in(request)))
+
+    async def stop(request: Request) -> Response:
+        """End a recording before its time; what it has is written."""
+        return _json(await recorder.stop(*schemas.model_in(request)))
+
+    examples = {"a thousand examples of an hour": {"requests": 1000, "seconds": 3600}}
+    body = schemas.json_body(StartRecordingBody, examples, required=False)
+    for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        path = f"{prefix}/recording"
+        for method, route, described in (
+            ("POST", start, schemas.operation(path, 400, 413, 503, body=body)),
+            ("GET", status, schemas.operation(path)),
+            ("DELETE", stop, schemas.operation(path)),
+        ):
+            app.add_api_route(
+                path, route, methods=[method], tags=["recording"], response_model=RecordingBody, **described
+            )
+
+    path = "/v2/models/{name}/recording/file"
+
+    @app.get(path, tags=["recording"], response_class=FileResponse, **schemas.operation(path))
+    async def file(request: Request) -> Response:
+        """What was recorded of a model last, as numpy's .npz."""
+        name = request.path_params["name"]
+        _check(repository, name)
+        return FileResponse(recorder.file(name), media_type="application/octet-stream")
+
+    @app.delete(path, tags=["recording"], response_class=Response, **schemas.operation(path))
+    async def remove(request: Request) -> Response:
+        """Remove what was recorded of a model; a recording that is under way ends, and nothing of it is written."""
+        name = request.path_params["name"]
+        _check(repository, name)
+        await recorder.discard(name)
+        return Response()
+
+
+def _check(repository: Repository, name: str) -> None:
+    if name not in repository.names():
+        raise NotFound(f"Request for unknown model: '{name}' is not found")
+
+
+def _parse(body: bytes) -> _Start:
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidRequest(f"the request's body has {len(body)} bytes, expected {MAX_BODY_BYTES} at most")
+    if not body.strip():
+        return _Start()
+    try:
+        return msgspec.json.decode(body, type=_Start)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the request's body is not what this path takes: {error}") from None
+
+
+def _json(value: RecordingStatus) -> Response:
+    return Response(encode_json(value), media_type="application/json")

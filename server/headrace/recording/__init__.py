@@ -1,0 +1,1 @@
+"""Recording of real inputs, where their owner asks for it."""
