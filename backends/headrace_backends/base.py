@@ -35,6 +35,13 @@ class LoadError(Exception):
     """
 
 
+class DeviceLost(Exception):
+    """The device that the model runs on cannot be used by this process any more; the message says what happened.
+
+    The worker fails the batch and ends: the next process may find the device well.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """One request of a batch: how many of the batch's rows are its own, and what its client said.
@@ -193,6 +200,7 @@ class Backend(ABC):
 
         Raises:
             InputError: the input is at fault; its client gets the message.
+            DeviceLost: this process cannot run the model any more.
             Exception: anything else is the model's fault.
         """
 

@@ -6,6 +6,7 @@ What it does to every batch stands in the configuration's ``parameters``, what i
     fake_row_delay_ms   wait so long more for each row of the batch
     fake_fail           fail as a broken model does, with this message
     fake_input_error    refuse the input, with this message
+    fake_device_lost    fail as when the GPU is lost, with this message: the worker fails the batch and ends itself
     fake_crash          end the process: segfault, exit, kill or abort
     fake_hang           stop answering for so many seconds, or for ever (true)
     fake_bad_rows       give outputs of so many rows, or of one too many (true)
@@ -30,6 +31,7 @@ from headrace_backends.base import (
     DEFAULT_MAX_BATCH_SIZE,
     Array,
     Backend,
+    DeviceLost,
     InputError,
     LoadError,
     ModelSource,
@@ -45,6 +47,7 @@ _FAULTS = frozenset(
         "fake_row_delay_ms",
         "fake_fail",
         "fake_input_error",
+        "fake_device_lost",
         "fake_crash",
         "fake_hang",
         "fake_bad_rows",
@@ -133,6 +136,8 @@ class FakeBackend(Backend):
             time.sleep(float(hang))
         if faults.get("fake_crash"):
             crash(str(faults["fake_crash"]))
+        if faults.get("fake_device_lost"):
+            raise DeviceLost(str(faults["fake_device_lost"]))
         if faults.get("fake_input_error"):
             raise InputError(str(faults["fake_input_error"]))
         if faults.get("fake_fail"):
@@ -176,7 +181,7 @@ def _check_values(faults: Mapping[str, Any]) -> None:
         if key.endswith("crash"):
             if value not in _CRASHES:
                 raise ValueError(f"{key} is {value!r}, expected one of {', '.join(_CRASHES)}")
-        elif key.endswith(("_fail", "_error")):
+        elif key.endswith(("_fail", "_error", "_lost")):
             if not isinstance(value, str):
                 raise ValueError(f"{key} is {value!r}, expected the message")
         elif key in {"fake_hang", "fake_bad_rows"} and (_is_true(value) or _is_false(value)):

@@ -12,11 +12,9 @@ BACKENDS: dict[str, str] = {
     "torch": "headrace_backends.torch:TorchBackend",
     "openvino": "headrace_backends.openvino:OpenVinoBackend",
     "python": "headrace_backends.python:PythonBackend",
+    "tensorrt": "headrace_backends.tensorrt.backend:TensorRtBackend",
     "fake": "headrace_backends.fake:FakeBackend",
 }
-
-# Known by name and by ending, so that the owner of such a file learns why it is not served.
-NOT_IN_THIS_BUILD = ("tensorrt",)
 
 ENDINGS: dict[str, str] = {
     ".onnx": "onnxruntime",
@@ -24,11 +22,12 @@ ENDINGS: dict[str, str] = {
     ".pt": "torch",
     ".py": "python",
     ".plan": "tensorrt",
+    ".engine": "tensorrt",
     ".xml": "openvino",
 }
 
 # What a backend reads besides the endings that are its own, where the configuration names it.
-ALSO_READS: dict[str, tuple[str, ...]] = {"openvino": (".onnx", ".tflite")}
+ALSO_READS: dict[str, tuple[str, ...]] = {"openvino": (".onnx", ".tflite"), "tensorrt": (".onnx",)}
 
 # The first that exists is the model. A fake model needs no file.
 MODEL_FILES: dict[str, tuple[str, ...]] = {
@@ -36,7 +35,7 @@ MODEL_FILES: dict[str, tuple[str, ...]] = {
     "torch": ("model.pt2", "model.pt"),
     "python": ("model.py",),
     "fake": (),
-    "tensorrt": ("model.plan",),
+    "tensorrt": ("model.plan", "model.engine", "model.onnx"),
     "openvino": ("model.xml", "model.onnx", "model.tflite"),
 }
 
@@ -51,7 +50,11 @@ ALIASES: dict[str, str] = {
 }
 
 # What the metadata calls a model's platform, in Triton's words where it has one.
-PLATFORMS: dict[str, str] = {"onnxruntime": "onnxruntime_onnx", "torch": "pytorch_libtorch"}
+PLATFORMS: dict[str, str] = {
+    "onnxruntime": "onnxruntime_onnx",
+    "torch": "pytorch_libtorch",
+    "tensorrt": "tensorrt_plan",
+}
 
 # Backends of which many small models may share one process.
 SHAREABLE = frozenset({"onnxruntime", "openvino"})
@@ -79,14 +82,11 @@ def backend_of_file(path: PurePath) -> str:
     """The backend that a model file's ending asks for.
 
     Raises:
-        BackendUnavailable: the ending is known, and this build has no backend for it.
         LoadError: no backend reads such files.
     """
     name = ENDINGS.get(path.suffix.lower())
     if name is None:
         raise LoadError(f"'{path.name}' has none of the model file endings {', '.join(ENDINGS)}")
-    if name in NOT_IN_THIS_BUILD and name not in _plugins():
-        raise BackendUnavailable(f"'{path.name}' needs the backend '{name}', which is not in this build")
     return name
 
 
@@ -111,8 +111,6 @@ def resolve(name: str) -> type[Backend]:
     target = BACKENDS.get(name)
     plugin = None if target else _plugins().get(name)
     if target is None and plugin is None:
-        if name in NOT_IN_THIS_BUILD:
-            raise BackendUnavailable(f"the backend '{name}' is not in this build")
         raise BackendUnavailable(f"there is no backend '{name}'; there are {', '.join(backend_names())}")
     try:
         found = plugin.load() if plugin else _attribute(target or "")

@@ -93,9 +93,6 @@ class Settings:
         "Seconds without a request after which an optimised model answers its recorded requests again; 0: never.",
         min=0,
     )
-    plan_cache: Path = _option(
-        Path("~/.cache/headrace/plans").expanduser(), "The folder that holds the plans of optimised models."
-    )
     allow_recording: bool = _option(False, "Let clients have inputs of a model recorded, in the plan cache.")
     recording_bytes: int = _option(256 * 1024 * 1024, "Memory for the inputs of one recording.", min=1024)
     grpc_compression: Literal["none", "deflate", "gzip"] = _option("none", "Compression of gRPC responses.")

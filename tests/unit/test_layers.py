@@ -9,7 +9,7 @@ from importlinter import api
 from importlinter.application import use_cases
 
 ROOT = Path(__file__).parents[2]
-FRAMEWORKS = ("onnxruntime", "torch", "tensorrt", "openvino", "onnx", "sklearn")
+FRAMEWORKS = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "sklearn")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ from headrace.workers.calls import CallDesk
 from headrace.workers.conversation import Conversation
 from headrace.workers.streams import Streams
 from headrace.workers.worker import Worker
+from headrace_backends.base import DeviceLost
+
+LOST_DEVICE_STATUS = 75  # EX_TEMPFAIL of sysexits.h: another process may have more luck
 
 _PR_SET_PDEATHSIG = 1
 
@@ -64,6 +67,8 @@ def main() -> None:
         # Broken: the front process is gone.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             worker.serve()
+    except DeviceLost:  # told where it happened; closing models would fail, and the kernel frees all the same
+        os._exit(LOST_DEVICE_STATUS)
     finally:
         worker.close()
 

@@ -33,7 +33,7 @@ from headrace.workers.slot_memory import (
 from headrace.workers.stateful import Stateful
 from headrace.workers.streams import Streams
 from headrace.workers.warmup import warm_up
-from headrace_backends.base import Backend, BackendUnavailable, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Backend, BackendUnavailable, DeviceLost, LoadError, ModelSource, RequestInfo
 from headrace_backends.registry import resolve
 
 log = logging.getLogger("headrace.worker")
@@ -174,6 +174,10 @@ class Worker:
                 self._execute(model, slot, frame)
         except HeadraceError as error:
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
+        except DeviceLost as error:
+            log.error("model %s: %s; this worker ends, to be started again", model.name, error)  # noqa: TRY400
+            self._conversation.send(frames.Failed(frame.sequence, *described(error)))
+            raise
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             log.error("model %s: %s", model.name, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))

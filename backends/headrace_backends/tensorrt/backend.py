@@ -1,0 +1,312 @@
+"""The TensorRT backend: engines (.plan, .engine) as they are, ONNX files built to engines when they are loaded."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.core.model import Signature
+from headrace_backends import parameters
+from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, Array, Backend, LoadError, ModelSource, RequestInfo
+from headrace_backends.row_trial import inferred_batching
+from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.tensorrt import capability
+from headrace_backends.tensorrt.builder import BuildOptions, Parsed, build, parse_onnx, read_options
+from headrace_backends.tensorrt.cuda import CudaDriver, Device
+from headrace_backends.tensorrt.engine_cache import EngineCache, default_folder, engine_key, model_hash
+from headrace_backends.tensorrt.engine_file import misfit, read_engine, read_header, rebuild_advice
+from headrace_backends.tensorrt.execution import Execution, read_profiles, read_tensors
+from headrace_backends.tensorrt.library import Library, find_library, make_logger
+from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, most_rows
+
+_BUILD_PARAMETERS = (
+    "precision",
+    "shapes",
+    "batch_profiles",
+    "builder_level",
+    "workspace_bytes",
+    "compute_capability",
+    "engine_cache",
+)
+_PARAMETERS = ("library", "cuda_graphs", "allow_engine_host_code", *_BUILD_PARAMETERS)
+_NO_CACHE = "off"
+
+
+class TensorRtBackend(Backend):
+    """One engine on one GPU, with a stream of its own."""
+
+    warms_up = True
+    reads_only = True
+
+    def __init__(self, execution: Execution, device: Device, signature: Signature, notes: list[str]) -> None:
+        self._execution = execution
+        self._device = device
+        self._signature = signature
+        self._names = [spec.name for spec in signature.outputs]
+        self._notes = notes
+
+    @classmethod
+    def load(cls, source: ModelSource) -> "TensorRtBackend":
+        """Take the GPU, get the engine (from the file, the cache or the builder) and settle what may be merged."""
+        parameters.refuse_unknown("tensorrt", source.parameters, _PARAMETERS)
+        library = find_library(_text(source.parameters, "library"))
+        options = read_options(source.parameters, library)
+        notes: list[str] = []
+        if source.gpu is None:
+            notes.append("TensorRT runs on GPUs only, so on gpu:0; set instances to choose another")
+        device = CudaDriver().open(source.gpu or 0)
+        return load_on(source, library, options, device, notes)
+
+    @property
+    def signature(self) -> Signature:
+        """The engine's tensors, with what the configuration says of them."""
+        return self._signature
+
+    def notes(self) -> list[str]:
+        """Where the engine came from, and how batching was decided."""
+        return list(self._notes)
+
+    def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
+        """Run the engine. The arrays are the execution's memory, until the next call."""
+        del requests
+        return self._execution.run(inputs)
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._execution.close()
+        self._device.close()
+
+
+def load_on(
+    source: ModelSource, library: Library, options: BuildOptions, device: Device, notes: list[str]
+) -> TensorRtBackend:
+    """Load a model on a GPU that is in use already.
+
+    Raises:
+        LoadError: it cannot be served; nothing of it is left on the GPU.
+    """
+    with ExitStack() as undo:
+        undo.callback(device.close)
+        ready = _engine(source, library, options, device, notes)
+        runtime = _Runtime(library, allow_host_code=parameters.flag(source.parameters, "allow_engine_host_code"))
+        engine = runtime.load(ready.data, source.path.name)
+        tensors = read_tensors(engine)
+        found = [FoundTensor(tensor.spec, ready.symbols.get(tensor.spec.name, ())) for tensor in tensors]
+        inputs, outputs = agreed(
+            source,
+            [one for one, tensor in zip(found, tensors, strict=True) if tensor.is_input],
+            [one for one, tensor in zip(found, tensors, strict=True) if not tensor.is_input],
+        )
+        profiles = read_profiles(engine, tensors)
+        cuda_graphs = parameters.flag(source.parameters, "cuda_graphs")
+        execution = Execution(library, engine, runtime, device, tensors, profiles, cuda_graphs=cuda_graphs)
+        undo.callback(execution.close)
+        signature = Signature(
+            tuple(one.spec for one in inputs), tuple(one.spec for one in outputs), source.max_batch_size or 0
+        )
+        signature = _batched(source, signature, execution, profiles, inputs, outputs, notes)
+        undo.pop_all()
+        return TensorRtBackend(execution, device, signature, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An engine's bytes, and the names of dimensions, which engines do not keep."""
+
+    data: bytes
+    symbols: Mapping[str, tuple[str, ...]]
+
+
+class _Runtime:
+    """The library's runtime with its log, which must outlive the engine."""
+
+    def __init__(self, library: Library, *, allow_host_code: bool) -> None:
+        self._library = library
+        self._log = make_logger(library)
+        self._runtime = library.module.Runtime(self._log)
+        # Engines that work with later versions hold code for this machine's CPU.
+        self._runtime.engine_host_code_allowed = allow_host_code
+
+    def load(self, data: bytes, name: str) -> Any:
+        """The engine, on the GPU that this thread uses."""
+        self._check(data, name)
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            header = read_header(data)
+            version = f" (it was built by version {header.version_text})" if header else ""
+            raise LoadError(
+                f"{self._library} cannot load '{name}'{version}: {self.told()}; {rebuild_advice(self._library)}"
+            )
+        return engine
+
+    def told(self) -> str:
+        """The library's errors since the last call."""
+        text: str = self._log.told()
+        return text
+
+    def _check(self, data: bytes, name: str) -> None:
+        """Ask TensorRT-RTX, which tells before it loads anything; TensorRT has no such call."""
+        ask = getattr(self._runtime, "get_engine_validity", None)
+        if ask is None:
+            return
+        validity, diagnostics = ask(data)
+        if validity == self._library.module.EngineValidity.INVALID:
+            reasons = self._library.module.EngineInvalidityDiagnostics.__members__.items()
+            told = [reason.replace("_", " ").lower() for reason, bit in reasons if int(diagnostics) & int(bit)]
+            raise LoadError(
+                f"{self._library} says that '{name}' cannot run here: {', '.join(told) or self.told()}; "
+                f"{rebuild_advice(self._library)}"
+            )
+
+
+# -- the engine -------------------------------------------------------------------------------------------
+
+
+def _engine(source: ModelSource, library: Library, options: BuildOptions, device: Device, notes: list[str]) -> _Ready:
+    if source.path.suffix.lower() == ".onnx":
+        return _built(source, source.path, library, options, device, notes)
+    header, data = read_engine(source.path)
+    reason = misfit(header, library, device.gpu.capability)
+    if reason is None:
+        unused = sorted(set(source.parameters) & set(_BUILD_PARAMETERS))
+        if unused:
+            raise LoadError(
+                f"parameters {', '.join(unused)} are for building, and '{source.path.name}' is built already"
+            )
+        return _Ready(data, {})
+    origin = source.path.with_suffix(".onnx")
+    if origin.exists():
+        notes.append(f"'{source.path.name}' is stale: {reason}; '{origin.name}' beside it is built instead")
+        return _built(source, origin, library, options, device, notes)
+    raise LoadError(f"'{source.path.name}' does not fit: {reason}; {rebuild_advice(library)}")
+
+
+def _built(
+    source: ModelSource, path: Path, library: Library, options: BuildOptions, device: Device, notes: list[str]
+) -> _Ready:
+    """The engine of an ONNX file, from the cache if it is there."""
+    parsed = parse_onnx(library, path, "fp32")
+    profiles = derive_profiles(source, parsed, notes)
+    symbols = _symbols(parsed)
+    gpu = device.gpu
+    # An engine of TensorRT is for one model of GPU: its kernels were the quickest on that.
+    hardware = f"{gpu.name} {capability.told(gpu.capability)}"
+    if options.capabilities:
+        hardware = f"for {capability.all_told(options.capabilities)}"
+    asked = _text(source.parameters, "engine_cache")
+    try:
+        cache = None if asked == _NO_CACHE else EngineCache(Path(asked) if asked else default_folder())
+        if cache is None:
+            return _Ready(build_engine(library, path, parsed, options, profiles)[0], symbols)
+        key = engine_key(model_hash(path), library, hardware, options, profiles)
+        with cache.building(key):
+            data, wrong = cache.get(key)
+            if wrong is not None:
+                notes.append(f"{wrong}: built anew")
+            if data is None:
+                data = _build_and_keep(cache, key, library, hardware, path, parsed, options, profiles)
+                notes.append(f"built by {library}, {options.precision}")
+            else:
+                notes.append(f"engine {key} from the cache, {options.precision}")
+            return _Ready(data, symbols)
+    except OSError as error:
+        notes.append(f"engines cannot be cached ({error}); set parameters.engine_cache to a folder that can be written")
+        return _Ready(build_engine(library, path, parsed, options, profiles)[0], symbols)
+
+
+def _build_and_keep(
+    cache: EngineCache,
+    key: str,
+    library: Library,
+    hardware: str,
+    path: Path,
+    parsed: Parsed,
+    options: BuildOptions,
+    profiles: Sequence[Profile],
+) -> bytes:
+    data, measured = build_engine(library, path, parsed, options, profiles, cache.timing(library, hardware))
+    facts = {"library": str(library), "hardware": hardware, "precision": options.precision, "model": path.name}
+    cache.put(key, data, facts)
+    if measured is not None:
+        cache.put_timing(library, hardware, measured)
+    return data
+
+
+def build_engine(
+    library: Library,
+    path: Path,
+    parsed: Parsed,
+    options: BuildOptions,
+    profiles: Sequence[Profile],
+    timing_cache: bytes | None = None,
+) -> tuple[bytes, bytes | None]:
+    """Build; with a half precision the file is read once more, with other types."""
+    if options.precision in ("fp16", "bf16"):
+        parsed = parse_onnx(library, path, options.precision)
+    return build(library, parsed, options, profiles, timing_cache)
+
+
+def derive_profiles(source: ModelSource, parsed: Parsed, notes: list[str]) -> tuple[Profile, ...]:
+    """What to build for, by the configuration and the file."""
+    inputs, _ = agreed(source, parsed.inputs, parsed.outputs)
+    ranges, batches = asked_ranges(source.parameters), asked_batches(source.parameters)
+    derived = derive(inputs, source.max_batch_size, ranges, batches)
+    notes += derived.guesses
+    return derived.profiles
+
+
+def _symbols(parsed: Parsed) -> dict[str, tuple[str, ...]]:
+    """The names of dimensions, by tensor. The parser drops those of outputs; their rows are taken for the inputs'."""
+    leading = {one.symbols[0] for one in parsed.inputs if one.symbols}
+    rows = leading.pop() if len(leading) == 1 else ""
+    symbols = {one.spec.name: one.symbols for one in parsed.inputs}
+    for one in parsed.outputs:
+        symbols[one.spec.name] = (one.symbols[0] or rows, *one.symbols[1:]) if one.symbols else ()
+    return symbols
+
+
+# -- the signature ----------------------------------------------------------------------------------------
+
+
+def _batched(
+    source: ModelSource,
+    signature: Signature,
+    execution: Execution,
+    profiles: Sequence[Profile],
+    inputs: Sequence[FoundTensor],
+    outputs: Sequence[FoundTensor],
+    notes: list[str],
+) -> Signature:
+    """The signature with the rows that may be merged: as configured if the engine takes so many, else by trial."""
+    most = most_rows(profiles)
+    if source.max_batch_size is not None:
+        if source.max_batch_size > most:
+            raise LoadError(
+                f"max_batch_size is {source.max_batch_size}, and the engine was built for at most {most} rows"
+            )
+        return signature
+    trial_inputs = [_at_best(one, profiles) for one in inputs]
+    limit = min(most, DEFAULT_MAX_BATCH_SIZE) if source.path.suffix.lower() == ".onnx" else most
+    size, note = inferred_batching(execution.run, trial_inputs, outputs, limit)
+    if note is not None:
+        notes.append(note)
+    return msgspec.structs.replace(signature, max_batch_size=size)
+
+
+def _at_best(tensor: FoundTensor, profiles: Sequence[Profile]) -> FoundTensor:
+    """The input with sizes that the engine takes, for made-up rows; its rows stay free."""
+    shape, best = tensor.spec.shape, profiles[0][tensor.spec.name].opt
+    if not shape:
+        return tensor
+    sizes = (shape[0], *(best[index] if size == -1 else size for index, size in enumerate(shape[1:], 1)))
+    return FoundTensor(msgspec.structs.replace(tensor.spec, shape=sizes), tensor.symbols)
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise LoadError(f"parameters.{name} is {value!r}, expected text")
+    return value or None

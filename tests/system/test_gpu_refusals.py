@@ -1,0 +1,61 @@
+"""A server on a machine that cannot serve models for GPUs says of each why, and serves the others."""
+
+import ctypes
+import struct
+
+import pytest
+from running_server import RunningServer
+from system.load import infer, onnx_model
+
+NO_LIBRARY = 'raise ImportError("this one is not here")\n'
+
+
+def has_driver():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here: tests/gpu has its tests")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    onnx_model(tmp_path, "adder")
+    onnx_model(tmp_path, "built", config="backend: tensorrt\n")
+    onnx_model(tmp_path, "on_gpu", config="instances: [{device: gpu:0}]\n")
+    (tmp_path / "engine" / "1").mkdir(parents=True)
+    header = struct.pack("<4sIQQ4B", b"ftrt", 0, 2, 28, 10, 13, 3, 9)
+    (tmp_path / "engine" / "1" / "model.plan").write_bytes(header)
+    return tmp_path
+
+
+def reasons(server):
+    status, entries = server.post("/v2/repository/index")
+    assert status == 200
+    return {entry["name"]: entry["reason"] for entry in entries if entry["state"] == "UNAVAILABLE"}
+
+
+def test_without_the_library(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nothing")
+    for module in ("tensorrt", "tensorrt_rtx"):
+        (folder / f"{module}.py").write_text(NO_LIBRARY)
+    with RunningServer(repository, env={"PYTHONPATH": str(folder)}) as server:
+        found = reasons(server)
+        assert set(found) == {"engine", "built", "on_gpu"}
+        for name in ("engine", "built"):
+            assert "neither TensorRT nor TensorRT-RTX imports here" in found[name]
+            assert "pip install 'headrace[tensorrt]'" in found[name]
+        assert "needs an onnxruntime with CUDA" in found["on_gpu"]
+        assert infer(server.http, "adder", [1.0]).values == [2.0]
+
+
+def test_without_a_driver(repository):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'headrace[tensorrt-rtx]'")
+    with RunningServer(repository) as server:
+        found = reasons(server)
+        for name in ("engine", "built"):
+            assert "there is no NVIDIA driver here" in found[name]
+        assert infer(server.http, "adder", [1.0]).values == [2.0]
