@@ -17,6 +17,15 @@ from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
 from headrace_backends.onnx_file import declared_shapes, operators
+from headrace_backends.onnxruntime_bound import BoundSession
+from headrace_backends.onnxruntime_providers import (
+    CPU,
+    GPU_PARAMETERS,
+    ON_CPU,
+    ProviderChoice,
+    choose_providers,
+    not_working,
+)
 from headrace_backends.row_trial import MIXES, inferred_batching
 from headrace_backends.specs import FoundTensor, agreed
 
@@ -43,7 +52,7 @@ _GRAPH_LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_PARAMETERS = ("intra_op_threads", "graph_optimization_level", "allow_spinning")
+_PARAMETERS = ("intra_op_threads", "graph_optimization_level", "allow_spinning", *GPU_PARAMETERS)
 _LOAD_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
@@ -84,14 +93,18 @@ class OnnxRuntimeBackend(Backend):
         self._bfloats = [spec.name for spec in signature.inputs if spec.datatype is DataType.BF16]
         self._binds = any(spec.datatype is DataType.BF16 for spec in signature.outputs)
         self._plain = not (self._strings or self._bfloats or self._binds)
+        self._bound: BoundSession | None = None  # on a GPU
 
     @classmethod
     def load(cls, source: ModelSource) -> "OnnxRuntimeBackend":
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
         parameters.refuse_unknown("onnxruntime", source.parameters, _PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
-        on_cpu = source.gpu is None
-        session = _open(source, threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
+        choice = choose_providers(source, onnxruntime.get_available_providers())
+        on_cpu = choice.wanted == CPU
+        count = threads.first_choice(source.threads, asked if on_cpu else asked or source.threads)
+        session, choice = _open(source, count, choice)
+        on_cpu = choice.wanted == CPU
         found_inputs, found_outputs = _file_tensors(source, session)
         inputs, outputs = agreed(source, found_inputs, found_outputs)
         signature = Signature(
@@ -100,6 +113,10 @@ class OnnxRuntimeBackend(Backend):
             source.max_batch_size or 0,
         )
         backend = cls(session, signature)
+        if choice.note is not None:
+            backend._notes.append(choice.note)
+        if not on_cpu:
+            backend._bind(source.gpu or 0, choice)
         if source.max_batch_size is None:
             backend._infer_batching(source.path, inputs, outputs)
         if on_cpu:
@@ -119,7 +136,9 @@ class OnnxRuntimeBackend(Backend):
         """Run the session; what it says of an input goes to the client."""
         del requests
         try:
-            if self._plain:
+            if self._bound is not None:
+                values = self._bound.run(inputs)
+            elif self._plain:
                 feed = inputs if type(inputs) is dict else dict(inputs)
                 values = self._session.run(self._output_names, feed, self._options)
             else:
@@ -130,7 +149,19 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """Let go of the session, and with it of the weights."""
+        self._bound = None  # its memory is the session's
         self._session = None
+
+    def _bind(self, gpu: int, choice: ProviderChoice) -> None:
+        """Have inputs and outputs keep their memory on the GPU, where their types allow it."""
+        names = [spec.name for spec in self._signature.inputs]
+        if self._plain and names:
+            graphs = choice.cuda_graphs
+            self._bound = BoundSession(self._session, names, self._output_names, "cuda", gpu, cuda_graphs=graphs)
+        elif choice.cuda_graphs:
+            raise LoadError(
+                "parameters.cuda_graphs: not for models with inputs or outputs of BYTES or BF16, or no inputs"
+            )
 
     def _run_converted(self, feed: dict[str, Any]) -> list[Any]:
         for name in self._strings:
@@ -178,7 +209,7 @@ class OnnxRuntimeBackend(Backend):
         choice = threads.choose(source.threads, asked, row_ms)
         if choice.count != threads.first_choice(source.threads, asked):
             self._session = None  # before the other is opened: the weights need not be there twice
-            self._session = _open(source, choice.count)
+            self._session, _ = _open(source, choice.count, ON_CPU)
         self.cpu_threads = choice.busy
         if choice.note is not None:
             self._notes.append(choice.note)
@@ -187,7 +218,8 @@ class OnnxRuntimeBackend(Backend):
         return self.execute(inputs, ())
 
 
-def _open(source: ModelSource, count: int) -> Any:
+def _open(source: ModelSource, count: int, choice: ProviderChoice) -> tuple[Any, ProviderChoice]:
+    """A session, and what it runs on: not what was chosen, where that does not work and the CPU will do."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count
     options.inter_op_num_threads = 1
@@ -199,9 +231,8 @@ def _open(source: ModelSource, count: int) -> Any:
     # ResNet-50 and MiniLM on two threads lose 5 % at most, and two busy models are several times quicker.
     spins = parameters.flag(source.parameters, "allow_spinning")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
-    providers = _providers(source)
     try:
-        session = onnxruntime.InferenceSession(str(source.path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(source.path), options, providers=list(choice.providers))
     except _LOAD_ERRORS as error:
         missing = _EXTERNAL_DATA.search(str(error))
         if missing and not Path(missing[1]).exists():
@@ -211,13 +242,14 @@ def _open(source: ModelSource, count: int) -> Any:
             ) from error
         raise LoadError(f"cannot load '{source.path.name}': {_trimmed(str(error))}") from error
     session.disable_fallback()  # else a failing GPU is swapped for the CPU with no word said
-    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if session.get_providers()[0] != wanted:
-        raise LoadError(
-            f"device '{source.device}' does not work here: onnxruntime offers {wanted} and then "
-            f"runs on {session.get_providers()[0]}; check the NVIDIA driver, CUDA and cuDNN"
-        )
-    return session
+    running_on = session.get_providers()[0]
+    if running_on == choice.wanted:
+        return session, choice
+    problem = not_working(source, choice, running_on)
+    if not choice.fallback or running_on != CPU:
+        raise LoadError(problem)
+    note = f"runs on the CPU, as parameters.allow_cpu_fallback allows: {problem}"
+    return session, ProviderChoice((CPU,), note=note)
 
 
 def _graph_level(source: ModelSource) -> Any:
@@ -225,17 +257,6 @@ def _graph_level(source: ModelSource) -> Any:
     if level not in _GRAPH_LEVELS:
         raise LoadError(f"parameters.graph_optimization_level is {level!r}, expected one of {', '.join(_GRAPH_LEVELS)}")
     return _GRAPH_LEVELS[level]
-
-
-def _providers(source: ModelSource) -> list[Any]:
-    if source.gpu is None:
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise LoadError(
-            f"device '{source.device}' needs an onnxruntime with CUDA, and this one has none; "
-            "replace it with: pip uninstall onnxruntime && pip install onnxruntime-gpu"
-        )
-    return [("CUDAExecutionProvider", {"device_id": str(source.gpu)}), "CPUExecutionProvider"]
 
 
 def _trimmed(message: str) -> str:

@@ -410,7 +410,7 @@ def test_parameters(tmp_path):
 def test_devices(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(LoadError, match=r"'gpu:0' needs an onnxruntime with CUDA.*pip install onnxruntime-gpu"):
+    with pytest.raises(LoadError, match=r"'gpu:0' needs an onnxruntime with CUDA.*--force-reinstall onnxruntime-gpu"):
         linear(tmp_path, device="gpu:0")
     with pytest.raises(LoadError, match="'tpu' is unknown, expected cpu or gpu:N"):
         linear(tmp_path, device="tpu")

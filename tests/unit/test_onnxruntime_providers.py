@@ -1,0 +1,183 @@
+"""ONNX Runtime on GPUs, as far as a machine without one shows: providers, their options, and bound memory."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from headrace_backends import onnxruntime as backend_module
+from headrace_backends import onnxruntime_bound
+from headrace_backends.base import LoadError, ModelSource
+from headrace_backends.onnxruntime import OnnxRuntimeBackend
+from headrace_backends.onnxruntime_bound import BoundSession
+from headrace_backends.onnxruntime_providers import CPU, CUDA, TENSORRT, choose_providers
+
+ALL = (TENSORRT, CUDA, CPU)
+
+
+def source(device="gpu:1", path="model.onnx", **parameters):
+    return ModelSource("m", "1", Path(path), device=device, parameters=parameters)
+
+
+def chosen(available=ALL, device="gpu:1", **parameters):
+    return choose_providers(source(device, **parameters), available)
+
+
+def test_a_gpu_means_cuda_and_exact_floats():
+    choice = chosen()
+    assert choice.wanted == CUDA
+    assert choice.providers == ((CUDA, {"device_id": "1", "use_tf32": "0"}), CPU)
+    assert not choice.fallback
+
+
+def test_the_cpu_means_the_cpu():
+    assert chosen(device="cpu").providers == (CPU,)
+    assert chosen(device="cpu", provider="cpu").providers == (CPU,)
+
+
+def test_options_of_cuda():
+    choice = chosen(gpu_mem_limit=1 << 30, cuda_graphs="true", tf32=True)
+    assert choice.providers[0][1] == {
+        "device_id": "1",
+        "use_tf32": "1",
+        "gpu_mem_limit": str(1 << 30),
+        "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": "1",
+    }
+    assert choice.cuda_graphs
+
+
+def test_tensorrt_has_cuda_behind_it():
+    choice = chosen(provider="tensorrt", precision="fp16", engine_cache="/cache", cuda_graphs=True)
+    assert [one if isinstance(one, str) else one[0] for one in choice.providers] == [TENSORRT, CUDA, CPU]
+    assert choice.providers[0][1] == {
+        "device_id": "1",
+        "trt_fp16_enable": "1",
+        "trt_cuda_graph_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/cache",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": "/cache",
+    }
+    assert "enable_cuda_graph" not in choice.providers[1][1]
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "message"),
+    [
+        ("gpu:0", {"provider": "rocm"}, "provider is 'rocm', expected one of cpu, cuda, tensorrt"),
+        ("gpu:0", {"provider": "cpu"}, "provider is 'cpu', and the device is gpu:0"),
+        (
+            "cpu",
+            {"provider": "cuda"},
+            r"provider is 'cuda', and the device is cpu; set instances: \[\{device: gpu:0\}\]",
+        ),
+        ("cpu", {"gpu_mem_limit": 1, "cuda_graphs": True}, "gpu_mem_limit is for GPUs.*; .*cuda_graphs is for GPUs"),
+        ("gpu:0", {"gpu_mem_limit": 0}, "gpu_mem_limit is 0, expected a number of bytes from 1"),
+        ("gpu:0", {"gpu_mem_limit": True}, "gpu_mem_limit is True"),
+        ("gpu:0", {"precision": "fp16"}, "precision is for 'provider: tensorrt', and here it is 'cuda'"),
+        (
+            "gpu:0",
+            {"provider": "tensorrt", "precision": "int8"},
+            "precision is 'int8', expected one of fp32, fp16, bf16",
+        ),
+        ("gpu:0", {"allow_cpu_fallback": "perhaps"}, "allow_cpu_fallback is 'perhaps', expected true or false"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(device, parameters, message):
+    with pytest.raises(LoadError, match=message):
+        chosen(device=device, **parameters)
+
+
+def test_a_build_without_the_provider_is_refused_unless_the_cpu_will_do():
+    with pytest.raises(LoadError, match=r"'gpu:1' needs an onnxruntime with CUDA.*force-reinstall onnxruntime-gpu"):
+        chosen((CPU,))
+    with pytest.raises(LoadError, match="needs an onnxruntime with TensorRT"):
+        chosen((CUDA, CPU), provider="tensorrt")
+    choice = chosen((CPU,), allow_cpu_fallback=True)
+    assert choice.providers == (CPU,)
+    assert choice.note.startswith("runs on the CPU, as parameters.allow_cpu_fallback allows: device 'gpu:1' needs")
+
+
+# -- the backend ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    """y = x + x, z = -x, of any size."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Neg", ["x"], ["z"])],
+        "graph",
+        [value("x", TensorProto.FLOAT, ["n", "m"])],
+        [value("y", TensorProto.FLOAT, ["n", "m"]), value("z", TensorProto.FLOAT, ["n", "m"])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    return tmp_path / "model.onnx"
+
+
+def test_a_gpu_that_does_not_work_falls_back_only_if_that_is_allowed(model, monkeypatch):
+    """ONNX Runtime offers CUDA and runs on the CPU: so it does where the driver is missing."""
+    real = onnxruntime.InferenceSession
+
+    def only_cpu(path, options, providers):
+        assert providers[0][0] == CUDA
+        return real(path, options, providers=[CPU])
+
+    monkeypatch.setattr(backend_module.onnxruntime, "get_available_providers", lambda: list(ALL))
+    monkeypatch.setattr(backend_module.onnxruntime, "InferenceSession", only_cpu)
+    with pytest.raises(
+        LoadError, match=r"'gpu:0' does not work here: onnxruntime offers CUDAExecutionProvider and then"
+    ):
+        OnnxRuntimeBackend.load(source("gpu:0", model))
+    backend = OnnxRuntimeBackend.load(source("gpu:0", model, allow_cpu_fallback=True))
+    assert (
+        "runs on the CPU, as parameters.allow_cpu_fallback allows: device 'gpu:0' does not work" in backend.notes()[0]
+    )
+    np.testing.assert_array_equal(backend.execute({"x": np.ones((2, 3), np.float32)}, ())["y"], 2)
+
+
+# -- bound memory -----------------------------------------------------------------------------------------
+
+
+def bound(model, **keywords):
+    session = onnxruntime.InferenceSession(str(model), providers=[CPU])
+    return BoundSession(session, ["x"], ["y", "z"], "cpu", 0, **keywords)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_shapes_that_come_and_go_keep_their_answers(model, cuda_graphs):
+    """On the CPU's memory: what is bound is the same, and an id for a graph changes nothing there."""
+    session = bound(model, cuda_graphs=cuda_graphs)
+    generator = np.random.default_rng(4)
+    kept = []
+    for turn in range(40):
+        x = generator.standard_normal((1 + turn % 3, 2 + turn % 2), dtype=np.float32)
+        y, z = session.run({"x": x.copy()})
+        kept.append((x, y, z))
+    for x, y, z in kept:  # answers are not overwritten by later ones
+        np.testing.assert_array_equal(y, x + x)
+        np.testing.assert_array_equal(z, -x)
+    assert session.graphs == (6 if cuda_graphs else 0)
+
+
+def test_memory_is_kept_for_so_many_shapes_only(model, monkeypatch):
+    monkeypatch.setattr(onnxruntime_bound, "MAX_SHAPES", 4)
+    session = bound(model)
+    for size in range(1, 30):
+        session.run({"x": np.zeros((size, 1), np.float32)})
+        assert len(session._places) <= 4
+
+
+def test_graphs_are_bounded_and_what_comes_later_runs_without(model, monkeypatch):
+    monkeypatch.setattr(onnxruntime_bound, "MAX_SHAPES", 4)
+    session = bound(model, cuda_graphs=True)
+    for size in [*range(1, 10), *range(1, 10)]:
+        for _ in range(3):
+            x = np.full((size, 1), size, np.float32)
+            np.testing.assert_array_equal(session.run({"x": x})[0], x * 2)
+    assert session.graphs == 4
+    assert len(session._places) <= 5
