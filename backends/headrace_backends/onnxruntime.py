@@ -147,6 +147,16 @@ class OnnxRuntimeBackend(Backend):
             raise blamed(str(error), _trimmed(str(error))) from error
         return dict(zip(self._output_names, values, strict=True))
 
+    def begin_profile(self, source: ModelSource, prefix: Path) -> None:
+        """Open the session again, with as many threads, so that it notes what each operator takes from now on."""
+        count = self._session.get_session_options().intra_op_num_threads
+        self._session = None
+        self._session, _ = _open(source, count, ON_CPU, str(prefix))
+
+    def end_profile(self) -> Path:
+        """The file with what was noted since ``begin_profile``: ``prefix`` and a time. It is the caller's."""
+        return Path(self._session.end_profiling())
+
     def close(self) -> None:
         """Let go of the session, and with it of the weights."""
         self._bound = None  # its memory is the session's
@@ -218,9 +228,11 @@ class OnnxRuntimeBackend(Backend):
         return self.execute(inputs, ())
 
 
-def _open(source: ModelSource, count: int, choice: ProviderChoice) -> tuple[Any, ProviderChoice]:
+def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str = "") -> tuple[Any, ProviderChoice]:
     """A session, and what it runs on: not what was chosen, where that does not work and the CPU will do."""
     options = onnxruntime.SessionOptions()
+    options.enable_profiling = bool(profile)
+    options.profile_file_prefix = profile
     options.intra_op_num_threads = count
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -8,8 +8,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
-from headrace_backends.optimize.report import write_report
-from headrace_backends.optimize.summary import lines
 
 from headrace.core.cpus import usable_cpus
 from headrace.core.model import Signature
@@ -30,8 +28,10 @@ from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.optimize.plan_cache import PlanCache
 from headrace_backends.optimize.replay import write_replay
+from headrace_backends.optimize.report import write_report
 from headrace_backends.optimize.search import Outcome, Search, SearchFailed
 from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.summary import lines
 from headrace_backends.optimize.workshop import Workshop
 from headrace_backends.registry import backend_of_file
 from headrace_backends.specs import FoundTensor
@@ -79,7 +79,7 @@ class Job:
     folder: Path  # where files are made; of a model file, where they stay
 
 
-def run(arguments: OptimizeArguments, listen: Callable[[Job], Listener], say: Say) -> int:
+def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
     """Optimise, and write the plan and its report. Returns the exit status; the reason of a failure is said."""
     try:
         job = job_of(arguments)
@@ -91,7 +91,7 @@ def run(arguments: OptimizeArguments, listen: Callable[[Job], Listener], say: Sa
             job.goal,
             lambda signature: _examples(job, signature, say),
             Workshop(job.folder / "work", job.subject, cpus),
-            listen(job),
+            listener,
             cpus,
             hardware(),
             searched_versions(),

@@ -2,12 +2,20 @@
 
 from typing import Protocol
 
+from headrace_backends.optimize.accuracy import Budget
 from headrace_backends.optimize.findings import Row
 from headrace_backends.optimize.form import Form
 
 
 class Listener(Protocol):
-    """Told of everything in order, by the thread that searches. May raise nothing."""
+    """Told of everything in order, by the thread that searches. May raise nothing.
+
+    The reference's row and progress about it come before ``begin``, and a row need not have been announced by
+    ``trying``; a later row of the same form takes the place of the one before.
+    """
+
+    def about(self, model: str, budget: Budget | None, time_limit_s: float | None) -> None:
+        """What the search is for; if at all, it is told before everything else."""
 
     def begin(self, total: int | None) -> None:
         """The search begins; so many candidates are known now, and more may come."""
@@ -30,6 +38,9 @@ class Listener(Protocol):
 
 class SilentListener:
     """Tells nobody."""
+
+    def about(self, model: str, budget: Budget | None, time_limit_s: float | None) -> None:
+        """Nothing."""
 
     def begin(self, total: int | None) -> None:
         """Nothing."""

@@ -69,6 +69,7 @@ class Search:
         started, began = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         self._deadline = started + self.goal.time_limit_s
         budget = self.goal.budget
+        self.listener.about(self.subject.name, budget, self.goal.time_limit_s)
         metric = own_metric(budget.metric, self.subject.folder) if budget is not None and budget.is_own else None
         try:
             with Contest(self.subject, self.goal, self.workshop, self.cpus, metric) as contest:
