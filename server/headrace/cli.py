@@ -1,4 +1,4 @@
-"""The command line: serve, check, explain, infer, bench and record."""
+"""The command line: serve, check, explain, infer, bench, record and optimize."""
 
 import asyncio
 import dataclasses
@@ -18,6 +18,7 @@ from headrace.app import CannotStart, serve
 from headrace.config import Settings
 from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
+from headrace.optimizing_flags import optimize
 from headrace.recording_command import record
 from headrace.running_model import explain_running
 from headrace_backends.optimize.plan_cache import default_plan_cache
@@ -304,6 +305,7 @@ def bench(
 
 
 app.command()(record)
+app.command()(optimize)
 
 
 def _exit(problems: int) -> None:
