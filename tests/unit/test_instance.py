@@ -1108,3 +1108,60 @@ async def test_a_batch_that_ends_early_is_followed_at_once_under_an_objective(ho
     finally:
         instance.stop()
         await settle()
+
+
+async def test_what_kills_two_workers_waits_where_the_model_has_another_form(model):
+    instance = model.instance()
+    told = []
+    instance.on_death = lambda cause, used_up: told.append((cause, used_up))
+    (request,) = model.put(66)
+    for _ in range(MAX_DEATHS):
+        host = Host()
+        instance.up(host, loaded())
+        instance.start()
+        await settle()
+        instance.down(host.asked[0][0], [], "signal SIGSEGV")
+    assert told == [("signal SIGSEGV", False), ("signal SIGSEGV", True)]
+    assert not request.future.done()
+    other = Model()
+    model.queue.hand_over(other.queue)
+    assert request.deaths == 0
+    host = Host()
+    heir = other.instance(host)
+    await settle()
+    host.answer()
+    assert answer_of(request) == [66]
+    heir.stop()
+
+
+async def test_an_instance_that_is_held_takes_nothing_and_answers_what_it_has(model, host):
+    instance = model.instance(host)
+    (running,) = model.put(1)
+    await settle()
+    instance.hold()
+    (waiting,) = model.put(2)
+    await settle()
+    host.answer()
+    assert answer_of(running) == [1]
+    instance.down(None, [], "signal SIGKILL")
+    instance.up(Host(), loaded())
+    instance.start()  # its process has come back
+    await settle()
+    assert not instance.is_up
+    assert not waiting.future.done()
+
+
+async def test_a_recheck_is_no_inference(model, host):
+    class Recheck(Pending):
+        __slots__ = ()
+        counts = False
+
+    model.instance(host)
+    x = Tensor("x", DataType.UINT8, (1, 2), b"\7\7")
+    request = InferRequest("m", "", "", (x,))
+    pending = Recheck(request, ModelInputs((x,), 1, None), "1", None, asyncio.get_running_loop())
+    model.queue.put_back([pending])
+    await settle()
+    host.answer()
+    assert answer_of(pending) == [7]
+    assert (model.statistics.rows, model.statistics.executions, model.statistics.last_inference_ms) == (0, 0, 0)

@@ -18,6 +18,7 @@ from headrace.metrics import (
     Metrics,
     ModelSample,
     ObjectiveSample,
+    PlanSample,
     ResidencySample,
     ServerSample,
     WorkerSample,
@@ -192,6 +193,26 @@ def test_refusals_are_told_by_their_reasons_at_0_too():
     told = {one: number(body, "headrace_refused_requests_total", **of_model, reason=one) for one in REFUSALS}
     assert told == dict.fromkeys(REFUSALS, 0) | {"too_late": 1}
     assert number(body, "nv_inference_request_failure", **of_model, reason="REJECTED") == 3
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])
+def test_plans_are_told_where_there_are_any(accept, parse):
+    planned = sample(plan=PlanSample('int8 "best"', 2.5, 1, 4, 2))
+    dropped = sample(name="dropped", plan=PlanSample("", 0.0, 3, 0, 0))
+    body = text(metrics([planned, dropped, sample(name="other")]), accept)
+    values(body, parse)
+    lines = [line for line in body.splitlines() if line.startswith("headrace_plan_")]
+    assert lines == [
+        'headrace_plan_speedup{model="digits",version="3"} 2.5',
+        'headrace_plan_refusals_total{model="digits",version="3"} 1',
+        'headrace_plan_refusals_total{model="dropped",version="3"} 3',
+        r'headrace_plan_info{model="digits",version="3",form="int8 \"best\""} 1',
+        'headrace_plan_replays_total{model="digits",version="3",result="right"} 4',
+        'headrace_plan_replays_total{model="digits",version="3",result="wrong"} 2',
+        'headrace_plan_replays_total{model="dropped",version="3",result="right"} 0',
+        'headrace_plan_replays_total{model="dropped",version="3",result="wrong"} 0',
+    ]
+    assert "headrace_plan_" not in text(metrics([sample()]), accept)
 
 
 @pytest.mark.parametrize(("accept", "parse"), [("", parse_classic), (OPENMETRICS, parse_openmetrics)])

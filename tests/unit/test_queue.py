@@ -644,3 +644,28 @@ async def test_who_no_longer_waits_for_the_queue_to_grow_is_forgotten():
         queue.watch(3).cancel()
     last = queue.watch(3)
     assert [one for _, one in queue._watchers] == [last]
+
+
+async def test_another_queue_inherits_what_waits_and_what_comes_back(taker):
+    queue, heir = queue_of(), queue_of(max_size=1)
+    first, second = put(queue, request(), request())
+    taken = await queue.take()
+    assert taken == [first, second]
+    third, fourth = put(queue, request(), request())
+    fourth.future.cancel()
+    taking = taker(heir)
+    await settle()
+    queue.hand_over(heir)
+    draining = asyncio.get_running_loop().create_task(queue.drained())
+    await settle()
+    assert taking.result() == [third]  # over the bound: it was accepted before
+    for one in taken:
+        one.deaths, one.alone = 2, True
+    queue.put_back(taken)
+    queue.finished(taken)
+    late = request()
+    queue.put_part(late)
+    await settle()
+    assert draining.done()
+    assert [await heir.take(), await heir.take(), await heir.take()] == [[first], [second], [late]]
+    assert first.deaths == 0

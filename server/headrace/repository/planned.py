@@ -96,7 +96,7 @@ def misfit(plan: Plan, signature: Signature) -> str:
             names = [[spec.name for spec in specs] for specs in (got, wanted)]
             return f"its {what}s are {names[0]}, the reference has {names[1]}"
         for right, mine in zip(wanted, got, strict=True):
-            if not _stands_for(mine, right):
+            if not _stands_for(mine, right, takes=what == "input"):
                 return f"its {what} is {mine.describe()}, the reference has {right.describe()}"
     if (plan.signature.max_batch_size > 0) != (signature.max_batch_size > 0):
         return "its rows may not be merged as the reference's" if plan.signature.max_batch_size else "it merges rows"
@@ -132,13 +132,14 @@ def _parameters(form: Form, backend: str, config: ModelConfig) -> dict[str, Any]
     return {**form.parameters, **asked, **own}
 
 
-def _stands_for(mine: TensorSpec, right: TensorSpec) -> bool:
+def _stands_for(mine: TensorSpec, right: TensorSpec, *, takes: bool) -> bool:
+    """Whether a tensor of the form can be the reference's. What it ``takes`` may be of more sizes and not of fewer."""
     if mine.datatype != right.datatype or mine.optional != right.optional:
         return False
     if mine.shape is None or right.shape is None:
         return True
     return len(mine.shape) == len(right.shape) and all(
-        one in (other, -1) or other == -1 for one, other in zip(mine.shape, right.shape, strict=True)
+        one in (other, -1) or (other == -1 and not takes) for one, other in zip(mine.shape, right.shape, strict=True)
     )
 
 
