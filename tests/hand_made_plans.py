@@ -20,6 +20,7 @@ from headrace_backends.optimize.plan import REPLAY_FILE, Basis, Plan
 from headrace_backends.optimize.plan_cache import PlanCache
 from headrace_backends.optimize.replay import write_replay
 
+Inputs = dict[str, np.ndarray]
 SHAPE = (-1, -1)
 SIGNATURE = Signature((TensorSpec("x", DataType.FP32, SHAPE),), (TensorSpec("y", DataType.FP32, SHAPE),), 32)
 
@@ -68,8 +69,9 @@ def other_onnx(add: float) -> bytes:
 def put_plan(
     cache: PlanCache,
     model_folder: Path,
-    artifact: bytes | str,
+    artifact: bytes | str | None,
     *,
+    replayed: tuple[list[Inputs], list[Inputs]] | None = None,
     add: float = 1,
     recorded: float | None = None,
     backend: str = "",
@@ -78,7 +80,8 @@ def put_plan(
 ) -> Path:
     """Put a plan for version 1 of a model; ``recorded`` is what its recorded answers add, if not ``add``.
 
-    An artifact that is text is the code of a Python model. Returns the plan's folder.
+    ``replayed`` has recorded inputs and answers of another model. An artifact that is text is the code of a Python
+    model, none is the model's own file. Returns the plan's folder.
     """
     folder = read_folder(model_folder)
     file = "model.py" if isinstance(artifact, str) else "model.onnx"
@@ -88,7 +91,7 @@ def put_plan(
         version="1",
         basis=Basis(digest_of(folder, 1), hardware(), versions(backend)),
         form=Form(backend, (Step("simplify"),)),
-        artifact=file,
+        artifact=file if artifact is not None else "",
         files={},
         budget=None,
         allow=(),
@@ -103,8 +106,10 @@ def put_plan(
     )
     plan = msgspec.structs.replace(plan, **changes)
     with tempfile.TemporaryDirectory() as made_in:
-        (Path(made_in) / file).write_bytes(artifact.encode() if isinstance(artifact, str) else artifact)
+        if artifact is not None:
+            (Path(made_in) / file).write_bytes(artifact.encode() if isinstance(artifact, str) else artifact)
         inputs = [{"x": np.array([[1, number]], np.float32)} for number in range(4)]
         added = add if recorded is None else recorded
-        write_replay(Path(made_in) / REPLAY_FILE, inputs, [{"y": one["x"] + np.float32(added)} for one in inputs])
+        answers = [{"y": one["x"] + np.float32(added)} for one in inputs]
+        write_replay(Path(made_in) / REPLAY_FILE, *(replayed or (inputs, answers)))
         return cache.put(Path(made_in), plan)[1]

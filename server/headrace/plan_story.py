@@ -1,7 +1,6 @@
 """What ``explain`` tells of a version's plan: which it is and what was proved of it, or why there is none."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -34,14 +33,16 @@ def tell_plan(planned: Planned | None, choice: Choice) -> Iterator[str]:
     yield f"  made {plan.made_at} on {plan.basis.hardware.cpu or 'this CPU'}; lies in {planned.folder}"
     report = planned.folder / REPORT
     if report.exists():
-        yield f"  report: {Path(report)}"
+        yield f"  report: {report}"
 
 
 def _told(errors: Errors) -> str:
     values = msgspec.structs.asdict(errors)
     examples = values.pop("examples")
+    if not values["mismatches"]:
+        del values["mismatches"]
     told = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-    return f"{told} beside the model as it was dropped in, on {examples} held-back example(s)"
+    return f"{told or 'no different'} beside the model as it was dropped in, on {examples} held-back example(s)"
 
 
 def _beside(reference: Point | None, point: Point) -> str:

@@ -12,13 +12,19 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+from hand_made_plans import put_plan
 from running_server import RunningServer
 
 from headrace.config import Settings
 from headrace.repository.model_config import ModelConfig, StepConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace.repository.sequence_config import ControlConfig, SequenceConfig, StateConfig
+from headrace_backends.optimize.accuracy import Errors
+from headrace_backends.optimize.form import Form
+from headrace_backends.optimize.plan_cache import PlanCache
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -124,11 +130,35 @@ def workplace(tmp_path_factory):
     return make_workplace(tmp_path_factory.mktemp("docs"), all_blocks())
 
 
+def plan_the_digits(folder):
+    """The plan of docs/plans.md: the file as it is, on one thread."""
+    model = folder / "model_repository" / "digits"
+    session = onnxruntime.InferenceSession(model / "1" / "model.onnx")
+    shape = [1, *session.get_inputs()[0].shape[1:]]
+    inputs = [{session.get_inputs()[0].name: np.full(shape, value, np.float32)} for value in range(4)]
+    names = [output.name for output in session.get_outputs()]
+    answers = [dict(zip(names, session.run(names, one), strict=True)) for one in inputs]
+    form = Form("onnxruntime", threads=1)
+    errors = Errors(4, 0.0, 0.0)
+    put_plan(
+        *(PlanCache(folder / "plans"), model, None),
+        replayed=(inputs, answers),
+        backend="onnxruntime",
+        signature=None,
+        form=form,
+        errors=errors,
+        speedup=1.2,
+    )
+
+
 @pytest.fixture(scope="module")
 def server(workplace):
     in_memory = [block for block in all_blocks() if block.flags and "--cache-redis" not in block.flags]
     flags = server_flags(in_memory, {"/tmp/": f"{workplace}/"})
-    with RunningServer(workplace / "model_repository", *flags) as running:
+    plan_the_digits(workplace)
+    with RunningServer(
+        workplace / "model_repository", *flags, env={"HEADRACE_PLAN_CACHE": f"{workplace}/plans"}
+    ) as running:
         yield running
 
 
@@ -145,7 +175,7 @@ def run(block, server, folder):
     ):
         text = text.replace(shown, real)
     command = [sys.executable, "-W", "error", "-c", text] if block.language == "python" else ["bash", "-ec", text]
-    environment = {**os.environ, "NO_COLOR": "1"}
+    environment = {**os.environ, "NO_COLOR": "1", "HEADRACE_PLAN_CACHE": f"{folder}/plans"}
     ended = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
