@@ -29,6 +29,12 @@ EVERYTHING = {
 }
 
 
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Most of the page can be looked at without drawing, which takes most of the time."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
 class Page(HTMLParser):
     """Checks that every element is closed in order, and keeps what there is."""
 
@@ -90,6 +96,7 @@ def test_names_are_escaped_wherever_they_stand():
     assert source.count("&lt;script&gt;") > 20
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_page_says_what_was_chosen_how_much_faster_it_is_and_what_that_costs():
     text = Page(render(findings())).text
     assert "efficientnet_lite0 runs 4.31 times as fast as it was dropped in" in text
@@ -103,6 +110,7 @@ def test_the_page_says_what_was_chosen_how_much_faster_it_is_and_what_that_costs
     assert "27 November 2026, 09:14 UTC" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("count", [3, 60])
 def test_every_candidate_is_in_the_table_with_its_fate_and_reason(count):
     found = findings(count)
@@ -117,6 +125,7 @@ def test_every_candidate_is_in_the_table_with_its_fate_and_reason(count):
     assert page.seen.count("details") >= count
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_page_of_a_search_that_found_nothing_says_so():
     text = Page(render(bare())).text
     assert "efficientnet_lite0 is served as it was dropped in" in text
@@ -127,6 +136,7 @@ def test_the_page_of_a_search_that_found_nothing_says_so():
     assert "Graph" not in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_layers_operators_and_graphs_are_told_with_the_worst_first():
     text = Page(render(findings())).text
     assert "/blocks/0/conv_dw Conv 0.210" in text
@@ -137,8 +147,8 @@ def test_layers_operators_and_graphs_are_told_with_the_worst_first():
     assert "FakeQuantize – 97" in text  # noqa: RUF001 - what stands for nothing
 
 
-def test_the_page_without_matplotlib_says_what_is_missing_and_keeps_its_numbers(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.usefixtures("without_plots")
+def test_the_page_without_matplotlib_says_what_is_missing_and_keeps_its_numbers():
     page = Page(render(findings()))
     assert "svg" not in page.seen
     assert "The plots are left out because matplotlib is not installed" in page.text
@@ -178,6 +188,7 @@ def test_plots_survive_names_that_are_no_text_and_numbers_that_are_none():
     assert "inf" not in throughput.svg.lower()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_report_is_read_back_as_it_was(tmp_path):
     for name, make in EVERYTHING.items():
         if name == "hostile":
@@ -188,6 +199,7 @@ def test_the_report_is_read_back_as_it_was(tmp_path):
         assert msgspec.json.decode(files.json.read_bytes())["format"] == 1
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_numbers_that_json_has_none_for_are_read_back_too(tmp_path):
     found = read_report(write_report(hostile(), tmp_path).json)
     assert repr(found) == repr(hostile())  # NaN is not equal to itself
@@ -195,6 +207,7 @@ def test_numbers_that_json_has_none_for_are_read_back_too(tmp_path):
     assert found.rows[0].load_s == math.inf
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_files_of_a_report(tmp_path):
     files = write_report(findings(), tmp_path / "new" / "folder")
     assert [path.name for path in files.paths][:3] == ["report.html", "report.json", "trace.json"]
@@ -210,6 +223,7 @@ def test_the_files_of_a_report(tmp_path):
     assert write_report(bare(), tmp_path / "bare").trace is None
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_report_takes_the_place_of_an_older_one(tmp_path):
     write_report(findings(), tmp_path)
     files = write_report(findings(3, model="another"), tmp_path)
@@ -226,6 +240,7 @@ def test_without_jinja2_there_is_no_page(tmp_path, monkeypatch):
     assert files.json.exists()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_without_tensorboard_there_are_no_scalars(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "headrace_backends.optimize.scalars", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
@@ -235,6 +250,7 @@ def test_without_tensorboard_there_are_no_scalars(tmp_path, monkeypatch):
     assert files.scalars not in files.paths
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_scalars_are_what_the_report_says(tmp_path):
     pytest.importorskip("tensorboard", reason="an extra")
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -298,6 +314,7 @@ def test_a_summary_of_many_refusals_names_three():
     assert any("and 6 more refused ones" in line for line in text)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_reference_in_another_layout_is_a_candidate_and_the_reference_itself_is_not():
     other = Form("onnxruntime", threads=1)
     found = findings(rows=(row(REFERENCE, Fate.KEPT, 1.0, 1.0), row(other, Fate.CHOSEN, 1.2, 1.0)), chosen=other)
@@ -328,6 +345,7 @@ def test_the_frontier_has_what_no_other_beats():
     assert reading.frontier([]) == []
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_layer_that_ruins_the_answers_altogether_comes_first():
     layers = (LayerSensitivity("nan", "Conv", math.nan), LayerSensitivity("small", "Conv", 0.1))
     text = Page(render(findings(sensitivities=layers))).text
