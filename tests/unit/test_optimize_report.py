@@ -144,7 +144,7 @@ def test_layers_operators_and_graphs_are_told_with_the_worst_first():
     assert text.index("/blocks/0/conv_dw") < text.index("/blocks/1/conv_dw") < text.index("/blocks/44/conv_dw")
     assert "Before: 8.14 ms in 40 operators" in text
     assert "After: 713 \N{MICRO SIGN}s in 40 operators" in text
-    assert "FakeQuantize – 97" in text  # noqa: RUF001 - what stands for nothing
+    assert "FakeQuantize \N{EN DASH} 97" in text
 
 
 @pytest.mark.usefixtures("without_plots")
@@ -392,3 +392,15 @@ def test_sizes(count, told):
 )  # fmt: skip
 def test_durations(seconds, told):
     assert figures.duration(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(None, "-"), (12.5, "12.5 ms"), (0.1, "0.100 ms"), (0.0158, "15.8 us"), (0.0, "0 ms"), (math.nan, "nan ms")],
+)
+def test_latencies(value, told):
+    assert figures.milliseconds(value) == told
+
+
+def test_what_is_told_on_terminals_is_ascii():
+    assert all(line.isascii() for line in summary.lines(findings(60)))

@@ -2,7 +2,7 @@
 
 from math import floor, isfinite, log10
 
-NOTHING = "–"  # noqa: RUF001 - an en dash, which is what stands in tables where nothing was measured
+NOTHING = "-"  # what stands in tables where nothing was measured. ASCII, as all here: terminals may know no more
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -33,8 +33,10 @@ def times(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency."""
-    return NOTHING if value is None else f"{number(value)} ms"
+    """A latency; in microseconds where it is that short."""
+    if value is None:
+        return NOTHING
+    return f"{number(value * 1e3)} us" if 0 < value < 0.0995 else f"{number(value)} ms"
 
 
 def per_second(value: float | None) -> str:

@@ -114,7 +114,7 @@ def curves(findings: Findings) -> tuple[Plot, Plot] | None:
     """
     served = reading.chosen(findings)
     groups = dict(reading.by_fate(findings))
-    kept = [one for one in groups.get(Fate.KEPT, []) if one.row.curve]
+    kept = [one for one in groups.get(Fate.KEPT, []) if len(_points(one)) > 1]
     wanted = {one.number: one for one in (reading.candidates(findings)[0], served, *kept)}
     drawn = [one for one in wanted.values() if _points(one)][:_MOST_CURVES]
     if not drawn:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,9 +18,10 @@ from headrace_backends.optimize.findings import Fate, Findings, LayerSensitivity
 from headrace_backends.optimize.reading import Candidate
 
 _TEMPLATE = "report.html.jinja"
+_EN_DASH = "\N{EN DASH}"
 _FATE_WORDS = {
     Fate.CHOSEN: "what is served",
-    Fate.KEPT: "allowed, and slower than the chosen one",
+    Fate.KEPT: "allowed, and slower than what is served, or not clearly faster",
     Fate.REFUSED: "beyond the budget on the held-back half, or not faithful where nothing else is allowed",
     Fate.SLOWER: "cut early: clearly slower than another",
     Fate.FAILED: "could not be made, loaded or run",
@@ -58,6 +60,7 @@ def render(findings: Findings) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_typeset,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -111,8 +114,8 @@ def _tiles(findings: Findings, reference: Candidate, served: Candidate) -> list[
         tiles.append(_tile("Speed-up", _multiple(now.speedup), f"objective: {findings.objective}"))
     if small:
         rows = "1 row" if small.rows == 1 else f"{small.rows} rows"
-        was = figures.milliseconds(old_small.p50_ms) if old_small and changed else ""
-        tiles.append(_tile(f"Latency, {rows}, p50", figures.milliseconds(small.p50_ms), was and f"was {was}"))
+        was = _latency(old_small.p50_ms) if old_small and changed else ""
+        tiles.append(_tile(f"Latency, {rows}, p50", _latency(small.p50_ms), was and f"was {was}"))
     if full:
         was = figures.per_second(old_full.rows_per_s) if old_full and changed else ""
         at = f"rows, in batches of {full.rows}"
@@ -276,8 +279,17 @@ def _started(iso: str) -> str:
         return iso
 
 
+def _typeset(value: Any) -> Any:
+    """What is ASCII elsewhere, as print has it."""
+    return _EN_DASH if value == figures.NOTHING else value
+
+
 def _micros(value: float) -> str:
     return f"{figures.number(value)} \N{MICRO SIGN}s" if value < 999.5 else f"{figures.number(value / 1e3)} ms"
+
+
+def _latency(milliseconds: float) -> str:
+    return figures.milliseconds(milliseconds).replace(" us", " \N{MICRO SIGN}s")
 
 
 def _percent(part: float, whole: float) -> str:
@@ -286,7 +298,7 @@ def _percent(part: float, whole: float) -> str:
 
 def _multiple(value: float | None) -> str:
     if not _finite(value):
-        return figures.NOTHING
+        return _EN_DASH
     return figures.times(value).replace(" x", "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}")
 
 

@@ -8,7 +8,7 @@ from headrace_backends.optimize.reading import Candidate
 
 _FATE_WORDS = {
     Fate.CHOSEN: "chosen",
-    Fate.KEPT: "within the budget and slower than the chosen one",
+    Fate.KEPT: "allowed but not clearly faster than what is served",
     Fate.REFUSED: "refused",
     Fate.SLOWER: "cut early as slower",
     Fate.FAILED: "failed",
