@@ -36,6 +36,7 @@ from headrace.frontends.infer import HttpInfer
 from headrace.frontends.load_report import LoadReport
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import ServerState
+from headrace.gpu_sampler import GpuSampler
 from headrace.log import levels_from
 from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
@@ -132,7 +133,8 @@ class App:
         readings = Readings(
             self.engine, self.repository, self.supervisor, self.state, self.cache, self.recycler, self.pager
         )
-        metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom)
+        self.gpu_sampler = GpuSampler()
+        metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom, self.gpu_sampler.latest)
         http_infer = HttpInfer(
             self.engine,
             settings.max_request_bytes,
@@ -193,7 +195,10 @@ class App:
         recycling.add_done_callback(partial(_log_failure, "the memory of workers is not watched"))
         checking = asyncio.get_running_loop().create_task(self._check_plans())
         checking.add_done_callback(partial(_log_failure, "the answers of optimised models are not watched"))
+        sampling = asyncio.get_running_loop().create_task(self.gpu_sampler.run())
+        sampling.add_done_callback(partial(_log_failure, "GPUs are not measured"))
         await stop.wait()
+        sampling.cancel()
         sweeping.cancel()
         recycling.cancel()
         checking.cancel()
@@ -218,7 +223,7 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, recycling, checking, return_exceptions=True)
+        await asyncio.gather(loading, sweeping, recycling, checking, sampling, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:

@@ -16,6 +16,7 @@ import uvloop
 import headrace
 from headrace.app import CannotStart, serve
 from headrace.config import Settings
+from headrace.gpu_check import check_gpu
 from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
 from headrace.optimizing_flags import optimize
@@ -121,9 +122,18 @@ RepositoryArgument = Annotated[
 
 
 @app.command()
-def check(repository: RepositoryArgument = Path("model_repository")) -> None:
+def check(
+    repository: RepositoryArgument = Path("model_repository"),
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Look at the machine instead: driver, GPUs, and what the backends need for them."),
+    ] = False,
+) -> None:
     """Read every configuration and load every model file once, serve nothing; exit 1 on any problem."""
     set_up_logging("text", "error", "check")
+    if gpu:
+        _exit(asyncio.run(check_gpu(typer.echo)))
+        return
     _exit(asyncio.run(check_repository(repository, typer.echo, show_progress=sys.stderr.isatty())))
 
 

@@ -2,6 +2,8 @@
 
 import ctypes
 import struct
+import subprocess
+import sys
 
 import pytest
 from running_server import RunningServer
@@ -59,3 +61,12 @@ def test_without_a_driver(repository):
         for name in ("engine", "built"):
             assert "there is no NVIDIA driver here" in found[name]
         assert infer(server.http, "adder", [1.0]).values == [2.0]
+
+
+def test_the_preflight_says_what_is_missing():
+    command = [sys.executable, "-m", "headrace", "check", "--gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("no  driver: there is no NVIDIA driver here")
+    assert "ONNX Runtime: " in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("no model can be served on a GPU here")

@@ -3,6 +3,7 @@
 from headrace.metrics.machine import CpuUtilization, Memory, read_memory
 from headrace.metrics.model_families import FAILURE_REASONS
 from headrace.metrics.samples import (
+    GpuSample,
     LatencySample,
     ModelSample,
     ObjectiveSample,
@@ -16,6 +17,7 @@ from headrace.metrics.scrape import Metrics, prefers_openmetrics
 __all__ = [
     "FAILURE_REASONS",
     "CpuUtilization",
+    "GpuSample",
     "LatencySample",
     "Memory",
     "Metrics",

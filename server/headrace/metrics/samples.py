@@ -89,6 +89,19 @@ class WorkerSample:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSample:
+    """One GPU a moment ago. None is what it does not tell."""
+
+    uuid: str
+    utilization: float | None = None  # 0 to 1
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None  # since the server started
+
+
+@dataclass(frozen=True, slots=True)
 class ResidencySample:
     """The models that are in memory, where that has a limit. ``page_in_seconds``: from a request to ready."""
 

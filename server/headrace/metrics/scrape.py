@@ -12,8 +12,9 @@ from prometheus_client.exposition import choose_encoder
 
 from headrace.core.custom_metric import CustomMetric
 from headrace.metrics.custom import custom_text
+from headrace.metrics.gpu import GpuCollector
 from headrace.metrics.model_text import model_text
-from headrace.metrics.samples import ModelSample, ServerSample, WorkerSample
+from headrace.metrics.samples import GpuSample, ModelSample, ServerSample, WorkerSample
 from headrace.metrics.server import ServerCollector
 
 _OPENMETRICS = "application/openmetrics-text"
@@ -28,11 +29,13 @@ class Metrics:
         workers: Callable[[], Iterable[WorkerSample]],
         server: Callable[[], ServerSample],
         custom: Callable[[], Iterable[CustomMetric]] = tuple,
+        gpus: Callable[[], Iterable[GpuSample]] = tuple,
     ) -> None:
         self._models = models
         self._custom = custom
         self._registry = CollectorRegistry()
         self._registry.register(ServerCollector(workers, server))
+        self._registry.register(GpuCollector(gpus))
         ProcessCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
