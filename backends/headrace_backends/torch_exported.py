@@ -21,7 +21,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     Raises:
         LoadError: it is none, or does not go together with the protocol or the configuration.
     """
-    program = _load_exported(source)
+    program = load_exported(source)
     signature = program.module_call_graph[0].signature
     graph = program.graph_signature
     untyped = [
@@ -34,7 +34,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
         raise LoadError(f"cannot serve '{source.path.name}': {'; '.join(untyped)}")
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     in_names = _argument_names(program, signature)
-    out_names, out_order = _result_names(source, signature.out_spec)
+    out_names, out_order = result_names(source, signature.out_spec)
     out_keys = [graph.user_outputs[index] for index in out_order]
     found_inputs = [_found(name, values[key]) for name, key in zip(in_names, graph.user_inputs, strict=True)]
     found_outputs = [_found(name, values[key]) for name, key in zip(out_names, out_keys, strict=True)]
@@ -58,7 +58,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     return TorchModel(call, inputs, outputs, most_rows)
 
 
-def _load_exported(source: ModelSource) -> Any:
+def load_exported(source: ModelSource) -> Any:
     """The program in the file, without running any code that the file may carry."""
     if not zipfile.is_zipfile(source.path):
         raise LoadError(f"'{source.path.name}' is no torch.export archive: it is not a zip file")
@@ -108,7 +108,7 @@ def _argument_names(program: Any, signature: Any) -> list[str]:
     return names if flat and len(names) == len(user_inputs) else user_inputs
 
 
-def _result_names(source: ModelSource, spec: Any) -> tuple[list[str], list[int]]:
+def result_names(source: ModelSource, spec: Any) -> tuple[list[str], list[int]]:
     """What the outputs are called, and where each is among the module's flat results."""
     if spec.is_leaf():
         found, by_key = ["output_0"], False

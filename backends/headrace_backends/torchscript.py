@@ -29,8 +29,8 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     problems = leading_problems(source.max_batch_size or 0, (*source.inputs, *source.outputs))
     if problems:
         raise LoadError("; ".join(problems))
-    module = _load_torchscript(source, device)
-    order = _argument_order(source, module)
+    module = load_torchscript(source, device)
+    order = argument_order(source, module)
     wanted = [spec.name for spec in source.outputs]
 
     def call(tensors: list[torch.Tensor]) -> list[Any]:
@@ -49,7 +49,8 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     )
 
 
-def _load_torchscript(source: ModelSource, device: torch.device) -> Any:
+def load_torchscript(source: ModelSource, device: torch.device) -> Any:
+    """The module in the file. A pickle is refused: it could run any code."""
     if zipfile.is_zipfile(source.path):
         with zipfile.ZipFile(source.path) as archive:
             scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -69,7 +70,7 @@ def _load_torchscript(source: ModelSource, device: torch.device) -> Any:
         ) from error
 
 
-def _argument_order(source: ModelSource, module: Any) -> dict[str, int]:
+def argument_order(source: ModelSource, module: Any) -> dict[str, int]:
     """For each of forward's arguments that is given, which configured input it is."""
     arguments = [argument for argument in module.forward.schema.arguments if argument.name != "self"]
     names = [argument.name for argument in arguments]
