@@ -259,10 +259,6 @@ def test_versions(text, latest, only):
         ("optimize: {budget: {metric: max_rel, min: 1}}", "optimize.budget: should have a max of at least 0"),
         ("optimize: {budget: {metric: mean_cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),
         ("optimize: {budget: {metric: topk_agreement, min: 2}}", "optimize.budget: should have a min of at most 1"),
-        (
-            "optimize: {budget: {metric: cosine, min: 0.9}, allow: [bf16, qat]}",
-            "optimize: allows what is trained again (qat), so training is needed",
-        ),
         ("optimize: {time_limit_s: 0}", "optimize.time_limit_s: should be greater than 0, got 0"),
         ("optimize: {objective: fast}", "optimize.objective: should be latency, throughput or {p99_ms: N}, got 'fast'"),
         ("optimize: {objective: {p99_ms: 0}}", "optimize.objective.p99_ms: should be greater than 0, got 0"),

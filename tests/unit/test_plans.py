@@ -4,12 +4,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hand_made_plans import SIGNATURE, put_plan
+from hand_made_plans import put_plan
 
-from headrace.core.model import Signature, TensorSpec
+from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
 from headrace.repository.layout import read_folder
-from headrace.repository.planned import Unfit, misfit, planned_form
+from headrace.repository.planned import Unfit, planned_form
 from headrace.repository.plans import Plans, digest_of
 from headrace.repository.trust import MAX_DEATHS, WITHIN_NS, Trust
 from headrace_backends.optimize.accuracy import Budget
@@ -228,39 +228,6 @@ def test_wishes_are_checked_whoever_asks(cache, model):
 
 def spec(name="x", datatype=DataType.FP32, shape=(-1, 4), optional=False):
     return TensorSpec(name, datatype, shape, optional)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "most", "reason"),
-    [
-        ((spec(),), 8, ""),
-        ((spec(shape=(-1, -1)),), 8, ""),
-        ((spec(shape=None),), 8, ""),
-        ((spec("z"),), 8, "its inputs are ['z'], the reference has ['x']"),
-        ((spec(), spec("z")), 8, "its inputs are ['x', 'z'], the reference has ['x']"),
-        ((spec(datatype=DataType.FP16),), 8, "its input is x FP16[-1, 4], the reference has x FP32[-1, 4]"),
-        ((spec(shape=(-1, 5)),), 8, "its input is x FP32[-1, 5], the reference has x FP32[-1, 4]"),
-        ((spec(shape=(-1, 4, 1)),), 8, "its input is x FP32[-1, 4, 1], the reference has x FP32[-1, 4]"),
-        ((spec(),), 0, "its rows may not be merged as the reference's"),
-    ],
-)
-def test_a_form_has_to_have_the_references_signature(cache, model, inputs, most, reason):
-    put_plan(cache, model, b"form", signature=Signature((spec(),), (spec("y"),), 32))
-    plan = cache.find("m", "1", digest_of(read_folder(model), 1))[0]
-    assert misfit(plan, Signature(inputs, (spec("y"),), most)) == reason
-
-
-def test_a_form_may_not_take_less_than_the_reference(cache, model):
-    put_plan(cache, model, b"form", signature=SIGNATURE)
-    plan = cache.find("m", "1", digest_of(read_folder(model), 1))[0]
-    narrow = Signature((spec(shape=(-1, 4)),), SIGNATURE.outputs, 32)
-    assert misfit(plan, narrow) == "its input is x FP32[-1, 4], the reference has x FP32[-1, -1]"
-
-
-def test_a_plan_that_tells_no_signature_is_judged_by_its_answers_alone(cache, model):
-    put_plan(cache, model, b"form", signature=None)
-    plan = cache.find("m", "1", digest_of(read_folder(model), 1))[0]
-    assert misfit(plan, SIGNATURE) == ""
 
 
 # ---- trust ----

@@ -18,6 +18,7 @@ from headrace_backends.optimize.examples import Example, Examples, merged, shape
 from headrace_backends.optimize.findings import Fate, Point, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.misfit import misfit
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.trial import Trial, TrialFailed
 from headrace_backends.optimize.workshop import Artifact, Workshop
@@ -109,9 +110,9 @@ class Contest:
                 row = _with(row, load_s=load_s, notes=(*artifact.notes, *notes))
                 if form.steps:
                     row = _with(row, file_bytes=artifact.file_bytes)
-                misfit = _misfit(self.signature, signature)
-                if misfit:
-                    return _with(row, reason=misfit)
+                unfit = misfit(self.signature, signature)
+                if unfit:
+                    return _with(row, reason=unfit)
                 errors = self._errors(self.first, self._answers(trial, signature, self.first.examples))
                 row = _with(row, errors=errors, memory_bytes=trial.memory_bytes())
                 problem = self._problem(form, errors)
@@ -279,20 +280,6 @@ def _groups(examples: Sequence[Example], most: int) -> list[list[Example]]:
         else:
             groups.append([example])
     return groups
-
-
-def _misfit(reference: Signature, found: Signature) -> str | None:
-    """Why a form's tensors are not the reference's; None where they are."""
-    for kind, ours, theirs in (
-        ("inputs", reference.inputs, found.inputs),
-        ("outputs", reference.outputs, found.outputs),
-    ):
-        wanted = {spec.name: spec.datatype for spec in ours}
-        got = {spec.name: spec.datatype for spec in theirs}
-        if wanted != got:
-            told = [[one.describe() for one in specs] for specs in (theirs, ours)]
-            return f"its {kind} are {told[0]}, the model's are {told[1]}"
-    return None
 
 
 def _with(row: Row, **changes: object) -> Row:

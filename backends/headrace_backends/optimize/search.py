@@ -75,6 +75,8 @@ class Search:
             with Contest(self.subject, self.goal, self.workshop, self.cpus, metric) as contest:
                 reference, told = self._prepare(contest)
                 todo = forms.candidates(self._facts(contest))
+                if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
+                    todo = [msgspec.structs.replace(form, max_batch_size=0) for form in todo]
                 self.listener.begin(len(todo))
                 self._try_all(contest, todo)
                 winner, why = self._decide(contest, reference)

@@ -14,7 +14,6 @@ from headrace_backends.optimize.form import Technique
 
 _SHARES = ("cosine", "mean_cosine", "top1_agreement", "topk_agreement")  # 1 where nothing differs
 _DISTANCES = ("max_abs", "max_rel")  # 0 where nothing differs
-_TRAINED = frozenset({Technique.PRUNE, Technique.SPARSE, Technique.DISTILL, Technique.QAT})
 _MAX_TIME_LIMIT_S = 7 * 86400.0
 
 
@@ -89,8 +88,6 @@ class OptimizeConfig(Section):
     def _pairs(self) -> "OptimizeConfig":
         if self.allow and self.budget is None:
             raise ValueError(f"allows what changes answers ({', '.join(self.allow)}), so a budget is needed")
-        if (trained := [one for one in self.allow if one in _TRAINED]) and self.training is None:
-            raise ValueError(f"allows what is trained again ({', '.join(trained)}), so training is needed")
         return self
 
     def named_files(self) -> dict[str, str]:

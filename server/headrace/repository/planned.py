@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from headrace.core.model import Signature, TensorSpec
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.model_config import InstanceConfig, ModelConfig
 from headrace_backends.optimize.form import Form
@@ -84,25 +83,6 @@ def why_no_plan(config: ModelConfig) -> str:
     return f"its instances are configured on {', '.join(devices)}, and plans are for the CPU" if devices else ""
 
 
-def misfit(plan: Plan, signature: Signature) -> str:
-    """Why a form with this signature cannot stand for the plan's reference; empty where it can."""
-    if plan.signature is None:
-        return ""
-    for what, wanted, got in (
-        ("input", plan.signature.inputs, signature.inputs),
-        ("output", plan.signature.outputs, signature.outputs),
-    ):
-        if [spec.name for spec in wanted] != [spec.name for spec in got]:
-            names = [[spec.name for spec in specs] for specs in (got, wanted)]
-            return f"its {what}s are {names[0]}, the reference has {names[1]}"
-        for right, mine in zip(wanted, got, strict=True):
-            if not _stands_for(mine, right, takes=what == "input"):
-                return f"its {what} is {mine.describe()}, the reference has {right.describe()}"
-    if (plan.signature.max_batch_size > 0) != (signature.max_batch_size > 0):
-        return "its rows may not be merged as the reference's" if plan.signature.max_batch_size else "it merges rows"
-    return ""
-
-
 def _check_wishes(plan: Plan, config: ModelConfig) -> None:
     wishes = config.optimize
     if wishes is None:
@@ -130,17 +110,6 @@ def _parameters(form: Form, backend: str, config: ModelConfig) -> dict[str, Any]
         own = {_THREADS: own[_THREADS]} if _THREADS in own else {}
     asked = {_THREADS: form.threads} if form.threads else {}
     return {**form.parameters, **asked, **own}
-
-
-def _stands_for(mine: TensorSpec, right: TensorSpec, *, takes: bool) -> bool:
-    """Whether a tensor of the form can be the reference's. What it ``takes`` may be of more sizes and not of fewer."""
-    if mine.datatype != right.datatype or mine.optional != right.optional:
-        return False
-    if mine.shape is None or right.shape is None:
-        return True
-    return len(mine.shape) == len(right.shape) and all(
-        one in (other, -1) or (other == -1 and not takes) for one, other in zip(mine.shape, right.shape, strict=True)
-    )
 
 
 def _bytes_below(place: Path, files: VersionFiles) -> int:

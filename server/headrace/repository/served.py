@@ -19,7 +19,7 @@ from headrace.repository.declared import config_json, declared_signature, reshap
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.model_config import InstanceConfig
 from headrace.repository.pager import Pager
-from headrace.repository.planned import Planned, misfit
+from headrace.repository.planned import Planned
 from headrace.repository.residence import Residence
 from headrace.repository.trust import Trust
 from headrace.workers.cpus import threads_for
@@ -29,6 +29,7 @@ from headrace.workers.placement import Needs
 from headrace.workers.process import LoadRefused
 from headrace.workers.resources import GLOBAL
 from headrace.workers.supervisor import Supervisor
+from headrace_backends.optimize.misfit import misfit
 from headrace_backends.registry import PLATFORMS, SHAREABLE
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ class ServedVersion:
         if (
             not refused
             and self.planned is not None
-            and (wrong := misfit(self.planned.plan, self.instances[0].signature))
+            and (reference := self.planned.plan.signature) is not None
+            and (wrong := misfit(reference, self.instances[0].signature))
         ):
             refused.append(LoadRefused(wrong))
         if refused:
