@@ -17,7 +17,7 @@ def misfit(reference: Signature, found: Signature) -> str:
             names = [[spec.name for spec in specs] for specs in (got, wanted)]
             return f"its {what}s are {names[0]}, the reference has {names[1]}"
         for right, mine in zip(wanted, got, strict=True):
-            if not _stands_for(mine, right):
+            if not _stands_for(mine, right, takes=what == "input"):
                 return f"its {what} is {mine.describe()}, the reference has {right.describe()}"
     return "it merges rows, and the reference does not" if found.max_batch_size and not reference.max_batch_size else ""
 
