@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
-from headrace_backends.optimize.steps.openvino_source import layers_to_keep, nncf, quiet, read, save
+from headrace_backends.optimize.steps.openvino_source import layers_to_keep, nncf, read, save
 
 _MOST_SAMPLES = 300  # more take longer and change nothing
 
@@ -36,11 +36,10 @@ def apply(task: StepTask) -> Path:
     if count < 1:
         raise StepFailed("there are no examples to calibrate with")
     model = read(task)
-    library = nncf()
     keep = layers_to_keep(task, model, options.keep)
     examples = [dict(example) for example in task.examples.inputs[:count]]
     try:
-        with quiet():
+        with nncf() as library:
             quantised = library.quantize(
                 model,
                 library.Dataset(examples),
@@ -50,6 +49,8 @@ def apply(task: StepTask) -> Path:
                 fast_bias_correction=options.fast_bias_correction,
                 subset_size=count,
             )
+    except StepFailed:
+        raise
     except Exception as error:  # it promises no types
         raise StepFailed(f"NNCF cannot quantise it: {' '.join(str(error).split())[:500]}") from error
     made = sum(operator.get_type_name() == "FakeQuantize" for operator in quantised.get_ops())

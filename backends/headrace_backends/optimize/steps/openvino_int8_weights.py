@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
-from headrace_backends.optimize.steps.openvino_source import layers_to_keep, nncf, quiet, read, save
+from headrace_backends.optimize.steps.openvino_source import layers_to_keep, nncf, read, save
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,16 +26,17 @@ def apply(task: StepTask) -> Path:
     except msgspec.ValidationError as error:
         raise StepFailed(f"the options are wrong: {error}") from error
     model = read(task)
-    library = nncf()
     keep = layers_to_keep(task, model, options.keep)
-    modes = library.CompressWeightsMode
     try:
-        with quiet():
+        with nncf() as library:
+            modes = library.CompressWeightsMode
             compressed = library.compress_weights(
                 model,
                 mode=modes.INT8_SYM if options.symmetric else modes.INT8_ASYM,
                 ignored_scope=library.IgnoredScope(names=keep, validate=False) if keep else None,
             )
+    except StepFailed:
+        raise
     except Exception as error:  # it promises no types
         raise StepFailed(f"NNCF cannot compress its weights: {' '.join(str(error).split())[:500]}") from error
     return save(task, compressed)

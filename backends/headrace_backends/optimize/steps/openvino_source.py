@@ -106,24 +106,26 @@ def _named_layers(model: Any, wanted: Iterable[str]) -> tuple[list[str], list[st
     return list(found), unknown
 
 
-def nncf() -> Any:
-    """The module nncf.
+@contextmanager
+def nncf() -> Iterator[Any]:
+    """The module nncf, quiet, and without importing what it does not need.
 
     Raises:
         StepFailed: it is not installed.
     """
     hidden = [name for name in _UNUSED_BY_NNCF if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: for the import, they are not installed
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: meanwhile they are not installed
     try:
         with quiet():
-            import nncf
-    except ImportError as error:
-        raise StepFailed(f"nncf does not import here: {error}; install it with: pip install nncf") from error
+            try:
+                import nncf as library
+            except ImportError as error:
+                raise StepFailed(f"nncf does not import here: {error}; install it with: pip install nncf") from error
+            library.set_log_level(logging.ERROR)
+            yield library
     finally:
         for name in hidden:
             del sys.modules[name]
-    nncf.set_log_level(logging.ERROR)
-    return nncf
 
 
 @contextmanager
