@@ -20,14 +20,23 @@ NO_PLANS = f"{tempfile.gettempdir()}/headrace-test-plans-{os.getpid()}"  # where
 
 
 class RunningServer:
-    """``headrace serve`` on free ports over one repository; a context manager that ends it."""
+    """``headrace serve`` on free ports over one repository; a context manager that ends it.
 
-    def __init__(self, repository: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    ``program`` are the interpreter's arguments where it is served by other means.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "headrace", "serve"),
+    ) -> None:
         self.repository = Path(repository)
         self._log = tempfile.NamedTemporaryFile(prefix="headrace-test-", suffix=".log")  # noqa: SIM115
         ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "headrace", "serve", str(repository), *ports, *flags],
+            [sys.executable, *program, str(repository), *ports, *flags],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -7,11 +7,14 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
 
+from headrace.background.optimizer import BackgroundOptimizer
+from headrace.background.schedule import Subject
+from headrace.background.subjects import command_for, read_room, subjects_of
 from headrace.calls import CallDesk
 from headrace.config import Settings
 from headrace.core.errors import InvalidRequest
@@ -27,6 +30,7 @@ from headrace.frontends.grpc_statistics import StatisticsService
 from headrace.frontends.grpc_stream import StreamService
 from headrace.frontends.http import create_app, metrics_app
 from headrace.frontends.http_lane import lane
+from headrace.frontends.http_plans import add_plans
 from headrace.frontends.http_recording import add_recording
 from headrace.frontends.http_server import HttpServer, bind
 from headrace.frontends.http_settings import add_settings
@@ -40,6 +44,7 @@ from headrace.gpu_sampler import GpuSampler
 from headrace.log import levels_from
 from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
+from headrace.plan_choices import PlanChoices
 from headrace.readings import Readings
 from headrace.recording.recorder import Recorder, allowed_folder
 from headrace.redis_cache import RedisCache, RedisMissing
@@ -73,10 +78,15 @@ class CannotStart(Exception):
     """The server cannot start; the message says why and what to do."""
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings,
+    announce: Callable[[str], None],
+    optimize: Callable[[Subject], Sequence[str]] | None = None,
+) -> None:
     """Run a server until SIGTERM or SIGINT, and drain it.
 
-    ``announce`` is given a line for each model and one when the server is ready.
+    ``announce`` is given a line for each model and one when the server is ready. ``optimize`` makes the command line
+    of the optimiser beside it, ``headrace optimize`` unless given.
 
     Raises:
         CannotStart: a port is taken, or there is no repository.
@@ -87,13 +97,13 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await App(settings).run(stop, announce)
+    await App(settings, optimize).run(stop, announce)
 
 
 class App:
     """One server: front ends, engine, repository and workers."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, optimize: Callable[[Subject], Sequence[str]] | None = None) -> None:
         self._settings = settings
         try:
             restrictions = Restrictions.parse(settings.restricted_api)
@@ -118,6 +128,7 @@ class App:
             if plans is not None and settings.drift_interval
             else None
         )
+        self.optimizer = self._optimizer(plans, optimize) if settings.optimize == "background" else None
         self.tracer = Tracer(tracing)
         self.recorder = Recorder(self.repository, recordings, settings.recording_bytes)
         self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer, self.recorder)
@@ -131,7 +142,14 @@ class App:
         self.supervisor.set_logging(log_settings.levels)
         self.recycler = Recycler(self.supervisor, growth_limits, settings.recycle_grace)
         readings = Readings(
-            self.engine, self.repository, self.supervisor, self.state, self.cache, self.recycler, self.pager
+            self.engine,
+            self.repository,
+            self.supervisor,
+            self.state,
+            self.cache,
+            self.recycler,
+            self.pager,
+            self.optimizer,
         )
         self.gpu_sampler = GpuSampler()
         metrics = Metrics(readings.models, readings.workers, readings.server, readings.custom, self.gpu_sampler.latest)
@@ -151,6 +169,9 @@ class App:
                 lambda app: add_settings(app, log_settings, self.tracer, self._has_model),
                 lambda app: add_shared_memory(app, self.regions, cuda_regions),
                 lambda app: add_recording(app, self.recorder, self.repository),
+                lambda app: add_plans(
+                    app, self.repository, plans, settings.plan_cache, used=settings.optimize != "off"
+                ),
             ],
             restrictions,
         )
@@ -197,11 +218,14 @@ class App:
         checking.add_done_callback(partial(_log_failure, "the answers of optimised models are not watched"))
         sampling = asyncio.get_running_loop().create_task(self.gpu_sampler.run())
         sampling.add_done_callback(partial(_log_failure, "GPUs are not measured"))
+        optimizing = asyncio.get_running_loop().create_task(self._optimize())
+        optimizing.add_done_callback(partial(_log_failure, "models are not optimised"))
         await stop.wait()
         sampling.cancel()
         sweeping.cancel()
         recycling.cancel()
         checking.cancel()
+        optimizing.cancel()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
@@ -223,7 +247,7 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, recycling, checking, sampling, return_exceptions=True)
+        await asyncio.gather(loading, sweeping, recycling, checking, sampling, optimizing, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:
@@ -232,6 +256,27 @@ class App:
     async def _check_plans(self) -> None:
         if self.drift_guard is not None:
             await self.drift_guard.run()
+
+    def _optimizer(
+        self, plans: PlanChoices | None, command: Callable[[Subject], Sequence[str]] | None
+    ) -> BackgroundOptimizer:
+        settings = self._settings
+        # Both as absolute paths: the folder that the server was started in may be another one's.
+        repository, plan_cache = settings.repository.resolve(), settings.plan_cache.resolve()
+        optimizer = BackgroundOptimizer(
+            lambda: subjects_of(self.repository, plans),
+            partial(read_room, plan_cache),
+            command or partial(command_for, repository=repository, plan_cache=plan_cache),
+            self.repository.take_plan,
+            settings.optimize_time_limit,
+        )
+        if plans is not None:
+            plans.on_refused = optimizer.on_refused
+        return optimizer
+
+    async def _optimize(self) -> None:
+        if self.optimizer is not None:
+            await self.optimizer.run()
 
     async def _sweep(self) -> None:
         """Let go of shared memory whose owners have."""

@@ -93,6 +93,9 @@ class Settings:
         "Seconds without a request after which an optimised model answers its recorded requests again; 0: never.",
         min=0,
     )
+    optimize_time_limit: float = _option(
+        3600.0, "Seconds after which a run of the optimiser in the background is stopped; it goes on later.", min=1
+    )
     allow_recording: bool = _option(False, "Let clients have inputs of a model recorded, in the plan cache.")
     recording_bytes: int = _option(256 * 1024 * 1024, "Memory for the inputs of one recording.", min=1024)
     grpc_compression: Literal["none", "deflate", "gzip"] = _option("none", "Compression of gRPC responses.")

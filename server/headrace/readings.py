@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, monotonic_ns
 
+from headrace.background.optimizer import BackgroundOptimizer
+from headrace.background.schedule import Result
 from headrace.batching.adaptive import AdaptivePolicy
 from headrace.batching.curve import LatencyCurves
 from headrace.batching.objective import Objective
@@ -17,6 +19,7 @@ from headrace.metrics import (
     LatencySample,
     ModelSample,
     ObjectiveSample,
+    OptimizerSample,
     PlanSample,
     ResidencySample,
     ServerSample,
@@ -47,6 +50,7 @@ class Readings:
         cache: Cache | None,
         recycler: Recycler,
         pager: Pager | None,
+        optimizer: BackgroundOptimizer | None = None,
     ) -> None:
         self._engine = engine
         self._repository = repository
@@ -55,6 +59,7 @@ class Readings:
         self._cache = cache
         self._recycler = recycler
         self._pager = pager
+        self._optimizer = optimizer
         self._started = monotonic()
         self._cpu = CpuUtilization()
 
@@ -132,7 +137,14 @@ class Readings:
             recycles=self._recycler.recycles,
             residency=_residency(self._pager) if self._pager is not None else None,
             resources=limiter.resources.usage() if (limiter := self._supervisor.limiter) is not None else {},
+            optimizer=_optimizer(self._optimizer) if self._optimizer is not None else None,
         )
+
+
+def _optimizer(optimizer: BackgroundOptimizer) -> OptimizerSample:
+    running = optimizer.running
+    results = {str(result): optimizer.results[result] for result in Result}
+    return OptimizerSample(running.model if running is not None else "", results)
 
 
 def _residency(pager: Pager) -> ResidencySample:

@@ -99,6 +99,7 @@ ROUTES = {
     ("POST", "/v2/repository/index"),
     ("POST", "/v2/repository/models/{name}/load"),
     ("POST", "/v2/repository/models/{name}/unload"),
+    ("POST", "/v2/repository/models/{name}/plan"),
     ("POST", "/v2/repository/{repository_name}/index"),
     ("POST", "/v2/repository/{repository_name}/models/{name}/load"),
     ("POST", "/v2/repository/{repository_name}/models/{name}/unload"),

@@ -40,6 +40,7 @@ PATHS = {
     "/v2/repository/index": "model-repository",
     "/v2/repository/models/m/load": "model-repository",
     "/v2/repository/models/m/unload": "model-repository",
+    "/v2/repository/models/m/plan": "model-repository",
     "/v2/repository/r/index": "model-repository",
     "/v2/repository/r/models/m/load": "model-repository",
     "/v2/systemsharedmemory/status": "shared-memory",

@@ -114,6 +114,14 @@ class ResidencySample:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerSample:
+    """The optimiser beside the server: what it works on, empty for nothing, and how its runs ended."""
+
+    model: str
+    results: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSample:
     """The front process now: requests accepted and not yet answered, and the bytes that they hold.
 
@@ -129,3 +137,4 @@ class ServerSample:
     residency: ResidencySample | None = None  # None where there is no limit
     recycles: Mapping[str, int] = field(default_factory=dict)  # workers that were replaced, by reason
     resources: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    optimizer: OptimizerSample | None = None  # None where there is none

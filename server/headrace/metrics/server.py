@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from headrace import __version__
 from headrace.core.statistics import CacheUsage
 from headrace.metrics.machine import CpuUtilization, read_memory
-from headrace.metrics.samples import ResidencySample, ServerSample, WorkerSample
+from headrace.metrics.samples import OptimizerSample, ResidencySample, ServerSample, WorkerSample
 
 
 class ServerCollector(Collector):
@@ -63,6 +63,8 @@ def _server_families(server: ServerSample) -> Iterator[Metric]:
         yield from _cache_families(server.cache)
     if server.resources:
         yield from _resource_families(server.resources)
+    if server.optimizer is not None:
+        yield from _optimizer_families(server.optimizer)
 
 
 def _residency_families(residency: ResidencySample) -> Iterator[Metric]:
@@ -100,6 +102,22 @@ def _resource_families(resources: dict[tuple[str, str], tuple[int, int]]) -> Ite
         held.add_metric(labels, used)
         there.add_metric(labels, count)
     yield from (held, there)
+
+
+def _optimizer_families(optimizer: OptimizerSample) -> Iterator[Metric]:
+    runs = CounterMetricFamily(
+        "headrace_optimizer_runs_total",
+        "Runs of the optimiser in the background, by how they ended",
+        labels=("result",),
+    )
+    for result, count in optimizer.results.items():
+        runs.add_metric((result,), count)
+    running = GaugeMetricFamily(
+        "headrace_optimizer_running", "1 for the model that is being optimised in the background", labels=("model",)
+    )
+    if optimizer.model:
+        running.add_metric((optimizer.model,), 1)
+    yield from (runs, running)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

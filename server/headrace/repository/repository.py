@@ -193,6 +193,19 @@ class Repository:
         """Make what is served of one model agree with its folder. Never raises for what the folder holds."""
         await self._change(name, partial(self._read_disk, name))
 
+    async def take_plan(self, name: str) -> None:
+        """Look anew for the plans of a model, under every model control, and serve by what is there.
+
+        Nothing else of its folder is looked at. What cannot be loaded leaves what serves as it is.
+
+        Raises:
+            NotFound, NotReady: it does not serve.
+        """
+        record = self._records.get(name)
+        if record is None or not record.serving:
+            raise why_not(name, "", record)
+        await self._undisturbed(self._follow_again(name, record))
+
     async def close(self) -> None:
         """Drain every version and stop it: ensembles before the models that they are made of."""
         self._closing = True
@@ -327,6 +340,11 @@ class Repository:
             if not record.replan_due:
                 record.replan_due = True
                 self._begin(self._replan(user, record))
+
+    async def _follow_again(self, name: str, record: ModelRecord) -> None:
+        async with record.change:
+            folder = None if self._closing else record.folder
+            await self._follow(name, record, folder, whole=False)
 
     async def _replan(self, name: str, record: ModelRecord) -> None:
         async with record.change:

@@ -1,0 +1,1 @@
+"""The optimiser that runs beside a server, when nobody needs the CPU."""

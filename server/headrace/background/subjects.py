@@ -1,0 +1,84 @@
+"""What the optimiser beside the server may work on, what there is room for, and its command."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from headrace.background.schedule import Room, Subject
+from headrace.metrics.machine import read_memory
+from headrace.plan_choices import PlanChoices, served_form
+from headrace.repository.repository import Repository, Served
+from headrace.repository.served import ServedVersion, version_print
+
+_OWN_CODE = ("python", "fake")  # backends whose models are their owner's code: there is no other form of them
+
+
+def subjects_of(repository: Repository, plans: PlanChoices | None) -> list[Subject]:
+    """The newest version of each model whose owner asks for a plan; none before all models were loaded once."""
+    if not repository.settled or plans is None:
+        return []
+    return [_subject(served, plans) for served in _newest(repository.served()) if wants_plan(served)]
+
+
+def wants_plan(served: Served) -> bool:
+    """Whether the owner asks for it, and there may be one."""
+    config = served.folder.config
+    return (
+        isinstance(served, ServedVersion)
+        and config.optimize is not None
+        and served.files.backend not in _OWN_CODE
+        and served.folder.sequence is None
+        and not config.decoupled
+        and all(group.device == "cpu" for group in config.instances)
+    )
+
+
+def command_for(subject: Subject, repository: Path, plan_cache: Path) -> list[str]:
+    """The optimiser's command line."""
+    return [
+        sys.executable,
+        "-m",
+        "headrace",
+        "optimize",
+        subject.model,
+        "--version",
+        subject.version,
+        "--repository",
+        str(repository),
+        "--plan-cache",
+        str(plan_cache),
+        "--background",
+    ]
+
+
+def read_room(plan_cache: Path) -> Room:
+    """What is free now of memory, and of disk where plans are made."""
+    memory = read_memory()
+    at = plan_cache
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    return Room(max(0, memory.total_bytes - memory.used_bytes), shutil.disk_usage(at).free)
+
+
+def _newest(served: Iterable[Served]) -> Iterator[Served]:
+    newest: dict[str, Served] = {}
+    for one in served:
+        known = newest.get(one.folder.name)
+        if known is None or known.files.version < one.files.version:
+            newest[one.folder.name] = one
+    yield from (newest[name] for name in sorted(newest, key=os.fsencode))
+
+
+def _subject(served: Served, plans: PlanChoices) -> Subject:
+    form = served_form(served, plans)
+    basis = version_print(served.folder, served.files.version)
+    return Subject(
+        served.folder.name,
+        served.version,
+        basis,
+        form.planned,
+        "" if form.planned else form.why,
+        served.files.model_bytes,
+    )
