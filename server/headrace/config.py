@@ -70,6 +70,11 @@ class Settings:
     )
     cache_redis: str = _option("", "URL of a Redis that keeps those responses instead of this process's memory.")
     allow_client_shm: bool = _option(False, "Let clients register shared memory to read inputs from and write to.")
+    optimize_time_limit: float = _option(
+        3600.0, "Seconds after which a run of the optimiser in the background is stopped; it goes on later.", min=1
+    )
+    allow_recording: bool = _option(False, "Let clients have inputs of a model recorded, in the plan cache.")
+    recording_bytes: int = _option(256 * 1024 * 1024, "Memory for the inputs of one recording.", min=1024)
     forward_headers: str = _option(
         "", "Regular expression; headers whose lower-case names match it whole become request parameters."
     )
@@ -93,10 +98,5 @@ class Settings:
         "Seconds without a request after which an optimised model answers its recorded requests again; 0: never.",
         min=0,
     )
-    optimize_time_limit: float = _option(
-        3600.0, "Seconds after which a run of the optimiser in the background is stopped; it goes on later.", min=1
-    )
-    allow_recording: bool = _option(False, "Let clients have inputs of a model recorded, in the plan cache.")
-    recording_bytes: int = _option(256 * 1024 * 1024, "Memory for the inputs of one recording.", min=1024)
     grpc_compression: Literal["none", "deflate", "gzip"] = _option("none", "Compression of gRPC responses.")
     server_name: str = _option("headrace", "Name in the server's metadata; some clients check for 'triton'.")

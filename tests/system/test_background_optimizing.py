@@ -1,7 +1,6 @@
 """The optimiser beside a running server: what is run when, and what is said of it. The program is a small fake."""
 
 import json
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -88,9 +87,8 @@ def test_models_that_ask_for_it_are_optimised_one_after_the_other(beside):
 def test_nothing_runs_unless_it_is_to(tmp_path):
     beside = Beside(tmp_path, "--optimize", "plans")
     onnx_model(beside.repository, "a", config=ASKS)
-    with beside.serve() as server:
-        with pytest.raises(AssertionError, match="no series"):
-            runs(server, "failed")
+    with beside.serve() as server, pytest.raises(AssertionError, match="no series"):
+        runs(server, "failed")
     assert beside.notes() == []
 
 
@@ -132,7 +130,7 @@ def test_one_that_takes_too_long_is_stopped(tmp_path):
         server.wait_for(lambda: gone(beside.notes()[0]["pid"]))
 
 
-# -- plans that are taken ------------------------------------------------------------------------------------------------
+# -- plans that are taken -------------------------------------------------------------------------------------------
 
 
 def made_plan(beside, model):
@@ -192,7 +190,7 @@ def test_applying_says_what_is_in_the_way(tmp_path):
             apply_plan(f"http://{server.http}", "a")
         with pytest.raises(CannotApply, match="is it a Headrace server"):
             apply_plan(f"http://{server.http}/elsewhere", "a")
-    with pytest.raises(CannotApply, match="no server answers at .*used when the server loads the model next"):
+    with pytest.raises(CannotApply, match=r"no server answers at .*used when the server loads the model next"):
         apply_plan("http://127.0.0.1:1", "a")
 
 
@@ -212,4 +210,4 @@ def test_applying_with_other_plans_or_an_unknown_model_is_refused(tmp_path):
         assert status == 200
         assert answer["versions"][0]["form"] == "onnxruntime, as it was dropped in"
         assert server.post("/v2/models/a/infer", infer_body([1.0]))[0] == 200
-        assert os.listdir(beside.plans) == []
+        assert list(beside.plans.iterdir()) == []
