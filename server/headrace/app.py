@@ -237,6 +237,7 @@ class App:
         )
         self.engine.stop_accepting()
         await self.recorder.close()
+        await asyncio.gather(optimizing, return_exceptions=True)  # it was cancelled, and kills what it runs
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.1, deadline - monotonic())):
                 await self.repository.close()
@@ -247,7 +248,7 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, recycling, checking, sampling, optimizing, return_exceptions=True)
+        await asyncio.gather(loading, sweeping, recycling, checking, sampling, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:
