@@ -91,16 +91,27 @@ def test_a_boards_time_runs_from_the_first_that_it_hears():
 @pytest.mark.parametrize(("told", "kept"), [(0.25, 0.25), (-1.0, 0.0), (7.0, 1.0), (float("nan"), None), (None, None)])
 def test_a_board_brings_shares_into_range(told, kept):
     board = Board()
-    board.progress("x", told)
+    board.progress("x", told, 0.0)
     assert board.share == kept
 
 
 def test_what_was_done_about_a_candidate_is_over_with_its_row():
     board = Board()
     board.trying(TORCH, 1, 2, 10.0)
-    board.progress("compiling", 0.5)
+    board.progress("compiling", 0.5, 11.0)
     board.row(row(TORCH, Fate.FAILED))
     assert (board.present, board.text, board.share) == (None, "", None)
+
+
+def test_what_is_done_between_candidates_has_a_time_of_its_own():
+    board = Board()
+    board.trying(TORCH, 1, 2, 10.0)
+    board.progress("compiling", None, 12.0)
+    assert board.present_began_s == 10.0
+    board.row(row(TORCH, Fate.FAILED))
+    board.progress("measuring layers", 0.1, 20.0)
+    board.progress("measuring layers", 0.2, 25.0)
+    assert board.present_began_s == 20.0
 
 
 def test_the_picture_has_the_budget_the_time_left_the_present_candidate_and_the_best_rows():

@@ -40,8 +40,10 @@ class Board:
         self.total = total if total is not None else self.total
         self.text, self.share = "", None
 
-    def progress(self, text: str, share: float | None) -> None:
-        """Shares out of range are brought into it."""
+    def progress(self, text: str, share: float | None, now_s: float) -> None:
+        """What is done now, about the present candidate or between two. Shares out of range are brought into it."""
+        if self.present is None and text != self.text:
+            self.present_began_s = now_s
         self.text, self.share = text, None if share is None or not isfinite(share) else min(1.0, max(0.0, share))
 
     def row(self, row: Row) -> None:

@@ -63,7 +63,7 @@ class LiveTable:
 
     def progress(self, text: str, share: float | None = None) -> None:
         """The bar moves at the next refresh."""
-        self._board.progress(text, share)
+        self._board.progress(text, share, self._clock())
         self._hear()
 
     def row(self, row: Row) -> None:
