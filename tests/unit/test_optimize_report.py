@@ -122,6 +122,9 @@ def test_every_candidate_is_in_the_table_with_its_fate_and_reason(count):
     for fate, number in reading.counts(found.rows).items():
         assert f"{number} {fate}" in page.text
     assert "12 of 61 layers kept in fp32" in page.text
+    assert 'openvino_int8 {"keep":["conv1","conv2","fc"],"preset":"mixed"}' in page.text
+    assert "top-1 agreement 0.985 0.981" in page.text
+    assert "no floats" not in page.text  # nothing but floats differs
     assert page.seen.count("details") >= count
 
 

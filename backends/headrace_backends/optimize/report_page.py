@@ -186,7 +186,7 @@ def _errors(row: Row) -> list[tuple[str, str, str]]:
     told = []
     for field in msgspec.structs.fields(Errors):
         values = [None if half is None else getattr(half, field.name) for half in halves]
-        if any(value is not None for value in values):
+        if any(value is not None for value in values) and (field.name != "mismatches" or any(values)):
             name = reading.metric_name(field.name)
             told.append((name, figures.error(values[0]), figures.error(values[1])))
     return told
