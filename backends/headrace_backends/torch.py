@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import msgspec
 import torch
 
 from headrace.core.model import Signature, TensorSpec
-from headrace_backends import parameters, threads
+from headrace_backends import parameters, threads, torch_running
 from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
+from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gist, tensor_of
+from headrace_backends.torch_running import Running
 from headrace_backends.torchscript import read_torchscript
 
-_PARAMETERS = ("intra_op_threads",)
+_PARAMETERS = ("intra_op_threads", *torch_running.NAMES)
 _REFUSALS = (RuntimeError, IndexError, ValueError, AssertionError)
 
 
@@ -25,15 +28,18 @@ class TorchBackend(Backend):
 
     warms_up = True
 
-    def __init__(self, device: torch.device, model: TorchModel, max_batch_size: int) -> None:
+    def __init__(self, device: torch.device, model: TorchModel, max_batch_size: int, running: Running) -> None:
         self._device = device
         self._on_cpu = device.type == "cpu"
+        self._running = running
+        self._module = running.laid_out(model.module)
         self._call = model.call
         self._signature = Signature(
             tuple(tensor.spec for tensor in model.inputs),
             tuple(tensor.spec for tensor in model.outputs),
             max_batch_size,
         )
+        self._dtypes = [TORCH_DTYPES[spec.datatype] for spec in self._signature.outputs]
         self._notes: list[str] = []
 
     @classmethod
@@ -44,17 +50,24 @@ class TorchBackend(Backend):
         """
         parameters.refuse_unknown("torch", source.parameters, _PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
+        running = Running.asked(source.parameters)
+        if running.compile and source.path.suffix == ".pt":
+            raise LoadError("parameters.compile is for exported programs (.pt2): TorchScript (.pt) is compiled already")
         device = _device(source)
         on_cpu = device.type == "cpu"
         torch.set_num_threads(threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
         with suppress(RuntimeError):  # it can be set once in a process, before the first parallel work
             torch.set_num_interop_threads(1)
         model = (read_exported if source.path.suffix == ".pt2" else read_torchscript)(source, device)
-        backend = cls(device, model, source.max_batch_size or 0)
+        backend = cls(device, model, source.max_batch_size or 0, running)
+        if running.channels_last or running.autocast is not None:
+            backend._try_running(model)
         if source.max_batch_size is None:
             backend._infer_batching(model)
         if on_cpu:
             backend._settle_threads(source, asked, model)
+        if running.compile:
+            backend._compile(model)
         return backend
 
     @property
@@ -69,10 +82,10 @@ class TorchBackend(Backend):
     def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
         """Run the module; an exception of its own is told to the client as a refused input."""
         del requests
-        tensors = [self._tensor(inputs[spec.name]) for spec in self._signature.inputs]
+        tensors = self._running.inputs([self._tensor(inputs[spec.name]) for spec in self._signature.inputs])
         try:
-            with torch.inference_mode():
-                values = self._call(tensors)
+            with torch.inference_mode(), self._running.context(self._device):
+                values = self._running.outputs(self._call(self._module, tensors), self._dtypes)
         except _REFUSALS as error:
             told = gist(str(error)) or type(error).__name__
             text = "out of memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
@@ -84,7 +97,7 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         """Let go of the module, and give the GPU's cached memory back."""
-        del self._call
+        del self._module
         if not self._on_cpu:
             torch.cuda.empty_cache()
 
@@ -114,6 +127,32 @@ class TorchBackend(Backend):
         self.cpu_threads = choice.busy
         if choice.note is not None:
             self._notes.append(choice.note)
+
+    def _try_running(self, model: TorchModel) -> None:
+        """Refuse a layout or a precision that the module cannot be run in, though it could in its own."""
+        row = self._made_up(model, 1)
+        if row is not None:
+            torch_running.warmed(lambda: self._run_made_up(row), "with these parameters")
+
+    def _compile(self, model: TorchModel) -> None:
+        """Compile it for a single row, and for batches where there are any. The threads are settled: they are built in.
+
+        Where no inputs can be made up, the first request waits for the compiler.
+        """
+        batches = self._signature.max_batch_size > 1
+        self._module = torch_running.compiled(self._module, self._running.compile_cache, any_size=batches)
+        began = monotonic()
+        sizes = (1, 2, self._signature.max_batch_size) if batches else (1,)
+        for rows in dict.fromkeys(sizes):
+            inputs = self._made_up(model, rows)
+            if inputs is None:
+                self._notes.append("compiled at the first request, because no inputs could be made up")
+                return
+            torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
+        self._notes.append(f"compiled in {monotonic() - began:.0f} s")
+
+    def _made_up(self, model: TorchModel, rows: int) -> dict[str, Array] | None:
+        return made_up(model.inputs, rows if self._signature.max_batch_size else None)
 
     def _run_made_up(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         return self.execute(inputs, ())

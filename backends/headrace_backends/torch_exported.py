@@ -43,9 +43,8 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    module = program.module()
 
-    def call(tensors: list[torch.Tensor]) -> list[Any]:
+    def call(module: Any, tensors: list[torch.Tensor]) -> list[Any]:
         arguments, named = _pytree.tree_unflatten(tensors, signature.in_spec)
         leaves = _pytree.tree_leaves(module(*arguments, **named))
         return [leaves[index] for index in out_order]
@@ -54,8 +53,8 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     most_rows = _most_rows(program, leading)
     if leading and not leading.isidentifier():
         reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
-        return TorchModel(call, inputs, outputs, most_rows, reason)
-    return TorchModel(call, inputs, outputs, most_rows)
+        return TorchModel(program.module(), call, inputs, outputs, most_rows, reason)
+    return TorchModel(program.module(), call, inputs, outputs, most_rows)
 
 
 def load_exported(source: ModelSource) -> Any:

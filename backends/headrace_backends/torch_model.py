@@ -30,14 +30,18 @@ TORCH_DTYPES: dict[DataType, torch.dtype] = {
 DATATYPES = {dtype: datatype for datatype, dtype in TORCH_DTYPES.items()}
 _TRITON_NAME = re.compile(r"(?:INPUT|OUTPUT)__(\d+)")
 
-# A model as it is called: tensors in the order of the signature's inputs, tensors in the order of its outputs.
-Call = Callable[[list[torch.Tensor]], list[Any]]
+# How a module is called: tensors in the order of the signature's inputs, tensors in the order of its outputs.
+Call = Callable[[Any, list[torch.Tensor]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
-    """A model that was read: how to call it, what it takes and gives, and how many rows a batch could have."""
+    """A model that was read: its module, how to call that, what it takes and gives, how many rows a batch could have.
 
+    ``call`` is given the module anew each time, because a compiled one may take its place.
+    """
+
+    module: Any
     call: Call
     inputs: list[FoundTensor]
     outputs: list[FoundTensor]

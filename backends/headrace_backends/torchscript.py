@@ -33,7 +33,7 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     order = argument_order(source, module)
     wanted = [spec.name for spec in source.outputs]
 
-    def call(tensors: list[torch.Tensor]) -> list[Any]:
+    def call(module: Any, tensors: list[torch.Tensor]) -> list[Any]:
         result = module(**{name: tensors[index] for name, index in order.items()})
         if isinstance(result, torch.Tensor):
             return [result]
@@ -42,6 +42,7 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
         return [result[index] for index in positions(wanted)] if len(result) == len(wanted) else list(result)
 
     return TorchModel(
+        module,
         call,
         [FoundTensor(spec) for spec in source.inputs],
         [FoundTensor(spec) for spec in source.outputs],

@@ -1,6 +1,11 @@
 """The torch backend: exported programs and TorchScript, names, batching, and files that it must not open."""
 
+import os
 import pickle
+import re
+import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -345,3 +350,135 @@ def test_an_exported_bound_below_three_rows_is_proved_within(tmp_path):
     dynamic = ({0: torch.export.Dim("n", max=2)},)
     backend = load(export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3), dynamic=dynamic))
     assert (backend.signature.max_batch_size, backend.notes()) == (2, [])
+
+
+class Images(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.convolution, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 2)
+
+    def forward(self, image):
+        return self.last(torch.relu(self.convolution(image)).mean((2, 3)))
+
+
+def images(folder):
+    return export(folder, Images().eval(), torch.ones(2, 3, 6, 6), dynamic=(ROWS,))
+
+
+def answers(backend, rows=3):
+    image = np.random.default_rng(rows).standard_normal((rows, 3, 6, 6)).astype(np.float32)
+    return backend.execute({"image": image}, [])["output_0"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tolerance"),
+    [({"channels_last": True}, 1e-5), ({"autocast": "bf16"}, 2e-2), ({"autocast": "fp16"}, 2e-3)],
+)
+def test_other_ways_to_run(tmp_path, parameters, tolerance):
+    path = images(tmp_path)
+    plain, other = load(path), load(path, parameters=parameters)
+    assert other.signature == plain.signature
+    assert other.signature.max_batch_size == 32
+    right, answer = answers(plain), answers(other)
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, right, atol=tolerance)
+    if "autocast" in parameters:
+        assert np.abs(answer - right).max() > 0
+
+
+def test_other_ways_to_run_torchscript(tmp_path):
+    tensors = {
+        "inputs": (TensorSpec("image", FP32, (-1, 3, 6, 6)),),
+        "outputs": (TensorSpec("output_0", FP32, (-1, 2)),),
+    }
+    path = script(tmp_path, Images().eval())
+    plain = load(path, **tensors, max_batch_size=4)
+    other = load(path, **tensors, max_batch_size=4, parameters={"channels_last": "true", "autocast": "bf16"})
+    np.testing.assert_allclose(answers(other), answers(plain), atol=2e-2)
+    with pytest.raises(LoadError, match=r"compile is for exported programs \(\.pt2\)"):
+        load(path, **tensors, parameters={"compile": True})
+
+
+def test_a_module_that_does_not_run_with_channels_last(tmp_path):
+    path = export(tmp_path, lambda self, image: image.view(-1, 12) * 2, torch.ones(2, 3, 2, 2), dynamic=(ROWS,))
+    assert load(path).signature.max_batch_size == 32
+    with pytest.raises(LoadError, match=r"^it does not run with these parameters: .*view"):
+        load(path, parameters={"channels_last": True})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"autocast": "int8"}, r"parameters\.autocast is 'int8', expected bf16 or fp16"),
+        ({"channels_last": 2}, r"parameters\.channels_last is 2, expected true or false"),
+        ({"compile": "yes"}, r"parameters\.compile is 'yes', expected true or false"),
+        (
+            {"compile": True, "compile_cache": "here"},
+            r"compile_cache is 'here', expected the absolute path of a folder",
+        ),
+        ({"compile_cache": "/tmp/x"}, r"compile_cache is set and parameters\.compile is not"),
+        ({"compiled": True}, "no parameter 'compiled'; it has intra_op_threads, compile, compile_cache"),
+    ],
+)
+def test_ways_to_run_that_there_are_not(tmp_path, parameters, message):
+    with pytest.raises(LoadError, match=message):
+        load(images(tmp_path), parameters=parameters)
+
+
+COMPILED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from headrace_backends.base import LoadError, ModelSource
+from headrace_backends.torch import TorchBackend
+
+folder = Path(sys.argv[1])
+parameters = {"compile": True, **({"compile_cache": sys.argv[2]} if len(sys.argv) > 2 else {})}
+try:
+    backend = TorchBackend.load(ModelSource("m", "1", folder / "model.pt2", threads=1, parameters=parameters))
+except LoadError as error:
+    sys.exit(f"LoadError: {error}")
+for rows in (1, 3, 32):
+    image = np.random.default_rng(rows).standard_normal((rows, 3, 6, 6)).astype(np.float32)
+    np.save(folder / f"{rows}.npy", backend.execute({"image": image}, [])["output_0"])
+print(backend.signature.max_batch_size, *backend.notes())
+print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+def compiled(folder, *arguments, **environment):
+    """Load and run in a process of its own: the compiler keeps its settings for as long as a process lives."""
+    return subprocess.run(
+        [sys.executable, "-c", COMPILED, str(folder), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile with")
+def test_compiled(tmp_path):
+    path = images(tmp_path)
+    cache = tmp_path / "cache"
+    ended = compiled(tmp_path, cache)
+    assert ended.returncode == 0, ended.stderr
+    assert re.match(r"32 compiled in \d+ s\n", ended.stdout)
+    plain = load(path)
+    for rows in (1, 3, 32):
+        np.testing.assert_allclose(np.load(tmp_path / f"{rows}.npy"), answers(plain, rows), atol=1e-5)
+    built = set(cache.rglob("*.so"))
+    assert built
+    assert compiled(tmp_path, cache).returncode == 0
+    assert set(cache.rglob("*.so")) == built  # nothing was compiled anew
+
+
+def test_compiling_without_a_compiler(tmp_path):
+    images(tmp_path)
+    ended = compiled(tmp_path, CXX="/nowhere/g++", TMPDIR=str(tmp_path))
+    assert (
+        "LoadError: parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX" in ended.stderr
+    )
+    assert not list(tmp_path.glob("headrace-compiled-*"))

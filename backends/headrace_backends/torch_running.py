@@ -1,0 +1,123 @@
+"""How a PyTorch module is run, as its parameters ask: compiled, with channels last, under autocast."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace_backends import parameters
+from headrace_backends.base import LoadError
+from headrace_backends.torch_model import gist
+
+NAMES = ("compile", "compile_cache", "channels_last", "autocast")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_IMAGES = 4  # dimensions of a batch of images, which channels may come last in
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the parameters ask for. ``compile_cache`` is where compiled code is kept for the next load."""
+
+    compile: bool = False
+    compile_cache: Path | None = None
+    channels_last: bool = False
+    autocast: torch.dtype | None = None
+
+    @classmethod
+    def asked(cls, given: Mapping[str, Any]) -> "Running":
+        """Read the parameters.
+
+        Raises:
+            LoadError: one has a value that it cannot have.
+        """
+        autocast = given.get("autocast")
+        if autocast is not None and str(autocast) not in _AUTOCAST:
+            raise LoadError(f"parameters.autocast is {autocast!r}, expected {' or '.join(_AUTOCAST)}")
+        compiles = parameters.flag(given, "compile")
+        cache = given.get("compile_cache")
+        if cache is not None and not Path(str(cache)).is_absolute():  # the model's own folder is watched for changes
+            raise LoadError(f"parameters.compile_cache is {cache!r}, expected the absolute path of a folder")
+        if cache is not None and not compiles:
+            raise LoadError("parameters.compile_cache is set and parameters.compile is not, so nothing is compiled")
+        return cls(
+            compiles,
+            None if cache is None else Path(str(cache)),
+            parameters.flag(given, "channels_last"),
+            None if autocast is None else _AUTOCAST[str(autocast)],
+        )
+
+    def laid_out(self, module: Any) -> Any:
+        """The module with its weights in the layout that is asked for."""
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def inputs(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The inputs in that layout: a copy of those that are images."""
+        if not self.channels_last:
+            return tensors
+        return [
+            tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == _IMAGES else tensor
+            for tensor in tensors
+        ]
+
+    def context(self, device: torch.device) -> AbstractContextManager[Any]:
+        """What a run happens in."""
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+
+    def outputs(self, values: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[Any]:
+        """The outputs in the model's own datatypes, where autocast has left them in its own."""
+        if self.autocast is None:
+            return list(values)
+        return [
+            value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype is self.autocast else value
+            for value, dtype in zip(values, dtypes, strict=False)
+        ] + list(values[len(dtypes) :])
+
+
+def compiled(module: Any, cache: Path | None, *, any_size: bool) -> Callable[..., Any]:
+    """The module compiled by inductor at its first call; ``any_size`` where batches of every size will come.
+
+    Compiled code is machine code that is loaded: it is kept where the owner says, else in a folder that nobody else can
+    write to and that is gone with the process.
+    """
+    if cache is None:
+        cache = Path(tempfile.mkdtemp(prefix="headrace-compiled-"))
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    else:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoadError(f"parameters.compile_cache '{cache}' cannot be made: {error}") from error
+    os.environ[_CACHE_VARIABLE] = str(cache)
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = 1  # no pool of processes, which would outlive the load
+    function: Callable[..., Any] = torch.compile(module, dynamic=True if any_size else None)
+    return function
+
+
+def warmed(run: Callable[[], Any], what: str) -> None:
+    """Run once, which compiles.
+
+    Raises:
+        LoadError: it cannot be compiled here, or does not run that way.
+    """
+    try:
+        with warnings.catch_warnings():  # inductor's are for people who tune it
+            warnings.simplefilter("ignore")
+            run()
+    except Exception as error:
+        text = str(error)
+        if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
+            raise LoadError(
+                f"parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX ({gist(text)})"
+            ) from error
+        raise LoadError(f"it does not run {what}: {gist(text)}") from error
