@@ -22,7 +22,7 @@ from headrace_backends.optimize.plan import PLAN_FILE, REPLAY_FILE, BadPlan, Bas
 MAX_PLANS = 8  # of one model version: for other machines, library versions, repositories
 MAX_REFUSED = 3  # of one model version
 REASON_FILE = "refused.txt"
-REPORTS = ("report.html", "report.json", "trace.json")  # for people; may be added and removed
+REPORTS = ("report.html", "report.json", "trace.json", "scalars.tfevents")  # for people; may be added and removed
 
 _REFUSED = "refused-"
 _MAX_NAME = 120  # characters of a quoted model name
