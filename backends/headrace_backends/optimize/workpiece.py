@@ -1,5 +1,6 @@
 """The owner's model on the bench: proved to be the one that is served, changed and trained, and written as ONNX."""
 
+import logging
 import random
 from dataclasses import dataclass
 from itertools import islice
@@ -172,18 +173,24 @@ def _write(module: Module, piece: Workpiece, path: Path) -> None:
     for name in names:
         free = [axis for axis, size in enumerate(specs[name].shape or ()) if size == -1]
         shapes.append({axis: torch.export.Dim.AUTO if axis else leading for axis in free})
-    torch.onnx.export(
-        module,
-        piece.inputs,
-        path,
-        input_names=names,
-        output_names=[spec.name for spec in signature.outputs],
-        dynamic_shapes=tuple(shapes),
-        dynamo=True,
-        opset_version=_OPSET,
-        external_data=False,
-        verbose=False,
-    )
+    logger = logging.getLogger("torch.onnx")  # it warns of packages that it could have used
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        torch.onnx.export(
+            module,
+            piece.inputs,
+            path,
+            input_names=names,
+            output_names=[spec.name for spec in signature.outputs],
+            dynamic_shapes=tuple(shapes),
+            dynamo=True,
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        logger.setLevel(before)
 
 
 def _difference(errors: Errors) -> str:
