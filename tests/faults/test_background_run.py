@@ -145,3 +145,14 @@ def test_lines_are_cut_however_they_come():
     found.clear()
     lines.feed(b"z" * 70000 + b"\nshort\n")
     assert found == [b"short"]
+
+
+async def test_where_there_is_no_idle_scheduling_nothing_runs(notes, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\ndef no(*_): raise PermissionError(1, 'Operation not permitted')\nos.sched_setscheduler = no\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ended = await run_command(command(notes, "succeed"), 60)
+    assert ended.result is Result.FAILED
+    assert "no idle scheduling" in ended.reason
+    assert noted(notes) == []

@@ -21,7 +21,13 @@ _IOPRIO_IDLE = 3 << 13
 def stand_back() -> None:
     """Give this process the lowest priorities that there are."""
     # Only CPU that nobody else wants; beside it a nice value, which cgroups' schedulers look at too.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError as error:
+        sys.exit(
+            f"this system has no idle scheduling ({error}), and the optimiser beside a server may take nothing from it; "
+            "run headrace optimize yourself, and start the server with --optimize plans"
+        )
     os.nice(19)
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None:  # elsewhere the nice value decides
