@@ -25,7 +25,7 @@ def stand_back() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError as error:
         sys.exit(
-            f"this system has no idle scheduling ({error}), and the optimiser beside a server may take nothing from it; "
+            f"this system has no idle scheduling ({error}), and the optimiser may take nothing from it: "
             "run headrace optimize yourself, and start the server with --optimize plans"
         )
     os.nice(19)
