@@ -762,6 +762,14 @@ def test_tritons_own_parameters_tune_tritons_runtimes_and_do_not_stop_a_model(ba
     assert parse_pbtxt(text, "m").parameters == kept
 
 
+def test_tritons_openvino_parameters():
+    text = 'backend: "openvino"' + "".join(
+        f' parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in (("INFERENCE_NUM_THREADS", "3"), ("PERFORMANCE_HINT", "LATENCY"), ("precision", "bf16"))
+    )
+    assert parse_pbtxt(text, "m").parameters == {"intra_op_threads": "3", "precision": "bf16"}
+
+
 VALUES = {
     FieldDescriptor.CPPTYPE_BOOL: [True],
     FieldDescriptor.CPPTYPE_STRING: ["", "a", "b", "../c", "ensemble", "TYPE_FP32", "0"],

@@ -102,6 +102,7 @@ _PARAMETER_NAMES = {
     "graph_optimization_level": "graph_optimization_level",
     "allow_spinning": "allow_spinning",
 }
+_OPENVINO_PARAMETER_NAMES = {"INFERENCE_NUM_THREADS": "intra_op_threads", "CPU_THREADS_NUM": "intra_op_threads"}
 
 
 def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
@@ -164,7 +165,11 @@ def _value_problems(message: pb.ModelConfig) -> Iterator[str]:
 def _parameters(message: pb.ModelConfig) -> dict[str, str]:
     """The backend's parameters under our names. Triton's others tune its own runtimes, so they are left out."""
     given = {key: value.string_value for key, value in message.parameters.items()}
-    if canonical(message.backend or message.platform) not in ("", "onnxruntime", "torch"):
+    backend = canonical(message.backend or message.platform)
+    if backend == "openvino":  # Triton writes all of its own in capitals
+        named = {_OPENVINO_PARAMETER_NAMES.get(key, key): value for key, value in given.items()}
+        return {key: value for key, value in named.items() if not key.isupper()}
+    if backend not in ("", "onnxruntime", "torch"):
         return given  # a model's own code may look at them
     named = {_PARAMETER_NAMES.get(key, key): value for key, value in given.items()}
     return {key: value for key, value in named.items() if key in _PARAMETER_NAMES.values() and value != "0"}
