@@ -104,6 +104,16 @@ def test_check_names_every_problem_of_every_model(bad):
     assert not any(line.startswith("adder: ") for line in lines)
 
 
+def test_check_misses_files_that_the_optimiser_would_read(tmp_path):
+    onnx_model(tmp_path, "adder", config="optimize: {calibration: real.npz}\n")
+    ended = run("check", tmp_path)
+    assert ended.returncode == 1
+    assert f"adder: optimize.calibration: 'real.npz' is not in {tmp_path / 'adder'}" in ended.stdout
+    assert "not there: optimize.calibration: 'real.npz'" in run("explain", "adder", "-r", tmp_path).stdout
+    (tmp_path / "adder" / "real.npz").write_bytes(b"")
+    assert run("check", tmp_path).returncode == 0
+
+
 def test_check_of_nothing(tmp_path):
     ended = run("check", tmp_path / "absent")
     assert ended.returncode == 1

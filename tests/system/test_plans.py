@@ -221,3 +221,22 @@ def test_explain_tells_the_story(repository, cache):
     (repository / "fast" / "2").rmdir()
     with serve(repository, cache) as server:
         assert "plan: onnxruntime + simplify, 2.5 x" in explain(cache, "fast", "-u", f"http://{server.http}")
+
+
+def test_where_memory_is_short_a_distrusted_form_makes_room_for_the_reference(repository, cache, tmp_path):
+    onnx_model(repository, "adder", config="memory_limit_bytes: 2000000000\n")  # so it shares no process
+    marker = tmp_path / "order"
+    put_plan(cache, repository / "adder", obedient(marker))
+    with serve(repository, cache, "--resident-bytes", str(10**10)) as server:
+        planned_bytes = server.metric("headrace_model_memory_bytes", model="adder")
+    with serve(repository, cache, "--resident-bytes", str(10**10), "--optimize", "off") as server:
+        own_bytes = server.metric("headrace_model_memory_bytes", model="adder")
+    limit = int(max(planned_bytes, own_bytes) * 1.2)
+    assert limit < planned_bytes + own_bytes  # so not both at once
+    with serve(repository, cache, "--resident-bytes", str(limit)) as server:
+        assert planned(server, "adder")
+        marker.write_text("crash")
+        outcome = infer(server.http, "adder", [500.0])  # it waits while the one goes and the other comes
+        assert outcome.values == [501.0], outcome
+        assert not planned(server, "adder")
+        assert server.metric("headrace_resident_bytes") <= limit

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from headrace_backends.optimize import plan_cache
 from headrace_backends.optimize.accuracy import Errors
 from headrace_backends.optimize.basis import difference, model_digest, present_basis, versions
 from headrace_backends.optimize.form import Form, Step
@@ -197,6 +198,32 @@ def test_a_refused_plan_is_kept_aside_and_never_found_again(cache: PlanCache, fo
     cache.put(filled(tmp_path / "again"), plan_of())  # rebuilt
     assert cache.find("m", "1", DIGEST)[1] == folder
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_plan_that_is_replaced_while_it_is_read_is_not_taken_for_broken(
+    cache: PlanCache, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = plan_cache.read_plan
+
+    def read_slowly(place: Path) -> Plan:
+        found = read(place)
+        monkeypatch.setattr(plan_cache, "read_plan", read)
+        cache.put(filled(tmp_path / "again", "better"), plan_of())
+        return found
+
+    monkeypatch.setattr(plan_cache, "read_plan", read_slowly)
+    _, where = cache.find("m", "1", DIGEST)
+    assert (where / "model.onnx").read_text() == "better"
+
+
+def test_only_the_plan_that_is_meant_is_refused(cache: PlanCache, folder: Path, tmp_path: Path) -> None:
+    old, _ = cache.find("m", "1", DIGEST)
+    new, _ = cache.put(filled(tmp_path / "again", "better"), plan_of())
+    cache.refuse(folder, "it was wrong", old)
+    assert cache.find("m", "1", DIGEST)[0] == new
+    cache.refuse(folder, "it was wrong", new)
+    with pytest.raises(RefusedPlan):
+        cache.find("m", "1", DIGEST)
 
 
 def test_refusing_what_is_gone_does_nothing(cache: PlanCache, folder: Path) -> None:

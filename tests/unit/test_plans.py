@@ -164,6 +164,27 @@ async def test_a_refused_plan_is_not_used_even_where_it_cannot_be_set_aside(plan
     assert (await chosen(plans, model))[0] is not None
 
 
+async def test_a_plan_that_was_made_meanwhile_is_not_refused_for_its_forerunner(plans, cache, model):
+    put_plan(cache, model, b"form")
+    planned, _ = await chosen(plans, model)
+    put_plan(cache, model, b"better form")
+    await plans.refuse(planned, "wrong answers")
+    better, _ = await chosen(plans, model)
+    assert better.files.model_path.read_bytes() == b"better form"
+
+
+@pytest.mark.parametrize("error", [PermissionError("not yours"), RuntimeError("a bug")])
+async def test_what_cannot_be_looked_for_is_no_reason_not_to_serve(plans, cache, model, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    put_plan(cache, model, b"form")
+    monkeypatch.setattr(PlanCache, "place", fail)
+    planned, why_not = await chosen(plans, model)
+    assert planned is None
+    assert why_not.startswith("it c")
+
+
 async def test_who_only_looks_changes_nothing(cache, model):
     plans = Plans(cache, marks=False)
     folder = put_plan(cache, model, b"form")

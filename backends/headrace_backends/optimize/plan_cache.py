@@ -24,6 +24,7 @@ MAX_REFUSED = 3  # of one model version
 REASON_FILE = "refused.txt"
 REPORTS = ("report.html", "report.json", "trace.json", "scalars.tfevents")  # for people; may be added and removed
 
+_ATTEMPTS = 3  # at reading one that is replaced at the same time
 _REFUSED = "refused-"
 _MAX_NAME = 120  # characters of a quoted model name
 
@@ -85,16 +86,11 @@ class PlanCache:
         broken: BrokenPlan | None = None
         for folder in self._plans(model, version):
             try:
-                plan = read_plan(folder)
-                why = difference(plan.basis, present_basis(plan, digest))
-                if why:
-                    stale = stale or why
-                    continue
-                check_files(folder, plan, model, version)
+                return _read_whole(folder, model, version, digest), folder
+            except StalePlan as error:
+                stale = stale or str(error)
             except BadPlan as error:
                 broken = broken or BrokenPlan(str(error), folder)
-                continue
-            return plan, folder
         if broken is not None:
             raise broken
         if stale:
@@ -132,14 +128,16 @@ class PlanCache:
             shutil.rmtree(old, ignore_errors=True)  # what it was rebuilt for
         return plan, folder
 
-    def refuse(self, folder: Path, reason: str) -> None:
+    def refuse(self, folder: Path, reason: str, plan: Plan | None = None) -> None:
         """See that a plan is never used again, keep it to be looked at, and the reason beside it.
 
-        Nothing happens where it is gone already.
+        Nothing happens where it is gone already, or where there is another than ``plan`` by now.
 
         Raises:
             OSError: the folder cannot be written to.
         """
+        if plan is not None and _present(folder) != plan:
+            return
         aside = Path(tempfile.mkdtemp(prefix=_REFUSED, dir=folder.parent)) if folder.parent.is_dir() else None
         if aside is None:
             return
@@ -162,6 +160,45 @@ class PlanCache:
 
     def _refused(self, model: str, version: str) -> list[Path]:
         return _newest_first(self.place(model, version), refused=True)
+
+
+def _read_whole(folder: Path, model: str, version: str, digest: str) -> Plan:
+    """The plan in a folder, if it holds and all of it is there.
+
+    Raises:
+        StalePlan: it was made for something else.
+        BadPlan: something is wrong with it.
+    """
+    for attempt in range(_ATTEMPTS):
+        identity = _identity(folder)
+        try:
+            plan = read_plan(folder)
+            why = difference(plan.basis, present_basis(plan, digest))
+            if why:
+                raise StalePlan(why)
+            check_files(folder, plan, model, version)
+        except BadPlan:
+            # Half of what was read may be of a plan that another has just taken the place of.
+            if attempt == _ATTEMPTS - 1 or _identity(folder) == identity:
+                raise
+        else:
+            return plan
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _present(folder: Path) -> Plan | None:
+    try:
+        return read_plan(folder)
+    except BadPlan:
+        return None
 
 
 def check_files(folder: Path, plan: Plan, model: str, version: str) -> None:

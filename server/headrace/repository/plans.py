@@ -5,13 +5,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from headrace.repository.fingerprint import fingerprint
 from headrace.repository.layout import ModelFolder
 from headrace.repository.planned import Planned, Unfit, planned_form, why_no_plan
 from headrace_backends.optimize.basis import model_digest
-from headrace_backends.optimize.plan import BadPlan
+from headrace_backends.optimize.plan import BadPlan, Plan
 from headrace_backends.optimize.plan_cache import BrokenPlan, PlanCache, RefusedPlan, StalePlan
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Plans:
         plan = planned.plan
         self._remember(self._refused, planned.print, reason)
         self._remember(self._choices, (plan.model, plan.version), Choice(why_not=f"refused: {reason}"))
-        await asyncio.to_thread(self._mark, planned.folder, reason)
+        await asyncio.to_thread(self._mark, planned.folder, reason, plan)
         await self._note_refused(plan.model, plan.version, reason)
 
     def note_replay(self, planned: Planned, *, good: bool) -> None:
@@ -81,21 +82,26 @@ class Plans:
 
     def _choose(self, folder: ModelFolder, version: int) -> tuple[Choice, BrokenPlan | None]:
         why_not = why_no_plan(folder.config)
-        if not why_not and not self.cache.place(folder.name, str(version)).is_dir():
-            why_not = "none was made"  # and no file needs to be read to know that
         if why_not:
             return Choice(why_not=why_not), None
         try:
-            plan, place = self.cache.find(folder.name, str(version), self._digest(folder, version))
-            planned = planned_form(plan, place, folder, folder.versions[version])
+            return self._find(folder, version), None
         except BrokenPlan as error:
             self._mark(error.folder, str(error))
             return Choice(why_not=f"refused: {error}"), error
         except (BadPlan, Unfit, OSError) as error:
             return Choice(why_not=_told(error)), None
-        if planned.print in self._refused:
-            return Choice(why_not=f"refused: {self._refused[planned.print]}"), None
-        return Choice(planned), None
+        except Exception:  # a model is not to go unserved because of a bug in what only makes it faster
+            log.exception("the plan of model %s version %d could not be looked for", folder.name, version)
+            return Choice(why_not="it could not be looked for; the server's log says why"), None
+
+    def _find(self, folder: ModelFolder, version: int) -> Choice:
+        if not self.cache.place(folder.name, str(version)).is_dir():
+            return Choice(why_not="none was made")  # no file needs to be read to know that
+        plan, place = self.cache.find(folder.name, str(version), self._digest(folder, version))
+        planned = planned_form(plan, place, folder, folder.versions[version])
+        reason = self._refused.get(planned.print)
+        return Choice(planned) if reason is None else Choice(why_not=f"refused: {reason}")
 
     def _digest(self, folder: ModelFolder, version: int) -> str:
         path = folder.path / str(version)
@@ -104,11 +110,11 @@ class Plans:
             self._remember(self._digests, key, digest_of(folder, version))
         return self._digests[key]
 
-    def _mark(self, place: Any, reason: str) -> None:
+    def _mark(self, place: Path, reason: str, plan: Plan | None = None) -> None:
         if not self._marks:
             return
         try:
-            self.cache.refuse(place, reason)
+            self.cache.refuse(place, reason, plan)
         except OSError as error:
             log.warning("the plan in %s cannot be marked as refused: %s", place, error)
 

@@ -366,6 +366,7 @@ class Repository:
         name, version = served.folder.name, served.files.version
         record = self._record(name)
         await plans.refuse(planned, served.distrusted)
+        await served.vacate()
         while True:
             async with record.change:
                 if record.serving.get(version) is served and record.folder is not None:

@@ -1,6 +1,7 @@
 """One version of a model while it is served: its instances, its queue, and what clients may ask about it."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
@@ -34,6 +35,8 @@ from headrace_backends.registry import PLATFORMS, SHAREABLE
 
 log = logging.getLogger(__name__)
 
+VACATE_S = 10.0  # that running batches have before a distrusted form is asked to leave the memory
+VACATE_INTERVAL_S = 0.02
 MAX_LEVELS_SHOWN = 16  # a level is a number in a request; metrics are not to have a series for any of them
 
 
@@ -270,6 +273,16 @@ class ServedVersion:
         """No other form could take its place: refuse what waits, and what comes."""
         self.distrusted, self._given_up = reason, True
         self.queue.refuse(Kind.NOT_READY, f"model '{self.folder.name}' is not at ready state: {reason}")
+
+    async def vacate(self) -> None:
+        """Leave the memory to the form that takes its place, where that has a limit, once what runs is answered."""
+        if self._residence is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(VACATE_S):
+                while self.queue.executing:
+                    await asyncio.sleep(VACATE_INTERVAL_S)
+        await self._residence.close()
 
     def hand_over(self, successor: "ServedVersion") -> None:
         """Have the form that takes its place answer what waits here. Nothing happens while this one is trusted."""
