@@ -1148,6 +1148,11 @@ async def test_an_instance_that_is_held_takes_nothing_and_answers_what_it_has(mo
     instance.start()  # its process has come back
     await settle()
     assert not instance.is_up
+    twin = instance.twin(7)
+    twin.up(Host(), loaded())
+    twin.start()  # and so has another in its place
+    await settle()
+    assert not twin.is_up
     assert not waiting.future.done()
 
 

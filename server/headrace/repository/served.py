@@ -416,6 +416,8 @@ class ServedVersion:
 
     def _on_replaced(self, old: Instance, new: Instance) -> None:
         self.instances = [new if one is old else one for one in self.instances]
+        if self.distrusted:
+            new.hold()
 
 
 def version_print(folder: ModelFolder, version: int) -> str:

@@ -127,6 +127,7 @@ class Instance:
         self._slot_freed: asyncio.Future[None] | None = None
         self._pump_task: asyncio.Task[None] | None = None
         self._leaving = False
+        self._held = False
 
     @property
     def is_up(self) -> bool:
@@ -183,8 +184,8 @@ class Instance:
             self._queue.left()
 
     def hold(self) -> None:
-        """Take no more batches, for good, also when its process comes back."""
-        self._leaving = True
+        """Take no more batches, for good, also when its process comes back or another takes its place."""
+        self._held = self._leaving = True
         self.stop()
 
     def twin(self, number: int) -> "Instance":
@@ -196,6 +197,8 @@ class Instance:
         )
         twin.memory_limit_bytes = self.memory_limit_bytes
         twin.loaded = self.loaded  # so that it breaks where the files have changed meanwhile
+        if self._held:
+            twin.hold()
         return twin
 
     def replaced_by(self, twin: "Instance") -> None:
