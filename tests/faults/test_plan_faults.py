@@ -118,3 +118,20 @@ def test_a_model_that_cannot_be_served_either_way_is_told_and_comes_back(reposit
         (folder / "1" / "model.onnx").write_bytes(good)
         server.wait_for(lambda: server.model_ready("adder"))
         assert infer(server.http, "adder", [900.0]).values == [901.0]
+
+
+def test_what_a_form_dies_of_is_answered_though_the_model_is_unloaded_meanwhile(repository, cache, tmp_path):
+    onnx_model(repository, "adder")
+    marker = tmp_path / "order"
+    put_plan(cache, repository / "adder", obedient(marker))
+    with serve(repository, cache, "--model-control", "explicit", "--load-model", "adder") as server:
+        marker.write_text("crash")
+        outcomes = []
+        poison = threading.Thread(target=lambda: outcomes.append(infer(server.http, "adder", [700.0])))
+        poison.start()
+        server.wait_for(lambda: server.metric("headrace_worker_deaths_total", model="adder") >= 1)
+        assert server.post("/v2/repository/models/adder/unload")[0] == 200
+        poison.join(30)
+        assert outcomes[0].values == [701.0], outcomes
+        assert not server.model_ready("adder")
+        server.wait_for(lambda: not server.workers())

@@ -1124,13 +1124,14 @@ async def test_what_kills_two_workers_waits_where_the_model_has_another_form(mod
     assert told == [("signal SIGSEGV", False), ("signal SIGSEGV", True)]
     assert not request.future.done()
     other = Model()
-    model.queue.hand_over(other.queue)
+    model.queue.hand_over(other.queue, other.statistics)
     assert request.deaths == 0
     host = Host()
     heir = other.instance(host)
     await settle()
     host.answer()
     assert answer_of(request) == [66]
+    assert (model.statistics.success, other.statistics.success) == (0, 1)
     heir.stop()
 
 

@@ -12,6 +12,7 @@ from headrace.batching.queue import BatchQueue
 from headrace.batching.service_times import ServiceTimes
 from headrace.core.errors import DeadlineExceeded, Kind, NotReady, Overloaded
 from headrace.core.request import InferRequest
+from headrace.core.statistics import Statistics
 from headrace.core.validation import ModelInputs
 
 MS = 1_000_000
@@ -655,7 +656,7 @@ async def test_another_queue_inherits_what_waits_and_what_comes_back(taker):
     fourth.future.cancel()
     taking = taker(heir)
     await settle()
-    queue.hand_over(heir)
+    queue.hand_over(heir, Statistics())
     draining = asyncio.get_running_loop().create_task(queue.drained())
     await settle()
     assert taking.result() == [third]  # over the bound: it was accepted before

@@ -14,6 +14,7 @@ from headrace.batching.ordered_backlog import OrderedBacklog
 from headrace.batching.pending import Pending, rank_of
 from headrace.batching.policy import BatchLimits, Wait
 from headrace.core.errors import DeadlineExceeded, Kind, Overloaded, of_kind
+from headrace.core.statistics import Statistics
 from headrace.core.validation import BatchKey
 
 SWEEP_INTERVAL_NS = 10_000_000
@@ -72,6 +73,7 @@ class BatchQueue:
         self._watched_size = 0  # the smallest of those
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._heir: BatchQueue | None = None
+        self._heirs_statistics: Statistics | None = None
 
     def __len__(self) -> int:
         return len(self._backlog)
@@ -109,7 +111,7 @@ class BatchQueue:
     def put_part(self, pending: Pending) -> None:
         """Accept a part of a request for which ``make_room`` was called; it is not counted against the bound."""
         if self._heir is not None:
-            self._heir.put_part(pending)
+            self._pass_on(self._heir, [pending])
             return
         self._backlog.add(pending)
         if self._waiters:
@@ -363,7 +365,7 @@ class BatchQueue:
     def put_back(self, batch: list[Pending]) -> None:
         """Return requests that were taken and not run; they go first."""
         if self._heir is not None:
-            self._heir.inherit(batch)
+            self._pass_on(self._heir, batch)
             return
         self._backlog.put_back(batch)
         self._wake_if_due()
@@ -397,21 +399,24 @@ class BatchQueue:
         """Take requests again."""
         self._refusal = None
 
-    def hand_over(self, heir: "BatchQueue") -> None:
+    def hand_over(self, heir: "BatchQueue", statistics: Statistics) -> None:
         """Have ``heir`` run everything that waits here, and whatever is put or put back here later.
 
-        It is another queue of the same model version, whose instances take what this one's cannot be trusted with.
+        It is another queue of the same model version, whose instances take what this one's cannot be trusted with;
+        ``statistics`` are its own.
         """
         assert heir is not self, "nobody inherits from himself"
-        self._heir = heir
-        heir.inherit(self._backlog.clear())
+        self._heir, self._heirs_statistics = heir, statistics
+        self._pass_on(heir, self._backlog.clear())
         self._notice_idle()
 
-    def inherit(self, batch: Sequence[Pending]) -> None:
-        """Accept what was accepted before, by another queue; the bound is not asked. Deaths there are forgotten."""
+    def _pass_on(self, heir: "BatchQueue", batch: list[Pending]) -> None:
+        """What was accepted here is not asked there whether it has room. Deaths here are forgotten."""
         for pending in batch:
             pending.deaths = 0
-        self.put_back(list(batch))
+            if pending.statistics is not None:  # a part of a larger request has none
+                pending.statistics = self._heirs_statistics
+        heir.put_back(batch)
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing executes."""

@@ -380,7 +380,7 @@ class Repository:
             if self._closing:
                 return
         if not served.handed_over:
-            served.give_up(f"{served.distrusted}; it is not served any more")
+            await self._transition.finish_elsewhere(served)
 
     # -- small things -------------------------------------------------------------------------------------
 

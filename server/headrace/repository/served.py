@@ -289,7 +289,7 @@ class ServedVersion:
         if self.distrusted:
             assert isinstance(self.queue, BatchQueue), "sequences are not run by plans"
             assert isinstance(successor.queue, BatchQueue), "sequences are not run by plans"
-            self.queue.hand_over(successor.queue)
+            self.queue.hand_over(successor.queue, successor.statistics)
             self.handed_over = True
 
     def _on_death(self, cause: str, used_up: bool) -> None:

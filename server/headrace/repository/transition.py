@@ -119,6 +119,19 @@ class Transition:
         served.on_distrust = self.on_distrust
         return served
 
+    async def finish_elsewhere(self, served: ServedVersion) -> None:
+        """Have what waits for a distrusted form answered that is not served any more, and has no successor."""
+        if not len(served.queue) and not served.queue.executing:
+            return
+        reference = self._serve(served.folder, served.files)
+        reason = await _why_not_started(served.folder.name, served.files.version, reference)
+        if reason:
+            served.give_up(f"{served.distrusted}; and as it was dropped in: {reason}")
+        else:
+            served.hand_over(reference)
+            await served.queue.drained()  # what it is running may come back
+            await reference.drain()
+
     def _refuse(self, record: ModelRecord, name: str, versions: Iterable[int], reason: str) -> None:
         """An ensemble cannot be planned. One that was planned before goes on only while its models allow it."""
         for version in versions:
