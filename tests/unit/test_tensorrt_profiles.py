@@ -46,35 +46,32 @@ def test_other_free_dimensions_are_guessed_and_that_is_told():
 
 
 def test_what_the_configuration_says_is_taken():
-    ranges = asked_ranges(
-        {"shapes": {"ids": {"min": [1, 8], "opt": [4, 64], "max": [8, 256]}, "mask": {"max": [8, 256]}}}
-    )
+    ranges = asked_ranges({"min_shapes": "ids:1x8", "opt_shapes": " ids:4x64 ", "max_shapes": "ids:8x256, mask:8x256"})
     derived = derive(TOKENS, 8, ranges)
     assert derived.profiles == ({"ids": Range((1, 8), (4, 64), (8, 256)), "mask": Range((1, 1), (8, 256), (8, 256))},)
     assert derived.guesses == ()
-    assert asked_ranges({"shapes": '{"ids": {"max": [8, 256]}}'}) == {"ids": {"max": (8, 256)}}
+    assert asked_ranges({"max_shapes": "a:b:7"}) == {"a:b": {"max": (7,)}}  # names may have colons
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
+    ("asked", "message"),
     [
-        ([1], r"parameters\.shapes is \[1\], expected"),
-        ("{", r"parameters\.shapes is '\{', which is no JSON"),
-        ({"x": {"opt": [1]}}, r"parameters\.shapes\.x is .* expected max and perhaps min and opt"),
-        ({"x": {"max": [1], "most": [2]}}, r"expected max and perhaps min and opt"),
-        ({"x": {"max": ["1"]}}, r"parameters\.shapes\.x\.max is \['1'\], expected a list of sizes"),
-        ({"x": {"max": [True]}}, "expected a list of sizes"),
+        ({"max_shapes": "x"}, r"parameters\.max_shapes has 'x', expected as data:32x3x224x224"),
+        ({"max_shapes": "x:1x-1"}, "max_shapes has 'x:1x-1', expected"),
+        ({"max_shapes": ":1x1"}, "max_shapes has ':1x1', expected"),
+        ({"max_shapes": 5, "opt_shapes": "x:"}, "opt_shapes has 'x:', expected .*; .*max_shapes has '5', expected"),
+        ({"min_shapes": "x:1", "opt_shapes": "y:1"}, r"max_shapes lacks 'x'; parameters\.max_shapes lacks 'y'"),
     ],
 )
-def test_what_it_says_is_checked(shapes, message):
+def test_what_it_says_is_checked(asked, message):
     with pytest.raises(LoadError, match=message):
-        asked_ranges({"shapes": shapes})
+        asked_ranges(asked)
 
 
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
-        ({"y": {"max": (1,)}}, r"parameters\.shapes has 'y', and the inputs are \['x'\]"),
+        ({"y": {"max": (1,)}}, r"parameters\.max_shapes has 'y', and the inputs are \['x'\]"),
         ({"x": {"max": (32, 3)}}, "another number of dimensions than the input"),
         ({"x": {"max": (32, 3, 225, 224)}}, "changes dimensions that the model fixes"),
         ({"x": {"min": (1, 2, 224, 224), "max": (32, 3, 224, 224)}}, "changes dimensions that the model fixes"),
@@ -94,7 +91,7 @@ def test_an_input_without_a_shape_needs_one():
 
 
 def test_batch_sizes_can_have_profiles_of_their_own():
-    derived = derive(IMAGE, 32, {}, asked_batches({"batch_profiles": [1, 8]}))
+    derived = derive(IMAGE, 32, {}, asked_batches({"batch_profiles": "1, 8"}))
     assert [(one["x"].min[0], one["x"].opt[0], one["x"].max[0]) for one in derived.profiles] == [
         (1, 1, 1),
         (2, 8, 8),
@@ -105,7 +102,7 @@ def test_batch_sizes_can_have_profiles_of_their_own():
         derive(IMAGE, 32, {}, (64,))
 
 
-@pytest.mark.parametrize("wrong", [[8, 1], [0, 1], [1, 1], ["1"], [True], {"a": 1}, 5])
+@pytest.mark.parametrize("wrong", ["8, 1", "0, 1", "1,1", "1;2", True, "1,", [1, 8]])
 def test_those_batch_sizes_are_checked(wrong):
     with pytest.raises(LoadError, match="expected rising batch sizes"):
         asked_batches({"batch_profiles": wrong})

@@ -24,7 +24,9 @@ from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ra
 
 _BUILD_PARAMETERS = (
     "precision",
-    "shapes",
+    "min_shapes",
+    "opt_shapes",
+    "max_shapes",
     "batch_profiles",
     "builder_level",
     "workspace_bytes",

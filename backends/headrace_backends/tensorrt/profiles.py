@@ -1,6 +1,6 @@
 """Optimisation profiles: the ranges of input shapes that an engine is built for. Pure."""
 
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ Shape = tuple[int, ...]
 FREE_RANGE = (1, 128, 512)  # of a dimension of any size that nobody says anything of: tokens, mostly
 _UNMERGED_RANGE = (1, 1, DEFAULT_MAX_BATCH_SIZE)  # of a leading dimension where requests are not merged
 _ENDS = ("min", "opt", "max")
+_SIZES = re.compile(r"\d{1,9}(x\d{1,9})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +46,39 @@ class Derived:
 
 
 def asked_ranges(parameters: Mapping[str, Any]) -> dict[str, dict[str, Shape]]:
-    """``parameters.shapes``: by input, ``max`` and, where they matter, ``min`` and ``opt``. JSON text does as well.
+    """``min_shapes``, ``opt_shapes`` and ``max_shapes`` by input and end; as trtexec has them, ``ids:1x8,mask:1x8``.
 
     Raises:
-        LoadError: with everything that is wrong with it.
+        LoadError: with everything that is wrong with them.
     """
-    asked = _decoded("shapes", parameters.get("shapes", {}))
-    if not isinstance(asked, Mapping):
-        raise LoadError(
-            f"parameters.shapes is {asked!r}, expected an entry for each input: x: {{max: [32, 3, 224, 224]}}"
-        )
     problems: list[str] = []
     ranges: dict[str, dict[str, Shape]] = {}
-    for name, ends in asked.items():
-        if not isinstance(ends, Mapping) or "max" not in ends or set(ends) - set(_ENDS):
-            problems.append(f"parameters.shapes.{name} is {ends!r}, expected max and perhaps min and opt")
-            continue
-        bad = [end for end, shape in ends.items() if not _is_shape(shape)]
-        problems += [f"parameters.shapes.{name}.{end} is {ends[end]!r}, expected a list of sizes" for end in bad]
-        if not bad:
-            ranges[str(name)] = {end: tuple(shape) for end, shape in ends.items()}
+    for end in _ENDS:
+        text = str(parameters.get(f"{end}_shapes", ""))
+        for part in filter(None, (one.strip() for one in text.split(","))):
+            name, _, sizes = part.rpartition(":")
+            if not name or not _SIZES.fullmatch(sizes):
+                problems.append(f"parameters.{end}_shapes has {part!r}, expected as data:32x3x224x224")
+                continue
+            ranges.setdefault(name, {})[end] = tuple(map(int, sizes.split("x")))
+    problems += [f"parameters.max_shapes lacks '{name}'" for name, ends in ranges.items() if "max" not in ends]
     if problems:
         raise LoadError("; ".join(problems))
     return ranges
 
 
 def asked_batches(parameters: Mapping[str, Any]) -> tuple[int, ...]:
-    """``parameters.batch_profiles``: batch sizes that each get a profile of their own, rising; empty for one for all.
+    """``batch_profiles``: batch sizes that each get a profile of their own, rising, as ``1, 8``; empty for one for all.
 
     Raises:
         LoadError: it is no such list.
     """
-    asked = _decoded("batch_profiles", parameters.get("batch_profiles", []))
-    sizes = tuple(asked) if isinstance(asked, list | tuple) else (0,)
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes) or list(sizes) != sorted(
-        set(sizes)
-    ):
-        raise LoadError(f"parameters.batch_profiles is {asked!r}, expected rising batch sizes as [1, 8, 32]")
+    text = str(parameters.get("batch_profiles", ""))
+    if not re.fullmatch(r"\s*(\d{1,6}\s*(,\s*\d{1,6}\s*)*)?", text):
+        raise LoadError(f"parameters.batch_profiles is {text!r}, expected rising batch sizes as '1, 8, 32'")
+    sizes = tuple(int(one) for one in text.split(",") if one.strip())
+    if 0 in sizes or list(sizes) != sorted(set(sizes)):
+        raise LoadError(f"parameters.batch_profiles is {text!r}, expected rising batch sizes as '1, 8, 32'")
     return sizes
 
 
@@ -100,7 +97,9 @@ def derive(
         LoadError: the ranges do not go with the model or its batch size; with everything that is wrong.
     """
     names = [tensor.spec.name for tensor in inputs]
-    problems = [f"parameters.shapes has '{name}', and the inputs are {names}" for name in ranges if name not in names]
+    problems = [
+        f"parameters.max_shapes has '{name}', and the inputs are {names}" for name in ranges if name not in names
+    ]
     guesses: list[str] = []
     rows = _rows(inputs, max_batch_size)
     profile: dict[str, Range] = {}
@@ -156,21 +155,6 @@ def refusal(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> str:
 # -- small things -----------------------------------------------------------------------------------------
 
 
-def _decoded(name: str, asked: Any) -> Any:
-    if not isinstance(asked, str):
-        return asked
-    try:
-        return json.loads(asked)  # Triton's configurations have nothing but text
-    except ValueError as error:
-        raise LoadError(f"parameters.{name} is {asked!r}, which is no JSON: {error}") from error
-
-
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list | tuple) and all(
-        isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape
-    )
-
-
 def _rows(inputs: Sequence[FoundTensor], max_batch_size: int | None) -> tuple[int, int, int]:
     """The range of a leading dimension of any size."""
     merged = bool(inputs) and len(leading_free(inputs)) == len(inputs) and max_batch_size != 0
@@ -191,7 +175,7 @@ def _ranged(tensor: FoundTensor, shape: Shape, rows: tuple[int, int, int], guess
             low, best, high = FREE_RANGE
             guesses.append(
                 f"dimension {position}{f' ({symbol})' if symbol else ''} of input '{tensor.spec.name}' is taken to go "
-                f"from {low} to {high}, quickest at {best}; parameters.shapes can say otherwise"
+                f"from {low} to {high}, quickest at {best}; parameters.max_shapes can say otherwise"
             )
         for end, one in zip(ends, sizes, strict=True):
             end.append(one)
@@ -207,7 +191,7 @@ def _asked(shape: Shape, asked: Mapping[str, Shape]) -> Range:
 
 
 def _problems(name: str, shape: Shape, asked: Range, max_batch_size: int | None) -> list[str]:
-    where = f"parameters.shapes.{name}"
+    where = f"the range for input '{name}'"
     if any(len(one) != len(shape) for one in (asked.min, asked.opt, asked.max)):
         return [f"{where} has another number of dimensions than the input, whose shape is {list(shape)}"]
     if not all(low <= best <= high for low, best, high in zip(asked.min, asked.opt, asked.max, strict=True)):

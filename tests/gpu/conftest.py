@@ -1,0 +1,22 @@
+"""These need an NVIDIA GPU; without one each of them skips itself, saying what is missing."""
+
+import pytest
+
+from headrace_backends.base import BackendUnavailable
+from headrace_backends.tensorrt.cuda import CudaDriver
+
+
+def _why_not():
+    try:
+        return "" if CudaDriver().gpus() else "the NVIDIA driver shows no GPU"
+    except BackendUnavailable as error:
+        return str(error)
+
+
+WHY_NOT = _why_not()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if WHY_NOT and "/gpu/" in str(item.path):
+            item.add_marker(pytest.mark.skip(reason=WHY_NOT))

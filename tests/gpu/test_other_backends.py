@@ -1,0 +1,65 @@
+"""ONNX Runtime and PyTorch on a real GPU give what they give on the CPU."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from headrace_backends.base import ModelSource
+from headrace_backends.onnxruntime import OnnxRuntimeBackend
+
+VALUE, NODE = helper.make_tensor_value_info, helper.make_node
+WEIGHTS = np.random.default_rng(6).standard_normal((64, 32), dtype=np.float32)
+
+
+@pytest.fixture
+def model(tmp_path):
+    graph = helper.make_graph(
+        [NODE("MatMul", ["x", "w"], ["h"]), NODE("Relu", ["h"], ["y"])],
+        "graph",
+        [VALUE("x", TensorProto.FLOAT, ["n", 64])],
+        [VALUE("y", TensorProto.FLOAT, ["n", 32])],
+        [numpy_helper.from_array(WEIGHTS, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"cuda_graphs": True}, {"gpu_mem_limit": 1 << 28}, {"provider": "tensorrt"}], ids=str
+)
+def test_onnxruntime(model, parameters):
+    wanted = "TensorrtExecutionProvider" if "provider" in parameters else "CUDAExecutionProvider"
+    if wanted not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {wanted}")
+    backend = OnnxRuntimeBackend.load(ModelSource("m", "1", model, device="gpu:0", threads=2, parameters=parameters))
+    assert backend._session.get_providers()[0] == wanted
+    assert backend.signature.max_batch_size == 32
+    for turn in range(4):
+        for rows in (1, 32, 5):
+            x = np.random.default_rng(turn * 100 + rows).standard_normal((rows, 64), dtype=np.float32)
+            np.testing.assert_allclose(
+                backend.execute({"x": x}, ())["y"], np.maximum(x @ WEIGHTS, 0), rtol=1e-4, atol=1e-4
+            )
+    backend.close()
+
+
+def test_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no GPU")
+    from headrace_backends.torch import TorchBackend
+
+    layer = torch.nn.Linear(64, 32).eval()
+    program = torch.export.export(
+        layer, (torch.zeros(2, 64),), dynamic_shapes={"input": {0: torch.export.Dim("n", max=64)}}
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    backend = TorchBackend.load(ModelSource("m", "1", tmp_path / "model.pt2", device="gpu:0", threads=2))
+    (name,) = [spec.name for spec in backend.signature.inputs]
+    for rows in (1, 32, 5):
+        x = np.random.default_rng(rows).standard_normal((rows, 64), dtype=np.float32)
+        (got,) = backend.execute({name: x}, ()).values()
+        np.testing.assert_allclose(got, layer(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-4)
+    backend.close()
