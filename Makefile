@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format proto bench samples clean
+.PHONY: help install serve test test-gpu check format proto bench samples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ serve: $(VENV)/.installed  ## serve model_repository/ (REPOSITORY=... for anothe
 
 test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest tests
+
+test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU; without one each says why it is skipped
+	$(BIN)/python -m pytest tests/gpu
 
 check: $(VENV)/.installed  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

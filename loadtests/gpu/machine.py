@@ -8,7 +8,7 @@ from headrace_backends import gpu_probe
 from loadtests.gpu.ledger import NotShown
 from loadtests.machine import describe_machine, describe_versions
 
-_PACKAGES = ("torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "nvidia-ml-py", "onnx")
+_PACKAGES = ("torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "nvidia-ml-py", "onnx")
 
 
 def describe() -> dict[str, Any]:

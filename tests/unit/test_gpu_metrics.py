@@ -1,6 +1,8 @@
 """GPU metrics: Triton's names, read through an NVML of our own, absent where there is nothing."""
 
 import asyncio
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from headrace.gpu_sampler import GpuSampler
 from headrace.metrics import GpuSample, Metrics, ServerSample
 
+ROOT = Path(__file__).parents[2]
 SERVER = ServerSample(inflight_requests=0, inflight_bytes=0, uptime_seconds=1.0, ready=True)
 
 
@@ -98,6 +101,8 @@ def test_the_names_are_tritons():
         for sample in family.samples
         if "gpu_uuid" in sample.labels
     }
+    shown = re.findall(r"^\| `(nv_\w+)`", (ROOT / "docs" / "gpu.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in found} == set(shown)
     assert found == {
         ("nv_gpu_utilization", "GPU-a"): 0.4,
         ("nv_gpu_memory_total_bytes", "GPU-a"): 1000,
