@@ -60,6 +60,7 @@ _LOAD_ERRORS: tuple[type[Exception], ...] = (
 )
 # With a model that loaded, these say that its input does not suit it. The others are about the model or the device.
 _REFUSALS = (state.InvalidArgument, state.Fail, state.RuntimeException, state.NotImplemented)
+_DEVICE_ERRORS = (state.EPFail,)  # an execution provider's, on a GPU
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 # "/onnxruntime_src/x.h:91 onnxruntime::Y::Z(const A&, bool) const [with T = float] ": for ONNX Runtime's developers.
 _CPP_LOCATION = re.compile(
@@ -145,6 +146,8 @@ class OnnxRuntimeBackend(Backend):
                 values = self._run_converted(dict(inputs))
         except _REFUSALS as error:
             raise blamed(str(error), _trimmed(str(error))) from error
+        except _DEVICE_ERRORS as error:
+            raise blamed(f"CUDA: {error}", _trimmed(str(error))) from error
         return dict(zip(self._output_names, values, strict=True))
 
     def begin_profile(self, source: ModelSource, prefix: Path) -> None:

@@ -19,7 +19,7 @@ from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gi
 from headrace_backends.torch_running import Running
 from headrace_backends.torchscript import read_torchscript
 
-_PARAMETERS = ("intra_op_threads", *torch_running.NAMES)
+_PARAMETERS = ("intra_op_threads", "tf32", *torch_running.NAMES)
 _REFUSALS = (RuntimeError, IndexError, ValueError, AssertionError)
 
 
@@ -55,6 +55,11 @@ class TorchBackend(Backend):
             raise LoadError("parameters.compile is for exported programs (.pt2): TorchScript (.pt) is compiled already")
         device = _device(source)
         on_cpu = device.type == "cpu"
+        if on_cpu and "tf32" in source.parameters:
+            raise LoadError("parameters.tf32 is for GPUs, and the device is cpu")
+        # PyTorch lets convolutions have it unless told otherwise, and it changes answers in the third digit.
+        tf32 = parameters.flag(source.parameters, "tf32")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.set_num_threads(threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
         with suppress(RuntimeError):  # it can be set once in a process, before the first parallel work
             torch.set_num_interop_threads(1)

@@ -135,8 +135,10 @@ def test_whether_an_engine_fits(engine, library, gpu, reason):
 
 
 def test_the_advice_names_the_tool():
-    assert "trtexec" in rebuild_advice(TRT)
-    assert "tensorrt_rtx" in rebuild_advice(RTX)
+    assert "build it anew with TensorRT 10.13.3.9 (python -m headrace_backends.tensorrt model.onnx" in rebuild_advice(
+        TRT
+    )
+    assert "with TensorRT-RTX 1.7.1.116" in rebuild_advice(RTX)
 
 
 def test_compute_capabilities_are_read():

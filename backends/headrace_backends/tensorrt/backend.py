@@ -22,7 +22,7 @@ from headrace_backends.tensorrt.execution import Execution, read_profiles, read_
 from headrace_backends.tensorrt.library import Library, find_library, make_logger
 from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, most_rows
 
-_BUILD_PARAMETERS = (
+BUILD_PARAMETERS = (
     "precision",
     "min_shapes",
     "opt_shapes",
@@ -33,7 +33,7 @@ _BUILD_PARAMETERS = (
     "compute_capability",
     "engine_cache",
 )
-_PARAMETERS = ("library", "cuda_graphs", "allow_engine_host_code", *_BUILD_PARAMETERS)
+_PARAMETERS = ("library", "cuda_graphs", "allow_engine_host_code", *BUILD_PARAMETERS)
 _NO_CACHE = "off"
 
 
@@ -173,7 +173,7 @@ def _engine(source: ModelSource, library: Library, options: BuildOptions, device
     header, data = read_engine(source.path)
     reason = misfit(header, library, device.gpu.capability)
     if reason is None:
-        unused = sorted(set(source.parameters) & set(_BUILD_PARAMETERS))
+        unused = sorted(set(source.parameters) & set(BUILD_PARAMETERS))
         if unused:
             raise LoadError(
                 f"parameters {', '.join(unused)} are for building, and '{source.path.name}' is built already"

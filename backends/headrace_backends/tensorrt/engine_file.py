@@ -103,8 +103,7 @@ def misfit(header: EngineHeader, library: Library, gpu: Capability | None) -> st
 
 def rebuild_advice(library: Library) -> str:
     """How to come by an engine that fits."""
-    tool = "tensorrt_rtx" if library.is_rtx else "trtexec"
     return (
-        f"build it anew with {library} ({tool} --onnx=model.onnx --saveEngine=model.plan), or leave that to the "
+        f"build it anew with {library} (python -m headrace_backends.tensorrt model.onnx model.plan), or leave that to the "
         "server: put model.onnx in its place, with 'backend: tensorrt' in config.yaml"
     )
