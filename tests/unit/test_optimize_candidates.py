@@ -12,21 +12,25 @@ from headrace_backends.optimize.mixing import MOST_TRIES, Mixing
 ALL = frozenset(Technique)
 
 
+def forms_of(facts):
+    return [candidate.form for candidate in candidates(facts)]
+
+
 def names(facts):
-    return [form.name for form in candidates(facts)]
+    return [form.name for form in forms_of(facts)]
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2", ".pt", ".xml"])
 @pytest.mark.parametrize("kind", ["convolutional", "transformer", "dense"])
 def test_without_permission_only_faithful_forms_are_tried(ending, kind):
     backend = {".onnx": "onnxruntime", ".xml": "openvino"}.get(ending, "torch")
-    found = candidates(Facts(ending, backend, kind, trains=True))
+    found = forms_of(Facts(ending, backend, kind, trains=True))
     assert all(form.faithful for form in found)
 
 
 @pytest.mark.parametrize("kind", ["convolutional", "transformer", "dense"])
 def test_faithful_forms_come_first_and_none_comes_twice(kind):
-    found = candidates(Facts(".pt2", "torch", kind, ALL, trains=True))
+    found = forms_of(Facts(".pt2", "torch", kind, ALL, trains=True))
     faithful = [form.faithful for form in found]
     assert faithful == sorted(faithful, reverse=True)
     assert len({form.name for form in found}) == len(found)
@@ -36,7 +40,7 @@ def test_faithful_forms_come_first_and_none_comes_twice(kind):
 def test_every_step_is_known():
     from headrace_backends.optimize.steps import registry
 
-    found = candidates(Facts(".pt2", "torch", "transformer", ALL, trains=True, exhaustive=True))
+    found = forms_of(Facts(".pt2", "torch", "transformer", ALL, trains=True, exhaustive=True))
     kinds = {step.kind for form in found for step in form.steps}
     assert kinds <= set(registry._STEPS)
 
@@ -120,3 +124,11 @@ def test_without_a_budget_only_float_noise_is_allowed():
     assert Goal().problem(Errors(4, max_abs=1e-6, max_rel=1e-6)) is None
     assert "no budget" in Goal().problem(Errors(4, max_abs=0.1, max_rel=0.1))
     assert Goal(Budget("cosine", min=0.9)).problem(Errors(4, max_rel=0.1, cosine=0.95)) is None
+
+
+def test_gains_are_over_the_reference():
+    of_torch, of_onnx = (
+        {one.form.name.replace("export_onnx + ", ""): one.gain for one in candidates(Facts(ending, backend, "dense"))}
+        for ending, backend in ((".pt2", "torch"), (".onnx", "onnxruntime"))
+    )
+    assert of_torch["openvino + openvino"] > 2 * of_onnx["openvino + openvino"] > 1.5

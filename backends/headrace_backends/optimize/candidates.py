@@ -14,6 +14,7 @@ from headrace_backends.optimize.form import Form, Step, Technique
 
 Kind = Literal["convolutional", "transformer", "dense"]
 
+_REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2}
 _TORCH_ENDINGS = (".pt2", ".pt")
 _PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
 _STATIC = Step("int8_static")
@@ -35,18 +36,22 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A form, and how many times as fast it may be as PyTorch eager."""
+    """A form, and how many times as fast as PyTorch eager such forms have been."""
 
     form: Form
     gain: float
 
 
-def candidates(facts: Facts) -> list[Form]:
-    """Every form to try but the reference, in order."""
+def candidates(facts: Facts) -> list[Candidate]:
+    """Every form to try but the reference, in order; gains are over the reference."""
     reference = Form(facts.backend)
-    found = [*_faithful(facts), *_lossy(facts)]
-    ordered = sorted(found, key=lambda one: (not one.form.faithful, -one.gain))
-    return _distinct(one.form for one in ordered if one.form != reference)
+    found = sorted([*_faithful(facts), *_lossy(facts)], key=lambda one: (not one.form.faithful, -one.gain))
+    usual = _REFERENCE_GAINS.get(facts.backend, 1.0)
+    once: dict[str, Candidate] = {}  # a form holds dicts, so there is nothing to hash but its name
+    for one in found:
+        if one.form != reference:
+            once.setdefault(one.form.name, Candidate(one.form, one.gain / usual))
+    return list(once.values())
 
 
 def kept_in_full(form: Form, layers: Iterable[str]) -> Form | None:
@@ -98,6 +103,10 @@ def _lossy(facts: Facts) -> Iterator[Candidate]:
         yield Candidate(_static_openvino(facts, ()), 6.0)
     if Technique.INT8_DYNAMIC in facts.allow and facts.backend == "openvino" and facts.ending == ".xml":
         yield Candidate(_weights_openvino(()), 3.0)
+    if Technique.INT8_DYNAMIC in facts.allow and facts.ending == ".pt2":
+        step = Step("torch_int8_dynamic")
+        gain = 0.3 if facts.kind == "convolutional" else 2.0
+        yield Candidate(Form("torch", (step,), techniques=(Technique.INT8_DYNAMIC,)), gain)
     if Technique.BF16 in facts.allow and facts.ending in _TORCH_ENDINGS:
         yield Candidate(Form("torch", parameters={"autocast": "bf16"}, techniques=(Technique.BF16,)), 1.1)
 
@@ -151,17 +160,10 @@ def _trained(facts: Facts) -> Iterator[Candidate]:
         made.append(((Step("sparsify"),), Technique.SPARSE, 0.9))
     for steps, technique, gain in made:
         yield Candidate(Form("onnxruntime", steps, techniques=(technique,)), gain)
+        yield Candidate(Form("openvino", (*steps, Step("openvino")), techniques=(technique,)), gain * 0.95)
         for candidate in _quantized(facts, steps):
             form = candidate.form
             both = msgspec.structs.replace(form, techniques=(technique, *form.techniques))
             yield Candidate(both, gain * candidate.gain / 2.4)
     if Technique.QAT in facts.allow:
         yield Candidate(Form("onnxruntime", (Step("quantization_aware"),), techniques=(Technique.QAT,)), 5.0)
-
-
-def _distinct(forms: Iterable[Form]) -> list[Form]:
-    """Each of them once. A form holds dicts, so there is nothing to hash but its name."""
-    found: dict[str, Form] = {}
-    for form in forms:
-        found.setdefault(form.name, form)
-    return list(found.values())

@@ -19,7 +19,7 @@ import msgspec
 from headrace.core.model import Signature
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
-from headrace_backends.optimize.candidates import Facts
+from headrace_backends.optimize.candidates import Candidate, Facts
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
@@ -34,6 +34,7 @@ from headrace_backends.optimize.workshop import Workshop
 MOST_EXAMPLES = 256  # in each half: enough to tell a hundredth
 CURVE_ROWS = (1, 2, 4, 8, 16, 32)
 _FINALISTS = 3
+_HOPELESS = 1.5  # a form is not tried when the best so far is so many times as fast as such forms usually are
 _EVEN = 1.03  # what is no more than so much faster is not worth another form
 _ROWS_FILE = "rows.jsonl"
 _SIDE_JOB_S = 300.0
@@ -75,8 +76,6 @@ class Search:
             with Contest(self.subject, self.goal, self.workshop, self.cpus, metric) as contest:
                 reference, told = self._prepare(contest)
                 todo = forms.candidates(self._facts(contest))
-                if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
-                    todo = [msgspec.structs.replace(form, max_batch_size=0) for form in todo]
                 self.listener.begin(len(todo))
                 self._try_all(contest, todo)
                 winner, why = self._decide(contest, reference)
@@ -118,10 +117,17 @@ class Search:
 
     # -- candidates ---------------------------------------------------------------------------------------
 
-    def _try_all(self, contest: Contest, todo: list[Form]) -> None:
+    def _try_all(self, contest: Contest, todo: list[Candidate]) -> None:
         earlier = {row.form.name: row for row in self._earlier()}
-        for position, form in enumerate(todo, 1):
+        for position, candidate in enumerate(todo, 1):
+            form = candidate.form
+            if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
+                form = msgspec.structs.replace(form, max_batch_size=0)
             self.listener.trying(form, position, len(todo))
+            if self._best() > _HOPELESS * candidate.gain and not self.goal.exhaustive:
+                told = f"such forms bring {candidate.gain:.1f} times, and the best so far {self._best():.1f} times"
+                self._finish(Row(form, Fate.SKIPPED, told))
+                continue
             row = self._try(contest, form, earlier)
             if row.fate is Fate.REFUSED and forms.is_mixable(form) and self._promising(row):
                 self._mix(contest, form, earlier)
@@ -137,6 +143,9 @@ class Search:
                 row = contest.try_form(form, self._best(), max(60.0, left))
                 with (self.workshop.folder / _ROWS_FILE).open("ab") as file:
                     file.write(msgspec.json.encode(row) + b"\n")
+        return self._finish(row)
+
+    def _finish(self, row: Row) -> Row:
         self._rows.append(row)
         self.listener.row(row)
         return row

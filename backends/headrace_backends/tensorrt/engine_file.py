@@ -104,6 +104,6 @@ def misfit(header: EngineHeader, library: Library, gpu: Capability | None) -> st
 def rebuild_advice(library: Library) -> str:
     """How to come by an engine that fits."""
     return (
-        f"build it anew with {library} (python -m headrace_backends.tensorrt model.onnx model.plan), or leave that to the "
-        "server: put model.onnx in its place, with 'backend: tensorrt' in config.yaml"
+        f"build it anew with {library} (python -m headrace_backends.tensorrt model.onnx model.plan), or leave that to "
+        "the server: put model.onnx in its place, with 'backend: tensorrt' in config.yaml"
     )
