@@ -59,6 +59,7 @@ class LayerSensitivity(msgspec.Struct, frozen=True):
     layer: str
     operator: str
     error: float
+    macs: float | None = None  # multiplications of one row, where the file tells
 
 
 class OperatorTime(msgspec.Struct, frozen=True):
