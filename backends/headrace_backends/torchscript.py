@@ -51,7 +51,11 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
 
 
 def load_torchscript(source: ModelSource, device: torch.device) -> Any:
-    """The module in the file. A pickle is refused: it could run any code."""
+    """The archive's module. A pickle is not opened.
+
+    Raises:
+        LoadError: it is none.
+    """
     if zipfile.is_zipfile(source.path):
         with zipfile.ZipFile(source.path) as archive:
             scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
