@@ -63,9 +63,7 @@ def test_what_is_trained_may_be_quantised_too():
 
 
 def test_techniques_of_a_form_are_all_that_was_needed():
-    found = forms_of(
-        Facts(".pt2", "torch", "dense", frozenset({Technique.PRUNE, Technique.INT8_STATIC}), trains=True)
-    )
+    found = forms_of(Facts(".pt2", "torch", "dense", frozenset({Technique.PRUNE, Technique.INT8_STATIC}), trains=True))
     both = next(form for form in found if form.name.endswith("prune(share=0.5) + int8_static"))
     assert set(both.techniques) == {Technique.PRUNE, Technique.INT8_STATIC}
 

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from unit.onnx_nets import convolutions, examples_of, signature_of
 
 from headrace_backends.optimize.findings import LayerSensitivity
-from headrace_backends.optimize.sensitivity import errors_by_layer, keep_sets, neighbours, relative_error, scan
+from headrace_backends.optimize.sensitivity import errors_by_layer, neighbours, ranked, relative_error, scan
 
 
 def task_of(path, folder, count=24):
@@ -81,17 +81,17 @@ def test_a_scan_without_time_tells_nothing(tmp_path):
     assert scan(task_of(convolutions(tmp_path), tmp_path), seconds=0) == []
 
 
-def test_keep_sets_grow_and_never_hold_everything():
+def test_the_worst_layers_come_first():
     layers = [LayerSensitivity(name, "Conv", error, 10.0) for name, error in (("a", 0.1), ("b", 0.3), ("c", 0.2))]
-    assert keep_sets(layers, [1, 2, 3, 9, 0]) == [["b"], ["b", "c"]]
-    assert keep_sets([], [1]) == []
+    assert ranked(layers) == ["b", "c", "a"]
+    assert ranked([]) == []
 
 
 def test_a_cheap_layer_is_kept_before_a_dear_one_that_is_hardly_worse():
     layers = [LayerSensitivity("dear", "Conv", 0.22, 1000.0), LayerSensitivity("cheap", "Conv", 0.2, 10.0)]
-    assert keep_sets([*layers, LayerSensitivity("other", "Conv", 0.01, 10.0)], [1]) == [["cheap"]]
+    assert ranked([*layers, LayerSensitivity("other", "Conv", 0.01, 10.0)])[0] == "cheap"
     unknown = [LayerSensitivity(one.layer, "Conv", one.error) for one in layers]
-    assert keep_sets(unknown, [1]) == [["dear"]]
+    assert ranked(unknown)[0] == "dear"
 
 
 def test_neighbours_leave_tries_to_take_groups_apart():

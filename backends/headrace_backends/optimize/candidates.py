@@ -54,6 +54,13 @@ def candidates(facts: Facts) -> list[Candidate]:
     return list(once.values())
 
 
+def steps_to_onnx(ending: str) -> tuple[Step, ...] | None:
+    """The steps from a file to ONNX; None where there is no way to it."""
+    if ending == ".onnx":
+        return ()
+    return (Step("export_onnx"),) if ending in _TORCH_ENDINGS else None
+
+
 def kept_in_full(form: Form, layers: Iterable[str]) -> Form | None:
     """The form with these layers left as they are; None where none of its steps can do that."""
     for place, step in enumerate(form.steps):
@@ -68,15 +75,8 @@ def is_mixable(form: Form) -> bool:
     return any(step.kind in _MIXABLE and "keep" not in step.options for step in form.steps)
 
 
-def _base(facts: Facts) -> tuple[Step, ...] | None:
-    """The steps to an ONNX file; None where there is no way to one."""
-    if facts.ending == ".onnx":
-        return ()
-    return (Step("export_onnx"),) if facts.ending in _TORCH_ENDINGS else None
-
-
 def _faithful(facts: Facts) -> Iterator[Candidate]:
-    base = _base(facts)
+    base = steps_to_onnx(facts.ending)
     if base is not None:
         yield Candidate(Form("onnxruntime", base), 2.4)
         yield Candidate(Form("openvino", (*base, Step("openvino"))), 2.3)
@@ -93,7 +93,7 @@ def _faithful(facts: Facts) -> Iterator[Candidate]:
 
 
 def _lossy(facts: Facts) -> Iterator[Candidate]:
-    base = _base(facts)
+    base = steps_to_onnx(facts.ending)
     if base is not None:
         yield from _quantized(facts, base)
         yield from _halved(facts, base)
@@ -115,7 +115,14 @@ def _quantized(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
     """8 bits. Static suits convolutions and dynamic suits matrix products; the other way round is slow or ruinous."""
     convolutional, transformer = facts.kind == "convolutional", facts.kind == "transformer"
     if Technique.INT8_STATIC in facts.allow:
-        yield Candidate(_static_openvino(facts, base), 7.0 if convolutional else 4.2)
+        static = _static_openvino(facts, base)
+        yield Candidate(static, 7.0 if convolutional else 5.0)
+        if Technique.BF16 in facts.allow:  # for the layers that are left in float
+            both = (Technique.INT8_STATIC, Technique.BF16)
+            yield Candidate(
+                msgspec.structs.replace(static, parameters={"precision": "bf16"}, techniques=both),
+                7.2 if convolutional else 5.2,
+            )
         yield Candidate(
             Form("onnxruntime", (*base, _STATIC), techniques=(Technique.INT8_STATIC,)),
             6.5 if convolutional else 3.0 if transformer else 5.0,
@@ -126,7 +133,7 @@ def _quantized(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
             Form("onnxruntime", (*base, *dynamic), techniques=(Technique.INT8_DYNAMIC,)),
             0.2 if convolutional else 4.6,
         )
-        yield Candidate(_weights_openvino(base), 2.2 if convolutional else 4.5)
+        yield Candidate(_weights_openvino(base), 2.2 if convolutional else 4.0)
 
 
 def _static_openvino(facts: Facts, base: tuple[Step, ...]) -> Form:
@@ -135,7 +142,9 @@ def _static_openvino(facts: Facts, base: tuple[Step, ...]) -> Form:
 
 
 def _weights_openvino(base: tuple[Step, ...]) -> Form:
-    return Form("openvino", (*base, Step("openvino_int8_weights")), techniques=(Technique.INT8_DYNAMIC,))
+    # Without its parameter the weights are only smaller, and nothing is faster.
+    steps, parameters = (*base, Step("openvino_int8_weights")), {"dynamic_quantization": True}
+    return Form("openvino", steps, parameters, techniques=(Technique.INT8_DYNAMIC,))
 
 
 def _halved(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:

@@ -19,7 +19,7 @@ import msgspec
 from headrace.core.model import Signature
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
-from headrace_backends.optimize.candidates import Candidate, Facts
+from headrace_backends.optimize.candidates import Candidate, Facts, Kind
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
@@ -27,7 +27,9 @@ from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
 from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.mixing import Mixing
+from headrace_backends.optimize.sensitivity import ranked
 from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.traits import Traits
 from headrace_backends.optimize.trial import Trial, TrialFailed
 from headrace_backends.optimize.workshop import Workshop
 
@@ -103,17 +105,32 @@ class Search:
         return reference, f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
 
     def _facts(self, contest: Contest) -> Facts:
-        kind: Any = "dense"
-        with contextlib.suppress(TrialFailed):
-            kind = self._aside("headrace_backends.optimize.traits:kind_of", path=self.subject.path)
         return Facts(
             self.subject.path.suffix,
             self.subject.backend,
-            kind,
+            self._kind(contest),
             self.goal.allow if contest.first.examples.real else frozenset(),
             trains=self.subject.training is not None,
             exhaustive=self.goal.exhaustive,
         )
+
+    def _kind(self, contest: Contest) -> Kind:
+        """What the model is made of. PyTorch's files tell it only as ONNX."""
+        try:
+            traits: Traits = self._aside("headrace_backends.optimize.traits:traits_of", path=self._as_onnx(contest))
+        except TrialFailed as error:
+            self.listener.progress(f"what the model is made of is not known: {error}")
+            return "dense"
+        return "transformer" if traits.transformer else "convolutional" if traits.mostly_convolutions else "dense"
+
+    def _as_onnx(self, contest: Contest) -> Path:
+        """The model as an ONNX file where there is a way to one, else as it was dropped in.
+
+        Raises:
+            TrialFailed: the exporter does not take it.
+        """
+        steps = forms.steps_to_onnx(self.subject.path.suffix) or ()
+        return self.workshop.make(steps, contest.signature, contest.first.examples, _SIDE_JOB_S).path
 
     # -- candidates ---------------------------------------------------------------------------------------
 
@@ -152,40 +169,34 @@ class Search:
 
     def _mix(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> None:
         """Find how few of the most sensitive layers have to stay as they are for the budget to be met."""
-        layers = self._layers(contest, form)
-        mixing = Mixing(len(layers))
+        ranked = self._ranked(contest)
+        mixing = Mixing(len(ranked))
         while (count := mixing.next_count()) is not None and monotonic() < self._deadline:
-            mixed = forms.kept_in_full(form, layers[:count])
+            mixed = forms.kept_in_full(form, ranked[:count])
             if mixed is None:
                 return
-            self.listener.progress(f"leaving the {count} most sensitive of {len(layers)} layers as they are")
+            self.listener.progress(f"leaving {count} of {len(ranked)} layers as they are")
             row = self._try(contest, mixed, earlier)
-            if (
-                row.fate is Fate.SLOWER
-                or row.fate is Fate.FAILED
-                or (row.fate is Fate.REFUSED and not self._promising(row))
-            ):
+            if row.fate in (Fate.SLOWER, Fate.FAILED) or (row.fate is Fate.REFUSED and not self._promising(row)):
                 return  # keeping more would be slower still
             mixing.tell(count, within=row.fate is Fate.KEPT)
 
-    def _layers(self, contest: Contest, form: Form) -> list[str]:
-        """The layers that quantisation would change, the most sensitive first."""
+    def _ranked(self, contest: Contest) -> list[str]:
+        """The layers that quantisation would change: first those that are best left as they are."""
         if not self._sensitivities:
             self.listener.progress("measuring how sensitive each layer is")
-            base = [step for step in form.steps if step.kind == "export_onnx"]
             try:
-                source = self.workshop.make(base, contest.signature, contest.first.examples, _SIDE_JOB_S).path
-                self._sensitivities = tuple(
-                    self._aside(
-                        "headrace_backends.optimize.sensitivity:scan",
-                        path=source,
-                        examples=contest.first.examples,
-                        threads=self.cpus,
-                    )
-                )
+                task = {
+                    "source": self._as_onnx(contest),
+                    "folder": self.workshop.folder,
+                    "signature": contest.signature,
+                    "examples": contest.first.examples,
+                    "threads": self.cpus,
+                }
+                self._sensitivities = tuple(self._aside("headrace_backends.optimize.sensitivity:scan", task=task))
             except TrialFailed as error:
                 self.listener.progress(f"no layer's sensitivity is known: {error}")
-        return [one.layer for one in self._sensitivities]
+        return ranked(self._sensitivities)
 
     def _promising(self, row: Row) -> bool:
         """Whether a refused form is so fast that leaving some layers as they are may be worth it."""
@@ -288,7 +299,7 @@ class Search:
             why,
             self._sensitivities,
             self._profiles(contest, chosen.form, artifact.path),
-            self._graphs(chosen.form, artifact.path),
+            self._graphs(contest, chosen.form, artifact.path),
             not self._cut_short,
         )
         return Outcome(findings, chosen, contest.signature, artifact.path, inputs, answers)
@@ -311,10 +322,11 @@ class Search:
                 )
         return tuple(found)
 
-    def _graphs(self, form: Form, path: Path) -> dict[str, dict[str, int]]:
+    def _graphs(self, contest: Contest, form: Form, path: Path) -> dict[str, dict[str, int]]:
         graphs: dict[str, dict[str, int]] = {}
-        for name, file in ((self.subject.reference.name, self.subject.path), (form.name, path)):
-            with contextlib.suppress(TrialFailed):
+        with contextlib.suppress(TrialFailed):
+            before = self._as_onnx(contest)
+            for name, file in ((self.subject.reference.name, before), (form.name, path)):
                 counts = self._aside("headrace_backends.optimize.traits:operator_counts", path=file)
                 if counts:
                     graphs[name] = counts

@@ -88,14 +88,12 @@ def errors_by_layer(
     return {layer: error / math.sqrt(len(group)) for error, group in known for layer in group}
 
 
-def keep_sets(sensitivities: Sequence[LayerSensitivity], counts: Sequence[int]) -> list[list[str]]:
-    """Which layers to keep in float, in sets of these sizes, each with all of the one before.
+def ranked(sensitivities: Sequence[LayerSensitivity]) -> list[str]:
+    """The layers in the order in which they are best kept in float.
 
-    The next layer is always the one that takes most of the squared error away for the time that it costs.
+    The next is always the one that takes most of the squared error away for the time that it costs.
     """
-    ranked = sorted(sensitivities, key=lambda one: -_worth(one, sensitivities))
-    sizes = sorted({count for count in counts if 0 < count < len(ranked)})
-    return [[one.layer for one in ranked[:size]] for size in sizes]
+    return [one.layer for one in sorted(sensitivities, key=lambda one: -_worth(one, sensitivities))]
 
 
 def neighbours(layers: Sequence[str], most: int) -> list[list[str]]:

@@ -155,7 +155,7 @@ def _check_shapes(model: Any, task: StepTask) -> None:
 def _check_answers(path: Path, task: StepTask, model: TorchModel) -> None:
     example = _example(task)
     with torch.inference_mode():
-        right = model.call([example[spec.name] for spec in task.signature.inputs])
+        right = model.call(model.module, [example[spec.name] for spec in task.signature.inputs])
     feed = {name: tensor.numpy() for name, tensor in example.items()}
     answers = onnx_model.run(onnx_model.session_of(path, task), feed)
     for spec, wanted in zip(task.signature.outputs, right, strict=True):
