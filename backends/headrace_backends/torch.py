@@ -136,7 +136,12 @@ class TorchBackend(Backend):
     def _try_running(self, model: TorchModel) -> None:
         """Refuse a layout or a precision that the module cannot be run in, though it could in its own."""
         row = self._made_up(model, 1)
-        if row is not None:
+        if row is None:
+            return
+        asked, self._running = self._running, Running()
+        runs = self._takes(row)
+        self._running = asked
+        if runs:
             torch_running.warmed(lambda: self._run_made_up(row), "with these parameters")
 
     def _compile(self, model: TorchModel) -> None:
@@ -144,17 +149,27 @@ class TorchBackend(Backend):
 
         Where no inputs can be made up, the first request waits for the compiler.
         """
-        batches = self._signature.max_batch_size > 1
-        self._module = torch_running.compiled(self._module, self._running.compile_cache, any_size=batches)
+        most = max(1, self._signature.max_batch_size)
+        made = [self._made_up(model, rows) for rows in dict.fromkeys((1, min(2, most), most))]
+        taken = [inputs for inputs in made if inputs is not None and self._takes(inputs)]
+        free = any(-1 in (spec.shape or ()) for spec in self._signature.inputs)
+        self._module = torch_running.compiled(self._module, self._running.compile_cache, any_size=free)
         began = monotonic()
-        sizes = (1, 2, self._signature.max_batch_size) if batches else (1,)
-        for rows in dict.fromkeys(sizes):
-            inputs = self._made_up(model, rows)
-            if inputs is None:
-                self._notes.append("compiled at the first request, because no inputs could be made up")
-                return
+        for inputs in taken:
             torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
-        self._notes.append(f"compiled in {monotonic() - began:.0f} s")
+        self._notes.append(
+            f"compiled in {monotonic() - began:.0f} s"
+            if taken
+            else "compiled at the first request, because no inputs could be made up"
+        )
+
+    def _takes(self, inputs: dict[str, Array]) -> bool:
+        """Whether the module runs on what was made up for it: real inputs decide where it does not."""
+        try:
+            self._run_made_up(inputs)
+        except Exception:  # noqa: BLE001 - a module may raise anything
+            return False
+        return True
 
     def _made_up(self, model: TorchModel, rows: int) -> dict[str, Array] | None:
         return made_up(model.inputs, rows if self._signature.max_batch_size else None)

@@ -482,3 +482,12 @@ def test_compiling_without_a_compiler(tmp_path):
         "LoadError: parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX" in ended.stderr
     )
     assert not list(tmp_path.glob("headrace-compiled-*"))
+
+
+def test_made_up_inputs_that_the_module_itself_refuses_prove_nothing(tmp_path):
+    def forward(self, x):
+        torch._check(x.max().item() < -100)
+        return x * 2
+
+    path = export(tmp_path, forward, torch.full((2, 3), -200.0))
+    assert load(path, parameters={"channels_last": True}).signature.max_batch_size == 0

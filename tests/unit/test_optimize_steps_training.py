@@ -253,6 +253,7 @@ def test_another_model_than_the_served_one_is_refused(served, tmp_path):
         ("distill", {"temprature": 1}, ("", ""), "^distill: Object contains unknown field `temprature`"),
         ("distill", {"soft": 0, "hard": 0}, ("", ""), "both 0, so there is nothing to learn"),
         ("distill", {}, ("def student", "def pupil"), r"has no student\(\), expected"),
+        ("sparsify", {}, ("(images[some],)", "(images[some, 0],)"), r"does not run on a batch .* \[\[50, 8, 8\]\]"),
         ("distill", {}, ("network(8)", "nn.Flatten()"), r"student\(\) gives outputs of \{'logits': \(4, 64\)\}"),
         ("sparsify", {"learning_rate": 10.0}, ("def score(", NO_NUMBER), r"loss is (nan|inf) in epoch 1"),
         ("sparsify", {"smallest": 10**9}, ("", ""), "none of 4 layers has 1000000000 weights or more"),

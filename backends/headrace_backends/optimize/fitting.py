@@ -85,7 +85,7 @@ def watched_loss(module: Module, owner: OwnerTraining) -> float:
     with torch.no_grad():
         for inputs, labels in owner.batches(training=False):
             count = len(inputs[0])
-            total += count * float(owner.loss(module(*inputs), labels))
+            total += count * float(owner.loss(_run(module, inputs, owner), labels))
             rows += count
     return total / rows
 
@@ -100,7 +100,7 @@ def _epoch(
     module.train()
     total, rows = 0.0, 0
     for inputs, labels in owner.batches(training=True):
-        loss = objective(module(*inputs), inputs, labels)
+        loss = objective(_run(module, inputs, owner), inputs, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # unannotated
         optimizer.step()
@@ -108,6 +108,17 @@ def _epoch(
         total += len(inputs[0]) * float(loss.detach())
         rows += len(inputs[0])
     return total / rows
+
+
+def _run(module: Module, inputs: tuple[torch.Tensor, ...], owner: OwnerTraining) -> Any:
+    try:
+        return module(*inputs)
+    except Exception as error:
+        shapes = [list(one.shape) for one in inputs]
+        raise StepFailed(
+            f"{owner.file.name}: the module does not run on a batch with inputs of shapes {shapes}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _scored(owner: OwnerTraining, module: Module) -> str:
