@@ -1,17 +1,33 @@
 """Wheels that are too large to bring in one piece: cut here, joined and checked on the other side.
 
-``python -m loadtests.gpu.parts FOLDER REQUIREMENT...`` fetches wheels for the other machine's Python and cuts them.
+``python -m loadtests.gpu.parts FOLDER [REQUIREMENT...]`` fetches wheels for the other machine's Python and cuts them:
+those that are named, or all that the run needs beside PyTorch, ONNX and ONNX Runtime.
 """
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 PART_BYTES = 55 * 1024 * 1024
 MANIFEST = "manifest.json"
+# What the run needs that Headrace itself does not.
+_BESIDE = (
+    "nvidia-ml-py",
+    "psutil",
+    "pytest",
+    "pytest-asyncio",
+    "pytest-randomly",
+    "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13-libs",
+)
+# A machine with PyTorch has its own, and others would not go with that.
+_THERE = frozenset({"numpy", "onnxruntime", "torch"})
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -80,9 +96,29 @@ def fetch(folder: Path, requirements: list[str], python: str) -> list[Path]:
     return sorted(folder.glob("*.whl"))
 
 
+def needed(names: Iterable[str]) -> list[str]:
+    """These distributions and what they need in turn, in the versions that are installed here, as pip takes them."""
+    found: dict[str, str] = {}
+    waiting = list(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found or name in _THERE:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another system or another Python
+        found[name] = distribution.version
+        asked = [one for one in distribution.requires or () if "extra ==" not in one]
+        waiting += [match[0] for one in asked if (match := re.match(r"[\w.-]+", one))]
+    found.pop("headrace", None)
+    return [f"{name}=={version}" for name, version in sorted(found.items())]
+
+
 def main() -> None:
     """Entry point."""
     target, *requirements = sys.argv[1:]
+    requirements = requirements or needed(("headrace", *_BESIDE))
     with tempfile.TemporaryDirectory() as folder:
         wheels = fetch(Path(folder), requirements, "3.12")
         cut(wheels, Path(target))

@@ -76,6 +76,12 @@ def test_parts_that_are_not_whole_are_told(tmp_path):
         parts.join(tmp_path / "parts", tmp_path)
 
 
+def test_what_the_run_needs_is_named_with_its_versions():
+    names = {one.partition("==")[0] for one in parts.needed(("headrace", "pytest-asyncio"))}
+    assert {"fastapi", "starlette", "uvicorn", "msgspec", "pytest-asyncio", "pytest"} <= names
+    assert names.isdisjoint({"headrace", "numpy", "torch", "onnxruntime", "tritonclient", "ruff"})
+
+
 def test_the_networks_answer_for_rows_by_themselves():
     for subject in subjects.SUBJECTS:
         network = subjects.make_network(subject)

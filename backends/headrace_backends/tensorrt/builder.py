@@ -92,7 +92,9 @@ def parse_onnx(library: Library, path: Path, precision: str) -> Parsed:
         builder = module.Builder(log)
     except TypeError as error:  # its constructor gave null
         raise LoadError(f"{library} cannot build here: {log.told()}") from error
-    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # Where the flag is not offered any more there are no other networks.
+    typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = module.OnnxParser(network, log)
     if precision in typed_onnx.HALVES:
         parsed = _parse_converted(parser, path, precision)

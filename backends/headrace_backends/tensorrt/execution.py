@@ -150,6 +150,7 @@ class Execution:
             buffer.release()
         self._device.end_stream(self._stream)
         self._engine = None
+        self._log = None  # it may hold the library's runtime, which must go before the GPU does
 
     # -- one run ------------------------------------------------------------------------------------------
 
