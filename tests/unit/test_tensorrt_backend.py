@@ -405,3 +405,28 @@ def test_unknown_parameters_and_no_driver(rtx, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda.CudaDriver.__init__, "__defaults__", ("libcuda-that-is-not-here.so.1",))
     with pytest.raises(BackendUnavailable, match="there is no NVIDIA driver here"):
         load(ModelSource("m", "1", path))
+
+
+# -- as the full library does it --------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # RTX says that it makes no use of them
+def test_what_one_build_measured_is_given_to_the_next(on_fake_gpu, rtx, tmp_path, cache_folder, monkeypatch):
+    """TensorRT-RTX's module under the full library's name: it takes and gives timing caches as that does."""
+    as_full = SimpleNamespace(**{**vars(rtx.module), "Runtime": on_fake_gpu.runtime})
+    monkeypatch.setattr(module, "find_library", lambda wanted: Library("tensorrt", as_full, rtx.version))
+    given = []
+    real = module.build
+    monkeypatch.setattr(module, "build", lambda *arguments: given.append(arguments[-1]) or real(*arguments))
+    (tmp_path / "m").mkdir()
+    path = linear(tmp_path / "m")
+    on_fake_gpu(path, device="gpu:0")
+    (timing,) = cache_folder.glob("*.timing")
+    assert timing.stat().st_size > 0
+    on_fake_gpu(path, device="gpu:0", parameters={"precision": "tf32"})
+    assert given[0] is None
+    assert given[1]
+    timing.write_bytes(b"damaged")
+    on_fake_gpu(path, device="gpu:0", parameters={"precision": "bf16"})
+    assert given[2] == b"damaged"
+    assert timing.read_bytes() != b"damaged"

@@ -9,7 +9,14 @@ from unit.tensorrt_fakes import fake_library
 
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.tensorrt import capability
-from headrace_backends.tensorrt.engine_file import EngineHeader, misfit, read_engine, read_header, rebuild_advice
+from headrace_backends.tensorrt.engine_file import (
+    UNKNOWN,
+    EngineHeader,
+    misfit,
+    read_engine,
+    read_header,
+    rebuild_advice,
+)
 from headrace_backends.tensorrt.library import find_library, version_numbers
 
 
@@ -75,6 +82,26 @@ def test_a_header_is_read():
 @pytest.mark.parametrize("data", [b"", b"ftrt", b"\x08\x07\x12\x04onnx" * 8, header()[:27]])
 def test_what_is_no_engine_has_no_header(data):
     assert read_header(data) is None
+
+
+def test_a_header_of_another_form_tells_no_version():
+    other = header()[:4] + b"\1" + header()[5:]
+    found = read_header(other)
+    assert found.version == UNKNOWN
+    assert misfit(found, TRT, (9, 0)) is None  # loading it tells
+    assert "here is TensorRT-RTX" in misfit(found, RTX, (9, 0))
+
+
+@pytest.mark.parametrize("text", [b'{"names": {"0": "person"}}', b"{}", b"{" + b" " * 5000 + b"}"])
+def test_engines_with_a_text_before_them(tmp_path, text):
+    path = tmp_path / "yolo.engine"
+    path.write_bytes(struct.pack("<I", len(text)) + text + header() + b"rest")
+    found, data = read_engine(path)
+    assert found.version_text == "10.13.3.9"
+    assert data == header() + b"rest"
+    path.write_bytes(struct.pack("<I", len(text)) + text + b"no engine")
+    with pytest.raises(LoadError, match="is no TensorRT engine"):
+        read_engine(path)
 
 
 def test_files_that_are_no_engines_are_told(tmp_path):

@@ -19,7 +19,7 @@ from headrace_backends.tensorrt.cuda import CudaDriver, Device
 from headrace_backends.tensorrt.engine_cache import EngineCache, default_folder, engine_key, model_hash
 from headrace_backends.tensorrt.engine_file import misfit, read_engine, read_header, rebuild_advice
 from headrace_backends.tensorrt.execution import Execution, read_profiles, read_tensors
-from headrace_backends.tensorrt.library import Library, find_library, make_logger
+from headrace_backends.tensorrt.library import Library, find_library, make_logger, register_plugins
 from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, most_rows
 
 BUILD_PARAMETERS = (
@@ -128,6 +128,7 @@ class _Runtime:
     def __init__(self, library: Library, *, allow_host_code: bool) -> None:
         self._library = library
         self._log = make_logger(library)
+        register_plugins(library, self._log)
         self._runtime = library.module.Runtime(self._log)
         # Engines that work with later versions hold code for this machine's CPU.
         self._runtime.engine_host_code_allowed = allow_host_code

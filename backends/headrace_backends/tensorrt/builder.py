@@ -13,7 +13,7 @@ from headrace_backends.tensorrt import typed_onnx
 from headrace_backends.tensorrt.capability import Capability, all_told
 from headrace_backends.tensorrt.capability import parse as parse_capabilities
 from headrace_backends.tensorrt.datatypes import datatype_of
-from headrace_backends.tensorrt.library import Library, make_logger
+from headrace_backends.tensorrt.library import Library, make_logger, register_plugins
 from headrace_backends.tensorrt.profiles import Profile
 
 PRECISIONS = ("fp32", "tf32", *typed_onnx.HALVES)
@@ -88,6 +88,7 @@ def parse_onnx(library: Library, path: Path, precision: str) -> Parsed:
         LoadError: the parser's own words of what is wrong with the file, or a tensor that cannot be served.
     """
     module, log = library.module, make_logger(library)
+    register_plugins(library, log)
     try:
         builder = module.Builder(log)
     except TypeError as error:  # its constructor gave null

@@ -15,6 +15,7 @@ from headrace_backends.tensorrt.capability import RTX_TARGETS, Capability
 from headrace_backends.tensorrt.library import Library
 
 HEADER_BYTES = 64
+UNKNOWN = (0, 0, 0, 0)  # in place of a version, where the header has a form of its own
 
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 _SIZE_OFFSET, _VERSION_OFFSET, _TARGETS_OFFSET = 16, 24, 32
@@ -45,6 +46,8 @@ def read_header(data: bytes) -> EngineHeader | None:
     if library is None or len(data) < _VERSION_OFFSET + 4:
         return None
     (nbytes,) = struct.unpack_from("<Q", data, _SIZE_OFFSET)
+    if data[4:8] != bytes(4):  # the number of the header's form
+        return EngineHeader(library, UNKNOWN, nbytes)
     major, minor, patch, build = data[_VERSION_OFFSET : _VERSION_OFFSET + 4]
     targets: tuple[Capability, ...] = ()
     others = False
@@ -56,7 +59,7 @@ def read_header(data: bytes) -> EngineHeader | None:
 
 
 def read_engine(path: Path) -> tuple[EngineHeader, bytes]:
-    """An engine file and what its header says.
+    """An engine file's engine and what its header says.
 
     Raises:
         LoadError: it is no engine, or was cut short.
@@ -65,6 +68,7 @@ def read_engine(path: Path) -> tuple[EngineHeader, bytes]:
         data = path.read_bytes()
     except OSError as error:
         raise LoadError(f"cannot read '{path.name}': {error.strerror}") from error
+    data = data[_engine_start(data) :]
     header = read_header(data[:HEADER_BYTES])
     if header is None:
         raise LoadError(
@@ -76,6 +80,14 @@ def read_engine(path: Path) -> tuple[EngineHeader, bytes]:
     return header, data
 
 
+def _engine_start(data: bytes) -> int:
+    """Where the engine begins: Ultralytics' exporter puts a JSON text and its length before it."""
+    if len(data) < 5 or data[4:5] != b"{":
+        return 0
+    (length,) = struct.unpack_from("<I", data)
+    return 4 + length if data[4 + length : 8 + length] in _TAGS else 0
+
+
 def misfit(header: EngineHeader, library: Library, gpu: Capability | None) -> str | None:
     """Why the engine cannot run on this library and GPU (None: not known), or None where nothing speaks against it.
 
@@ -85,6 +97,8 @@ def misfit(header: EngineHeader, library: Library, gpu: Capability | None) -> st
     if header.library != library.name:
         other = "TensorRT-RTX" if header.library == "tensorrt-rtx" else "TensorRT"
         return f"it was built by {other} {header.version_text}, and here is {library}"
+    if header.version == UNKNOWN:
+        return None
     here = (library.release + (0,) * 4)[:4]
     known = min(4, len(library.release))
     if header.library == "tensorrt-rtx":

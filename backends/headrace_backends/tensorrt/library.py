@@ -76,6 +76,13 @@ def version_numbers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def register_plugins(library: Library, log: Any) -> None:
+    """Make the library's own plugins known, which ONNX files and engines may have as layers. Any number of times."""
+    register = getattr(library.module, "init_libnvinfer_plugins", None)
+    if register is not None:
+        register(log, "")  # one that is missing is told by whoever asks for it
+
+
 def make_logger(library: Library) -> Any:
     """What the library is to log to: its errors are kept in ``errors`` for messages, its warnings go to the log.
 
