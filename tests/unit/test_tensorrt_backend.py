@@ -186,6 +186,8 @@ def test_the_key_changes_with_everything_that_the_engine_depends_on(rtx, tmp_pat
     keys.append(engine_key(model_hash(path), rtx, "A 8.9", BuildOptions(), profiles))
     (tmp_path / "weights.bin").write_bytes(b"weights in a file of their own")
     keys.append(engine_key(model_hash(path), rtx, "A 8.9", BuildOptions(), profiles))
+    (tmp_path / "model.plan").write_bytes(b"another model beside it")
+    assert keys[-1] == engine_key(model_hash(path), rtx, "A 8.9", BuildOptions(), profiles)
     assert len(set(keys)) == len(keys)
     assert keys[0] == engine_key(model, rtx, "A 8.9", BuildOptions(), profiles)
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from headrace_backends.registry import ENDINGS
 from headrace_backends.tensorrt.builder import BuildOptions
 from headrace_backends.tensorrt.library import Library
 from headrace_backends.tensorrt.profiles import Profile
@@ -27,9 +28,10 @@ def default_folder() -> Path:
 
 
 def model_hash(path: Path) -> str:
-    """A hash of a model file and of what lies beside it: weights may be in files of their own."""
+    """A hash of a model file and of what lies beside it, but other models: weights may be in files of their own."""
     digest = blake2b(digest_size=16)
-    for file in sorted(one for one in path.parent.iterdir() if one.is_file()):
+    beside = (one for one in path.parent.iterdir() if one.is_file() and one.suffix.lower() not in ENDINGS)
+    for file in (path, *sorted(beside)):
         digest.update(f"{file.name}\0".encode(errors="replace"))
         with file.open("rb") as opened:
             while chunk := opened.read(_CHUNK_BYTES):
