@@ -64,6 +64,21 @@ def test_kept_layers_stay_in_float_also_in_the_runtime(tmp_path, kept):
     assert relative_error(as_written, answers(made, examples)) < 0.005
 
 
+def test_the_ends_of_a_net_stay_in_float_with_all_that_is_between(tmp_path):
+    path = convolutions(tmp_path)
+    made = int8_static.apply(task_for(path, tmp_path, keep_first=2, keep_last=1, keep=["add"]))
+    model = onnx.load(made)
+    assert int8_layers(model) == ["last"]
+    readers = {name: node.op_type for node in model.graph.node for name in node.input}
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    assert (readers["x"], makers["y"]) == ("FusedConv", "FusedGemm")
+    depthwise = next(node for node in model.graph.node if node.name == "depthwise")
+    assert makers[depthwise.input[0]] == "Relu"
+    assert error(path, made, examples_of(path)) < 0.05
+    with pytest.raises(StepFailed, match="the model has 4 layers: none would be left"):
+        int8_static.apply(task_for(path, tmp_path, keep_first=3, keep_last=1))
+
+
 def test_a_model_with_one_int8_layer_differs_less_than_one_with_all(tmp_path):
     path = convolutions(tmp_path)
     examples, task = examples_of(path), task_for(path, tmp_path)

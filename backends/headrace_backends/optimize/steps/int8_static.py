@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headrace_backends.optimize import onnx_model
-from headrace_backends.optimize.quantizing import Quantizer, Recipe, int8_layers
+from headrace_backends.optimize.quantizing import Quantizer, Recipe, ends, int8_layers
 from headrace_backends.optimize.quiet import hushed
 from headrace_backends.optimize.steps import options
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
@@ -14,7 +14,8 @@ def apply(task: StepTask) -> Path:
     recipe = options.read("int8_static", Recipe, task.options)
     with hushed():
         quantizer = Quantizer(task, recipe)
-        model = quantizer.made(recipe.keep)
+        kept = ends(quantizer.model, recipe.keep_first, recipe.keep_last)
+        model = quantizer.made([*recipe.keep, *kept])
         done = len(int8_layers(model))
         if not done:
             raise StepFailed("nothing of the model can be quantised")
