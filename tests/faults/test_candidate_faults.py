@@ -41,7 +41,7 @@ def contest(tmp_path):
 
 
 def tried(contest, *steps, **parameters):
-    return contest.try_form(Form("fake", tuple(steps), parameters), 1.0, 60.0)
+    return contest.try_form(Form("fake", tuple(steps), parameters), 60.0)
 
 
 def test_one_that_segfaults_is_a_row_with_that_reason(contest):
@@ -89,7 +89,7 @@ def test_what_changes_answers_needs_real_examples(contest):
     contest.first = contest_module.Half(
         Examples(EXAMPLES.inputs[:2], EXAMPLES.labels[:2], "made up", real=False), contest.first.answers
     )
-    row = contest.try_form(Form("fake", parameters={"fake_delay_ms": 0}, techniques=(Technique.BF16,)), 1.0, 60.0)
+    row = contest.try_form(Form("fake", parameters={"fake_delay_ms": 0}, techniques=(Technique.BF16,)), 60.0)
     assert row.fate is Fate.REFUSED
     assert "no real examples" in row.reason
 

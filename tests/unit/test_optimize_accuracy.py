@@ -114,3 +114,18 @@ def test_a_metric_that_is_not_there_is_named(tmp_path, name):
     (tmp_path / "judge.py").write_text("accuracy = None\n")
     with pytest.raises(MetricFailed, match=name):
         own_metric(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "near"),
+    [
+        ("cosine>=0.99", 0.98, True),
+        ("cosine>=0.99", 0.17, False),
+        ("max_abs<=0.01", 0.1, True),
+        ("max_abs<=0.01", 9, False),
+    ],
+)
+def test_what_is_far_beyond_a_budget_is_not_near(budget, value, near):
+    bound = Budget.parse(budget)
+    assert bound.is_near(Errors(4, **{bound.metric: value})) is near
+    assert not bound.is_near(Errors(4))

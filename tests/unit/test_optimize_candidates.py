@@ -3,8 +3,8 @@
 import pytest
 
 from headrace_backends.optimize.accuracy import Budget, Errors
-from headrace_backends.optimize.candidates import Facts, candidates, is_mixable, kept_in_full
-from headrace_backends.optimize.findings import Point
+from headrace_backends.optimize.candidates import Facts, candidates, kept_in_full, milder
+from headrace_backends.optimize.clocking import Laps, speedup
 from headrace_backends.optimize.form import Form, Step, Technique, steps_key
 from headrace_backends.optimize.goal import Goal
 from headrace_backends.optimize.mixing import MOST_TRIES, Mixing
@@ -70,12 +70,21 @@ def test_techniques_of_a_form_are_all_that_was_needed():
 
 def test_layers_are_kept_by_the_step_that_quantises():
     form = Form("onnxruntime", (Step("export_onnx"), Step("int8_static", {"calibrate": "minmax"})))
-    mixed = kept_in_full(form, ["a", "b"])
-    assert mixed.steps[1].options == {"calibrate": "minmax", "keep": ["a", "b"]}
-    assert is_mixable(form)
-    assert not is_mixable(mixed)
-    assert kept_in_full(Form("onnxruntime"), ["a"]) is None
+    mixed = kept_in_full(form, ["a", "b", "c"], 2)
+    assert mixed.steps[1].options == {"calibrate": "minmax", "keep_first": 2, "keep_last": 1}
     assert steps_key(mixed.steps) != steps_key(form.steps)
+    named = kept_in_full(Form("openvino", (Step("openvino_int8"),)), ["a", "b", "c"], 2)
+    assert named.steps[0].options == {"keep": ["a", "b"]}
+    assert kept_in_full(Form("onnxruntime"), ["a"], 1) is None
+
+
+def test_a_milder_form_differs_in_options_alone():
+    form = Form("onnxruntime", (Step("export_onnx"), Step("int8_static")))
+    (other,) = milder(form)
+    assert [step.kind for step in other.steps] == ["export_onnx", "int8_static"]
+    assert other.steps[1].options == {"calibrate": "percentile"}
+    assert milder(other) == []
+    assert milder(Form("onnxruntime")) == []
 
 
 @pytest.mark.parametrize("needed", [0, 1, 3, 4, 9, 17, 40, 48])
@@ -103,12 +112,25 @@ def test_without_layers_there_is_nothing_to_keep():
     assert Mixing(0).next_count() is None
 
 
+def laps(instances=1, **milliseconds):
+    """Three equal rounds; each batch size by its name."""
+    return Laps(instances, {int(rows[1:]): ((int(ms * 1e6),) * 3,) * 3 for rows, ms in milliseconds.items()})
+
+
 def test_the_rate_is_that_of_the_best_batch_within_the_bound():
-    points = (Point(1, 2.0, 2.5), Point(8, 8.0, 9.0), Point(32, 30.0, 40.0))
-    assert Goal(aim="throughput").rate(points) == pytest.approx(32 / 30e-3)
-    assert Goal(aim="throughput", p99_ms=20.0).rate(points) == pytest.approx(1000)
-    assert Goal(aim="throughput", p99_ms=4.0).rate(points) == 0.0
-    assert Goal(aim="latency").rate(points) == pytest.approx(500)
+    one = laps(r1=2.0, r8=8.0, r32=30.0)
+    assert one.rates(Goal(aim="throughput")) == pytest.approx([32 / 30e-3] * 3)
+    assert one.rates(Goal(aim="throughput", p99_ms=20.0)) == pytest.approx([1000] * 3)
+    assert one.rates(Goal(aim="throughput", p99_ms=3.0)) == [0.0] * 3
+    assert one.rates(Goal(aim="latency")) == pytest.approx([500] * 3)
+
+
+def test_a_form_is_faster_by_the_median_of_the_rounds():
+    slow, fast = laps(r1=2.0), Laps(1, {1: ((10**6,), (10**6,), (10**9,))})  # somebody else was busy in one
+    assert speedup(fast, slow, Goal()) == pytest.approx(2.0)
+    assert speedup(laps(2, r1=2.0), slow, Goal()) == pytest.approx(2.0)  # two instances
+    assert speedup(laps(r1=2.0, r8=4.0), laps(r1=1.0), Goal(aim="throughput")) == pytest.approx(2.0)
+    assert speedup(slow, fast, Goal(aim="throughput", p99_ms=0.1)) == 0.0
 
 
 def test_batch_sizes_are_those_that_may_be_merged():

@@ -72,11 +72,22 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def problem(self, errors: "Errors") -> str | None:
         """Why these errors are beyond the budget; None where they are within."""
-        value = errors.own if self.is_own else getattr(errors, self.metric)
+        value = self._value(errors)
         if value is None:
             return f"{self.metric} cannot be told of these outputs"
         within = value >= self.min if self.min is not None else value <= (self.max or 0.0)
         return None if within else f"{self.metric} is {value:.4g}, the budget asks for {self}"  # NaN is never within
+
+    def is_near(self, errors: "Errors") -> bool:
+        """Whether errors are not so far beyond that a milder change could not be within."""
+        value = self._value(errors)
+        if value is None:
+            return False
+        return value >= self.min - abs(self.min) / 3 if self.min is not None else value <= 30 * (self.max or 0.0)
+
+    def _value(self, errors: "Errors") -> float | None:
+        found: float | None = errors.own if self.is_own else getattr(errors, self.metric)
+        return found
 
 
 class Errors(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,9 +4,9 @@ The gains are what such forms brought over PyTorch eager on two cores with AVX-5
 is measured. Faithful forms come before all others: they are quick to make, and set the bar for what is clearly slower.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,7 +18,11 @@ _REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2}
 _TORCH_ENDINGS = (".pt2", ".pt")
 _PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
 _STATIC = Step("int8_static")
-_MIXABLE = ("int8_static", "openvino_int8")  # the steps that can leave layers as they are
+# Options that were seen to bring answers nearer, by the kind of step.
+_MILDER: dict[str, tuple[dict[str, Any], ...]] = {
+    "int8_static": ({"calibrate": "percentile"},),
+    "int8_dynamic": ({"operators": ["MatMul"], "keep_contracting": True},),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +65,32 @@ def steps_to_onnx(ending: str) -> tuple[Step, ...] | None:
     return (Step("export_onnx"),) if ending in _TORCH_ENDINGS else None
 
 
-def kept_in_full(form: Form, layers: Iterable[str]) -> Form | None:
-    """The form with these layers left as they are; None where none of its steps can do that."""
+def milder(form: Form) -> list[Form]:
+    """The same form with other options, which cost little speed and may keep answers nearer."""
+    found = []
     for place, step in enumerate(form.steps):
-        if step.kind in _MIXABLE:
-            mixed = Step(step.kind, {**step.options, "keep": list(layers)})
-            return msgspec.structs.replace(form, steps=(*form.steps[:place], mixed, *form.steps[place + 1 :]))
+        for options in _MILDER.get(step.kind, ()):
+            if not step.options.items() >= options.items():
+                found.append(_with_step(form, place, Step(step.kind, {**step.options, **options})))  # noqa: PERF401
+    return found
+
+
+def kept_in_full(form: Form, layers: Sequence[str], count: int) -> Form | None:
+    """The form with ``count`` layers left as they are; None where none of its steps can do that.
+
+    ``layers`` are sorted: those first that are best kept. In an ONNX file the first layers of the net are kept in their
+    place: a single float layer between quantised ones costs two conversions, and what is around it is rounded anyway.
+    """
+    for place, step in enumerate(form.steps):
+        if step.kind == "int8_static":
+            return _with_step(form, place, Step(step.kind, {**step.options, "keep_first": count, "keep_last": 1}))
+        if step.kind in ("openvino_int8", "int8_dynamic"):
+            return _with_step(form, place, Step(step.kind, {**step.options, "keep": list(layers[:count])}))
     return None
 
 
-def is_mixable(form: Form) -> bool:
-    """Whether layers of it can be left as they are, and none are yet."""
-    return any(step.kind in _MIXABLE and "keep" not in step.options for step in form.steps)
+def _with_step(form: Form, place: int, step: Step) -> Form:
+    return msgspec.structs.replace(form, steps=(*form.steps[:place], step, *form.steps[place + 1 :]))
 
 
 def _faithful(facts: Facts) -> Iterator[Candidate]:
@@ -87,7 +105,8 @@ def _faithful(facts: Facts) -> Iterator[Candidate]:
             for level in ("disabled", "basic", "extended"):
                 yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
     if facts.ending in _TORCH_ENDINGS:
-        yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
+        if facts.ending == ".pt2":
+            yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
         if facts.kind == "convolutional":
             yield Candidate(Form("torch", parameters={"channels_last": True}), 1.05)
 

@@ -1,66 +1,103 @@
-"""How fast a form is, always beside the reference: both run in turn, so that a slow minute slows both."""
+"""How fast forms are, always beside each other: they run in turn, so that a slow minute slows all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
+from headrace.core.model import Signature
 from headrace_backends.base import Array
 from headrace_backends.optimize.examples import Example, Examples, merged, shapes_of
 from headrace_backends.optimize.findings import Point
+from headrace_backends.optimize.form import Form
+from headrace_backends.optimize.goal import Goal
 from headrace_backends.optimize.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What both took in the same rounds. ``speedup`` is the median over rounds of the reference's time over ours."""
+class Runner:
+    """A form that is loaded, in one process or in several that run at the same time."""
 
-    speedup: float
-    point: Point
-    reference: Point
+    form: Form
+    trials: tuple[Trial, ...]
+    signature: Signature
+
+    def clock(self, batch: Example, seconds: float) -> list[int]:
+        """The nanoseconds that a batch takes in each of the processes while all of them run."""
+        for trial in self.trials:
+            trial.begin_clock(batch, seconds)
+        return [time for trial in self.trials for time in trial.end_clock(seconds)]
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the processes hold in memory now."""
+        return sum(trial.memory_bytes() for trial in self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Laps:
+    """What one runner took for a batch, in nanoseconds: by rows of the batch, then by round."""
+
+    instances: int
+    by_rows: Mapping[int, tuple[tuple[int, ...], ...]]
+
+    def points(self) -> tuple[Point, ...]:
+        """The median and the 99th percentile of all runs, by rows."""
+        found = []
+        for rows, rounds in self.by_rows.items():
+            times = np.array([time for one in rounds for time in one]) * 1e-6
+            found.append(Point(rows, float(np.median(times)), float(np.percentile(times, 99))))
+        return tuple(found)
+
+    def rates(self, goal: Goal) -> list[float]:
+        """Rows a second in each round, in batches of the size that suits the goal best; zeros where none does."""
+        fitting = [point.rows for point in self.points() if goal.fits(point)]
+        rounds = [[rows * self.instances / median(one) * 1e9 for one in self.by_rows[rows]] for rows in fitting]
+        count = len(next(iter(self.by_rows.values()), ()))
+        return [max(at_once) for at_once in zip(*rounds, strict=True)] if rounds else [0.0] * count
+
+
+def speedup(mine: Laps, theirs: Laps, goal: Goal) -> float:
+    """How many times as fast as the other one is, for what the goal asks for: the median over the rounds."""
+    pairs = list(zip(mine.rates(goal), theirs.rates(goal), strict=True))
+    return median(one / other if other else float(one > 0) for one, other in pairs) if pairs else 0.0
+
+
+def race(
+    runners: Sequence[Runner], examples: Examples, sizes: Sequence[int], *, rounds: int, seconds: float
+) -> list[Laps]:
+    """Clock all on batches of each size, in turn; who begins changes with each round.
+
+    Whoever cannot have batches of a size is not clocked on it.
+    """
+    taken: list[dict[int, list[tuple[int, ...]]]] = [{} for _ in runners]
+    for rows in sizes:
+        batch = batch_of(examples, rows)
+        able = [place for place, one in enumerate(runners) if rows <= max(1, one.signature.max_batch_size)]
+        for place in able:
+            taken[place][rows] = []
+            runners[place].clock(batch, 0.0)  # the first runs of a shape allocate, and some runtimes compile
+        for number in range(rounds):
+            first = number % len(able) if able else 0
+            for place in (*able[first:], *able[:first]):
+                taken[place][rows].append(tuple(runners[place].clock(batch, seconds)))
+    return [
+        Laps(len(one.trials), {rows: tuple(times) for rows, times in by_rows.items()})
+        for one, by_rows in zip(runners, taken, strict=True)
+    ]
 
 
 def batch_of(examples: Examples, rows: int) -> dict[str, Array]:
     """A batch of real rows of the commonest shape, repeated where there are too few."""
     shapes = [shapes_of(example) for example in examples.inputs]
     commonest = max(set(shapes), key=shapes.count)
-    fitting: list[Example] = [
-        example for example, shape in zip(examples.inputs, shapes, strict=True) if shape == commonest
-    ]
+    fitting = [example for example, shape in zip(examples.inputs, shapes, strict=True) if shape == commonest]
+    if rows == 1 or not fitting[0]:
+        return dict(fitting[0])
     chosen: list[Example] = []
     held = 0
     while held < rows:
         chosen.append(fitting[len(chosen) % len(fitting)])
         held += len(next(iter(chosen[-1].values())))
     return {name: array[:rows] for name, array in merged(chosen).items()}
-
-
-def beside(reference: Trial, candidate: Trial, batch: Example, rows: int, *, rounds: int, seconds: float) -> Beside:
-    """Clock both on one batch, in turn; who begins changes with each round."""
-    theirs: list[list[int]] = []
-    ours: list[list[int]] = []
-    reference.clock(batch, 0.0)  # the first runs of a shape allocate, and some runtimes compile
-    candidate.clock(batch, 0.0)
-    for number in range(rounds):
-        if number % 2:
-            ours.append(candidate.clock(batch, seconds))
-            theirs.append(reference.clock(batch, seconds))
-        else:
-            theirs.append(reference.clock(batch, seconds))
-            ours.append(candidate.clock(batch, seconds))
-    ratios = [median(one) / median(other) for one, other in zip(theirs, ours, strict=True)]
-    return Beside(median(ratios), point_of(rows, ours), point_of(rows, theirs))
-
-
-def point_of(rows: int, rounds: Sequence[Sequence[int]]) -> Point:
-    """The median and the 99th percentile of all runs."""
-    times = np.array([time for one in rounds for time in one]) * 1e-6
-    return Point(rows, float(np.median(times)), float(np.percentile(times, 99)))
-
-
-def together(trials: Sequence[Trial], batch: Example, rows: int, seconds: float) -> float:
-    """Rows a second of several instances that run at the same time."""
-    for trial in trials:
-        trial.begin_clock(batch, seconds)
-    return sum(rows * len(times) / sum(times) * 1e9 for times in (trial.end_clock(seconds) for trial in trials))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +12,7 @@ import msgspec
 from headrace.core.model import Signature
 from headrace_backends.base import Array
 from headrace_backends.optimize.accuracy import Errors, Metric, Outputs, compare, judged
-from headrace_backends.optimize.clocking import Beside, batch_of, beside, together
+from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
 from headrace_backends.optimize.examples import Example, Examples, merged, shapes_of
 from headrace_backends.optimize.findings import Fate, Point, Row
 from headrace_backends.optimize.form import Form
@@ -51,8 +50,11 @@ class Contest:
         self.first: Half
         self.held_back: Half
         self._metric = metric
-        self._reference: Trial
+        self._reference: Runner
+        self._champion: Runner | None = None  # the fastest so far: what is cut is cut beside it
+        self._champion_speedup = 1.0
         self._open = ExitStack()
+        self._champion_open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +62,7 @@ class Contest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._champion_open.close()
         self._open.close()
 
     def load_reference(self) -> tuple[Signature, list[str], float]:
@@ -68,9 +71,8 @@ class Contest:
         Raises:
             TrialFailed: it cannot be loaded.
         """
-        self._reference, self.signature, notes, seconds = self._load(
-            self.subject.reference, self.subject.path, self._open
-        )
+        self._reference, notes, seconds = self._load(self.subject.reference, self.subject.path, self._open)
+        self.signature = self._reference.signature
         return self.signature, notes, seconds
 
     def measure_reference(self, first: Examples, held_back: Examples, notes: Sequence[str], load_s: float) -> Row:
@@ -79,58 +81,56 @@ class Contest:
         Raises:
             TrialFailed: it refuses the examples, or it died.
         """
-        self.first = Half(first, self._answers(self._reference, self.signature, first))
-        self.held_back = Half(held_back, self._answers(self._reference, self.signature, held_back))
-        points = []
-        for rows in self.goal.rows(self.signature.max_batch_size):
-            batch = batch_of(first, rows)
-            points.append(beside(self._reference, self._reference, batch, rows, rounds=3, seconds=0.15).point)
+        self.first = Half(first, self._answers(self._reference, first))
+        self.held_back = Half(held_back, self._answers(self._reference, held_back))
+        (laps,) = self._race([self._reference], _GLANCE)
         return Row(
             self.subject.reference,
             Fate.KEPT,
             "the model as it was dropped in",
             1.0,
-            tuple(points),
+            laps.points(),
             self._errors(self.first, self.first.answers),
             self._errors(self.held_back, self.held_back.answers),
             self.subject.path.stat().st_size if self.subject.path.is_file() else None,
-            self._reference.memory_bytes(),
+            self._reference.memory_bytes,
             load_s=load_s,
             notes=tuple(notes),
         )
 
-    def try_form(self, form: Form, best: float, timeout_s: float) -> Row:
-        """Everything about one candidate, as far as it is worth it. ``best`` is the best speed-up so far."""
+    def try_form(self, form: Form, timeout_s: float) -> Row:
+        """Everything about one candidate, as far as it is worth it."""
         row = Row(form, Fate.FAILED)
         try:
             artifact = self.workshop.make(form.steps, self.signature, self.first.examples, timeout_s)
             row = _with(row, notes=artifact.notes, build_s=artifact.seconds)
             with ExitStack() as stack:
-                trial, signature, notes, load_s = self._load(form, artifact.path, stack)
+                runner, notes, load_s = self._load(form, artifact.path, stack, timeout_s)
                 row = _with(row, load_s=load_s, notes=(*artifact.notes, *notes))
                 if form.steps:
                     row = _with(row, file_bytes=artifact.file_bytes)
-                unfit = misfit(self.signature, signature)
+                unfit = misfit(self.signature, runner.signature)
                 if unfit:
                     return _with(row, reason=unfit)
-                errors = self._errors(self.first, self._answers(trial, signature, self.first.examples))
-                row = _with(row, errors=errors, memory_bytes=trial.memory_bytes())
+                errors = self._errors(self.first, self._answers(runner, self.first.examples))
+                row = _with(row, errors=errors, memory_bytes=runner.memory_bytes)
                 problem = self._problem(form, errors)
                 if problem:
-                    glance = self._beside(trial, signature, *_GLANCE)
-                    return _with(row, fate=Fate.REFUSED, reason=problem, speedup=glance[0], curve=glance[1])
-                return self._timed(row, trial, signature, best)
+                    row = _with(row, fate=Fate.REFUSED, reason=problem)
+                row = self._timed(row, runner)
+                if row.fate is Fate.KEPT and (row.speedup or 0.0) > self._champion_speedup:
+                    self._crown(runner, row.speedup or 0.0, stack)
+                return row
         except TrialFailed as error:
-            return _with(row, reason=str(error))
+            return _with(row, fate=Fate.FAILED, reason=str(error))
 
     def decide(self, row: Row) -> Row:
         """The row after the held-back half has been looked at."""
         form = row.form
         try:
             with ExitStack() as stack:
-                trial, signature, _, _ = self._load(form, self._artifact(form).path, stack)
-                answers = self._answers(trial, signature, self.held_back.examples)
-                errors = self._errors(self.held_back, answers)
+                runner, _, _ = self._load(form, self._artifact(form).path, stack)
+                errors = self._errors(self.held_back, self._answers(runner, self.held_back.examples))
         except TrialFailed as error:
             return _with(row, fate=Fate.FAILED, reason=str(error))
         problem = self._problem(form, errors)
@@ -138,33 +138,40 @@ class Contest:
             return _with(row, fate=Fate.REFUSED, reason=f"on the held-back examples, {problem}", held_back=errors)
         return _with(row, held_back=errors)
 
-    def layout(self, row: Row, *, instances: int, threads: int) -> Row:
-        """The form of ``row`` run by so many instances on so many threads each."""
-        form = msgspec.structs.replace(row.form, instances=instances, threads=threads)
-        row = _with(row, form=form, speedup=None, curve=())
-        try:
-            with ExitStack() as stack:
-                path = self._artifact(form).path
-                loaded = [self._load(form, path, stack) for _ in range(instances)]
-                trials, signature = [one[0] for one in loaded], loaded[0][1]
-                if instances == 1:
-                    speedup, curve = self._beside(trials[0], signature, *_LOOK)
-                else:
-                    speedup, curve = self._together(trials, signature)
-                return _with(row, speedup=speedup, curve=curve, memory_bytes=sum(one.memory_bytes() for one in trials))
-        except TrialFailed as error:
-            return _with(row, fate=Fate.FAILED, reason=str(error))
+    def final(self, rows: Sequence[Row]) -> list[Row]:
+        """Measure forms in their layouts beside each other, all in the same rounds. Those that fail are left out."""
+        found: list[tuple[Row, Runner]] = []
+        self._champion_open.close()  # its memory is wanted now
+        self._champion = None
+        with ExitStack() as stack:
+            for row in rows:
+                try:
+                    runner, _, _ = self._load(row.form, self._artifact(row.form).path, stack)
+                except TrialFailed:
+                    continue
+                found.append((row, runner))
+            try:
+                theirs, *ours = self._race([self._reference, *(runner for _, runner in found)], _LOOK)
+            except TrialFailed:
+                return [] if len(rows) == 1 else [one for row in rows for one in self.final([row])]
+            return [
+                _with(
+                    row, speedup=speedup(laps, theirs, self.goal), curve=laps.points(), memory_bytes=runner.memory_bytes
+                )
+                for (row, runner), laps in zip(found, ours, strict=True)
+            ]
 
     def curve(self, form: Form, sizes: Sequence[int]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
-        """Latency over batch size, of the form and of the reference in the same rounds.
+        """Latency over batch size, of one instance of the form and of the reference in the same rounds.
 
         Raises:
             TrialFailed: it died.
         """
+        alone = msgspec.structs.replace(form, instances=1)
         with ExitStack() as stack:
-            trial, signature, _, _ = self._load(form, self._artifact(form).path, stack)
-            pairs = self._pairs(trial, signature, sizes, 3, 0.1)
-        return tuple(pair.point for pair in pairs), tuple(pair.reference for pair in pairs)
+            runner, _, _ = self._load(alone, self._artifact(form).path, stack)
+            ours, theirs = race([runner, self._reference], self.first.examples, sizes, rounds=3, seconds=0.1)
+        return ours.points(), theirs.points()
 
     def recorded(self, form: Form, count: int) -> tuple[list[Example], list[Mapping[str, Array]]]:
         """A few held-back requests and this form's own answers, one by one: what a plan is checked with.
@@ -173,20 +180,26 @@ class Contest:
             TrialFailed: it died.
         """
         examples = self.held_back.examples.first(count)
+        alone = msgspec.structs.replace(form, instances=1)
         with ExitStack() as stack:
-            trial, _, _, _ = self._load(form, self._artifact(form).path, stack)
-            return list(examples.inputs), list(trial.answer(examples.inputs, _ANSWER_TIMEOUT_S))
+            runner, _, _ = self._load(alone, self._artifact(form).path, stack)
+            return list(examples.inputs), list(runner.trials[0].answer(examples.inputs, _ANSWER_TIMEOUT_S))
 
     # -- parts --------------------------------------------------------------------------------------------
 
     def _artifact(self, form: Form) -> Artifact:
         return self.workshop.make(form.steps, self.signature, self.first.examples, LOAD_TIMEOUT_S)
 
-    def _load(self, form: Form, path: Path, stack: ExitStack) -> tuple[Trial, Signature, list[str], float]:
+    def _load(
+        self, form: Form, path: Path, stack: ExitStack, timeout_s: float = LOAD_TIMEOUT_S
+    ) -> tuple[Runner, list[str], float]:
+        """The form in as many processes as it has instances, with the notes and the seconds of the last."""
         source = self.subject.source(form, path, self.cpus)
-        trial = stack.enter_context(Trial(self.workshop.log, source.threads))
-        signature, notes, seconds = trial.load(form.backend, source, LOAD_TIMEOUT_S)
-        return trial, signature, notes, seconds
+        trials: list[Trial] = []
+        for _ in range(form.instances):
+            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads)))
+            signature, notes, seconds = trials[-1].load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
+        return Runner(form, tuple(trials), signature), notes, seconds
 
     def _problem(self, form: Form, errors: Errors) -> str | None:
         if not self.first.examples.real and not form.faithful:
@@ -199,75 +212,44 @@ class Contest:
             return errors
         return msgspec.structs.replace(errors, own=judged(self._metric, answers, half.examples.labels))
 
-    def _answers(self, trial: Trial, signature: Signature, examples: Examples) -> tuple[Outputs, ...]:
+    def _answers(self, runner: Runner, examples: Examples) -> tuple[Outputs, ...]:
         """Answers to all examples, merged into small batches as far as that is allowed."""
-        groups = _groups(examples.inputs, _MERGED_ROWS if signature.max_batch_size >= _MERGED_ROWS else 1)
+        most = _MERGED_ROWS if runner.signature.max_batch_size >= _MERGED_ROWS else 1
+        groups = _groups(examples.inputs, most)
         batches = [merged(group) if len(group) > 1 else group[0] for group in groups]
         answers: list[Outputs] = []
-        for group, outputs in zip(groups, trial.answer(batches, _ANSWER_TIMEOUT_S), strict=True):
+        for group, outputs in zip(groups, runner.trials[0].answer(batches, _ANSWER_TIMEOUT_S), strict=True):
             if len(group) == 1:
                 answers.append(outputs)
-            else:
-                answers += [
-                    {name: array[place : place + 1] for name, array in outputs.items()} for place in range(len(group))
-                ]
+                continue
+            for place in range(len(group)):
+                answers.append({name: array[place : place + 1] for name, array in outputs.items()})  # noqa: PERF401
         return tuple(answers)
 
-    def _timed(self, row: Row, trial: Trial, signature: Signature, best: float) -> Row:
-        speedup, curve = self._beside(trial, signature, *_GLANCE)
-        if speedup < best * _CLEARLY and not self.goal.exhaustive:
-            return _with(
-                row,
-                fate=Fate.SLOWER,
-                speedup=speedup,
-                curve=curve,
-                reason=f"at a glance {speedup:.2f} times as fast as the reference; the best so far: {best:.2f} times",
-            )
-        speedup, curve = self._beside(trial, signature, *_LOOK)
-        return _with(row, fate=Fate.KEPT, speedup=speedup, curve=curve)
+    def _timed(self, row: Row, runner: Runner) -> Row:
+        """The row with its speed. Those that are allowed and clearly slower than the champion are cut at a glance."""
+        rivals = [self._reference, *([self._champion] if self._champion else [])]
+        allowed = row.fate is not Fate.REFUSED
+        for effort in (_GLANCE, _LOOK) if allowed else (_GLANCE,):
+            *theirs, ours = self._race([*rivals, runner], effort)
+            # Beside the champion: the reference's speed may change with the neighbours' more than both of theirs.
+            beside = speedup(ours, theirs[-1], self.goal)
+            row = _with(row, speedup=beside * (self._champion_speedup if self._champion else 1.0), curve=ours.points())
+            if allowed and beside < _CLEARLY and not self.goal.exhaustive:
+                rival = "the best so far" if self._champion else "the reference"
+                return _with(row, fate=Fate.SLOWER, reason=f"{beside:.2f} times as fast as {rival} at a glance")
+        return _with(row, fate=Fate.KEPT) if allowed else row
 
-    def _beside(
-        self, trial: Trial, signature: Signature, rounds: int, seconds: float
-    ) -> tuple[float, tuple[Point, ...]]:
-        """How many times as fast as the reference one instance is, for what the goal asks for."""
+    def _crown(self, runner: Runner, speedup_: float, stack: ExitStack) -> None:
+        """Keep the runner's process as the one to beat."""
+        self._champion_open.close()
+        self._champion_open = stack.pop_all()
+        self._champion, self._champion_speedup = runner, speedup_
+
+    def _race(self, runners: Sequence[Runner], effort: tuple[int, float]) -> list[Laps]:
+        rounds, seconds = effort
         sizes = self.goal.rows(self.signature.max_batch_size)
-        pairs = self._pairs(trial, signature, sizes, rounds, seconds / len(sizes) ** 0.5)
-        points = tuple(pair.point for pair in pairs)
-        if len(sizes) == 1 and self.goal.p99_ms is None:
-            return pairs[0].speedup, points
-        theirs = [pair.reference for pair in pairs]
-        if len(pairs) < len(sizes):  # larger batches than the candidate's are the reference's all the same
-            theirs += [
-                pair.point for pair in self._pairs(self._reference, self.signature, sizes[len(pairs) :], 2, seconds)
-            ]
-        rate = self.goal.rate(tuple(theirs))
-        return (self.goal.rate(points) / rate if rate else float(self.goal.rate(points) > 0)), points
-
-    def _pairs(
-        self, trial: Trial, signature: Signature, sizes: Sequence[int], rounds: int, seconds: float
-    ) -> list[Beside]:
-        """Both on batches of those sizes that the form can have."""
-        return [
-            beside(self._reference, trial, batch_of(self.first.examples, rows), rows, rounds=rounds, seconds=seconds)
-            for rows in sizes
-            if rows <= max(1, signature.max_batch_size)
-        ]
-
-    def _together(self, trials: Sequence[Trial], signature: Signature) -> tuple[float, tuple[Point, ...]]:
-        """As ``_beside``, of several instances at once."""
-        ratios, points = [], []
-        for rows in self.goal.rows(min(signature.max_batch_size, self.signature.max_batch_size)):
-            batch = batch_of(self.first.examples, rows)
-            for trial in trials:
-                trial.clock(batch, 0.0)
-            pairs = [
-                (together(trials, batch, rows, 0.15), together([self._reference], batch, rows, 0.15)) for _ in range(3)
-            ]
-            rate = median(pair[0] for pair in pairs)
-            per_batch_ms = rows * len(trials) / rate * 1e3
-            points.append(Point(rows, per_batch_ms, per_batch_ms))
-            ratios.append((rate, median(pair[1] for pair in pairs)))
-        return max(rate for rate, _ in ratios) / max(rate for _, rate in ratios), tuple(points)
+        return race(runners, self.first.examples, sizes, rounds=rounds, seconds=seconds / len(sizes) ** 0.5)
 
 
 def _groups(examples: Sequence[Example], most: int) -> list[list[Example]]:

@@ -43,13 +43,12 @@ class Goal:
             "mismatches), and there is no budget for that"
         )
 
-    def rate(self, points: tuple[Point, ...]) -> float:
-        """Rows a second, at the batch size that suits the goal best; 0 where none keeps the bound on latency."""
-        # A request waits for the batch under way and then for its own.
-        fitting = [point for point in points if self.p99_ms is None or 2 * point.p99_ms <= self.p99_ms]
+    def fits(self, point: Point) -> bool:
+        """Whether batches of that size suit the goal, taking so long."""
         if self.aim == "latency":
-            fitting = [point for point in fitting if point.rows == 1]
-        return max((point.rows_per_s for point in fitting), default=0.0)
+            return point.rows == 1
+        # A request waits for the batch under way and then for its own.
+        return self.p99_ms is None or 2 * point.p99_ms <= self.p99_ms
 
 
 def _told(value: float | None) -> str:

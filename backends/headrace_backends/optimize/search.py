@@ -36,7 +36,8 @@ from headrace_backends.optimize.workshop import Workshop
 MOST_EXAMPLES = 256  # in each half: enough to tell a hundredth
 CURVE_ROWS = (1, 2, 4, 8, 16, 32)
 _FINALISTS = 3
-_HOPELESS = 1.5  # a form is not tried when the best so far is so many times as fast as such forms usually are
+_HOPELESS = 3.0  # a form is not tried when the best so far is so many times as fast as such forms usually are
+_WORTHWHILE = 1.1  # so many times as fast as the best so far must be what is to be made milder, and slower by that
 _EVEN = 1.03  # what is no more than so much faster is not worth another form
 _ROWS_FILE = "rows.jsonl"
 _SIDE_JOB_S = 300.0
@@ -146,8 +147,12 @@ class Search:
                 self._finish(Row(form, Fate.SKIPPED, told))
                 continue
             row = self._try(contest, form, earlier)
-            if row.fate is Fate.REFUSED and forms.is_mixable(form) and self._promising(row):
-                self._mix(contest, form, earlier)
+            for milder in forms.milder(form) if row.fate is Fate.REFUSED and self._in_reach(row) else ():
+                row = self._try(contest, milder, earlier)
+                if row.fate is not Fate.REFUSED:
+                    break
+            if row.fate is Fate.REFUSED and self._in_reach(row):
+                self._mix(contest, row.form, earlier)
 
     def _try(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> Row:
         row = earlier.get(form.name)
@@ -157,7 +162,7 @@ class Search:
                 self._cut_short = True
                 row = Row(form, Fate.SKIPPED, "no time was left")
             else:
-                row = contest.try_form(form, self._best(), max(60.0, left))
+                row = contest.try_form(form, max(60.0, left))
                 with (self.workshop.folder / _ROWS_FILE).open("ab") as file:
                     file.write(msgspec.json.encode(row) + b"\n")
         return self._finish(row)
@@ -168,16 +173,16 @@ class Search:
         return row
 
     def _mix(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> None:
-        """Find how few of the most sensitive layers have to stay as they are for the budget to be met."""
+        """Find how few layers have to stay as they are for the budget to be met."""
         ranked = self._ranked(contest)
         mixing = Mixing(len(ranked))
         while (count := mixing.next_count()) is not None and monotonic() < self._deadline:
-            mixed = forms.kept_in_full(form, ranked[:count])
+            mixed = forms.kept_in_full(form, ranked, count)
             if mixed is None:
                 return
             self.listener.progress(f"leaving {count} of {len(ranked)} layers as they are")
             row = self._try(contest, mixed, earlier)
-            if row.fate in (Fate.SLOWER, Fate.FAILED) or (row.fate is Fate.REFUSED and not self._promising(row)):
+            if row.fate in (Fate.SLOWER, Fate.FAILED) or (row.fate is Fate.REFUSED and not self._in_reach(row)):
                 return  # keeping more would be slower still
             mixing.tell(count, within=row.fate is Fate.KEPT)
 
@@ -198,9 +203,10 @@ class Search:
                 self.listener.progress(f"no layer's sensitivity is known: {error}")
         return ranked(self._sensitivities)
 
-    def _promising(self, row: Row) -> bool:
-        """Whether a refused form is so fast that leaving some layers as they are may be worth it."""
-        return row.speedup is not None and row.speedup > 1.1 * self._best()
+    def _in_reach(self, row: Row) -> bool:
+        """Whether a refused form is so fast, and so nearly right, that a milder one may be worth it."""
+        near = self.goal.budget is not None and row.errors is not None and self.goal.budget.is_near(row.errors)
+        return near and row.speedup is not None and row.speedup > _WORTHWHILE * self._best()
 
     def _best(self) -> float:
         return max((row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT), default=1.0)
@@ -221,36 +227,40 @@ class Search:
         """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
         finalists: list[Row] = [reference]
         for row in sorted(self._rows, key=lambda one: -(one.speedup or 0.0)):
-            if row.fate is not Fate.KEPT or (row.speedup or 0.0) < _EVEN or len(finalists) > _FINALISTS:
+            if row.fate is not Fate.KEPT or len(finalists) > _FINALISTS:
                 continue
             self.listener.progress(f"judging {row.form.name} on the held-back examples")
             judged = contest.decide(row)
             self._replace(row, judged)
             if judged.fate is Fate.KEPT:
                 finalists.append(judged)
-        layouts = [row for finalist in finalists for row in self._layouts(contest, finalist)]
-        best = max((row.speedup or 0.0 for row in layouts), default=1.0)
-        # Of forms that are even, the one that changes least.
-        for row in sorted(layouts, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances)):
-            if (row.speedup or 0.0) * _EVEN >= best:
-                break
-        chosen = msgspec.structs.replace(row, fate=Fate.CHOSEN)
-        for one in layouts:
-            self._put(chosen if one is row else one)
-        return chosen, self._why(chosen, reference, best)
+        last = []
+        for finalist in finalists:
+            self.listener.progress(f"trying {finalist.form.name} with other numbers of threads and instances")
+            layouts = contest.final(self._layouts(finalist))
+            for row in layouts:
+                self._put(row)
+            last.append(_best_of(layouts) if layouts else finalist)
+        self.listener.progress("measuring the best forms beside each other")
+        measured = contest.final(last)
+        if not measured:
+            raise TrialFailed("cannot be measured any more")
+        chosen = msgspec.structs.replace(_best_of(measured), fate=Fate.CHOSEN)
+        for row in measured:
+            self._put(chosen if row.form == chosen.form else row)
+        return chosen, self._why(chosen, reference, max(row.speedup or 0.0 for row in measured))
 
-    def _layouts(self, contest: Contest, row: Row) -> Iterator[Row]:
+    def _layouts(self, row: Row) -> list[Row]:
         """A finalist as it is, and with other numbers of threads and instances."""
         layouts = [(1, 0)]
         if self.cpus > 1:
             layouts += [(1, 1), (1, self.cpus)]
             if self.goal.aim == "throughput":
                 layouts.append((self.cpus, 1))
-        for instances, threads in layouts:
-            self.listener.progress(f"{row.form.name}: {instances} instance(s), {threads or 'all'} threads")
-            measured = contest.layout(row, instances=instances, threads=threads)
-            if measured.fate is not Fate.FAILED:
-                yield measured
+        return [
+            msgspec.structs.replace(row, form=msgspec.structs.replace(row.form, instances=instances, threads=threads))
+            for instances, threads in layouts
+        ]
 
     def _why(self, chosen: Row, reference: Row, best: float) -> str:
         if chosen.form.name == reference.form.name and chosen.form.layout == reference.form.layout:
@@ -336,6 +346,13 @@ class Search:
         """Call what needs a framework, in a process that is over afterwards."""
         with Trial(self.workshop.log, self.cpus) as trial:
             return trial.call(target, _SIDE_JOB_S, **arguments)
+
+
+def _best_of(rows: list[Row]) -> Row:
+    """The fastest; of those that are even with it, the one that changes least."""
+    best = max(row.speedup or 0.0 for row in rows)
+    even = [row for row in rows if (row.speedup or 0.0) * _EVEN >= best]
+    return min(even, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances))
 
 
 @dataclass(frozen=True, slots=True)
