@@ -153,10 +153,11 @@ class TorchBackend(Backend):
         made = [self._made_up(model, rows) for rows in dict.fromkeys((1, min(2, most), most))]
         taken = [inputs for inputs in made if inputs is not None and self._takes(inputs)]
         free = any(-1 in (spec.shape or ()) for spec in self._signature.inputs)
-        self._module = torch_running.compiled(self._module, self._running.compile_cache, any_size=free)
         began = monotonic()
-        for inputs in taken:
-            torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
+        with torch_running.compile_folder(self._running.compile_cache) as folder:
+            self._module = torch_running.compiled(self._module, folder, any_size=free)
+            for inputs in taken:
+                torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
         self._notes.append(
             f"compiled in {monotonic() - began:.0f} s"
             if taken

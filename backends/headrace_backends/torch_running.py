@@ -5,8 +5,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,21 +82,31 @@ class Running:
         ] + list(values[len(dtypes) :])
 
 
-def compiled(module: Any, cache: Path | None, *, any_size: bool) -> Callable[..., Any]:
-    """The module compiled by inductor at its first call; ``any_size`` where batches of every size will come.
+@contextmanager
+def compile_folder(cache: Path | None) -> Iterator[Path]:
+    """Where compiled code goes: machine code that is loaded, so it must be a folder that nobody else can write to.
 
-    Compiled code is machine code that is loaded: it is kept where the owner says, else in a folder that nobody else can
-    write to and that is gone with the process.
+    Without ``cache`` it is one that is gone afterwards, since processes may be killed: what was loaded stays loaded. It
+    comes back where something is compiled later, and goes with the process then.
     """
-    if cache is None:
-        cache = Path(tempfile.mkdtemp(prefix="headrace-compiled-"))
-        atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    else:
+    if cache is not None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LoadError(f"parameters.compile_cache '{cache}' cannot be made: {error}") from error
-    os.environ[_CACHE_VARIABLE] = str(cache)
+        yield cache
+        return
+    own = Path(tempfile.mkdtemp(prefix="headrace-compiled-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def compiled(module: Any, folder: Path, *, any_size: bool) -> Callable[..., Any]:
+    """The module compiled by inductor at its first call; ``any_size`` where batches of every size will come."""
+    os.environ[_CACHE_VARIABLE] = str(folder)
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # no pool of processes, which would outlive the load
