@@ -18,7 +18,7 @@ from headrace.repository.planned import why_no_plan
 from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
-from headrace_backends.optimize.basis import model_digest, searched_versions, versions
+from headrace_backends.optimize.basis import model_digest, searched_versions, version_of, versions
 from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Technique
@@ -172,14 +172,19 @@ def _model_job(arguments: OptimizeArguments) -> Job:
         calibration = recorded
     cache = PlanCache(arguments.plan_cache)
     # Rows of another goal are of no use to this one.
-    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{_goal_key(goal)}"
+    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{_search_key(goal, subject, calibration)}"
     return Job(subject, goal, calibration, digest, cache, work)
 
 
-def _goal_key(goal: Goal) -> str:
-    """A short name for a goal, the same in every run; the time limit does not count."""
-    told = [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
-    return blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()
+def _search_key(goal: Goal, subject: Subject, calibration: Path | None) -> str:
+    """A short name for what a search's rows and files depend on, the model and the time limit aside."""
+    told: list[object] = [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
+    told += [searched_versions(), [version_of(name) for name in ("nncf", "onnx", "onnxslim", "torch-pruning")]]
+    budget = goal.budget
+    judge = subject.folder / budget.metric.split(":")[0] if budget is not None and budget.is_own else None
+    for file in (calibration, subject.training, judge):
+        told.append(model_digest(file, {}) if file is not None and file.exists() else None)
+    return blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=6).hexdigest()
 
 
 def _refuse_unfit(subject: Subject) -> None:

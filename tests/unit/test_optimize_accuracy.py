@@ -86,7 +86,20 @@ def test_a_budget_is_read(text, budget):
     assert Budget.parse(str(budget)) == budget
 
 
-@pytest.mark.parametrize("text", ["cosine", "cosine>=much", "cosine<=0.9", "max_abs>=1", "f1>=0.9", "cosine>0.9", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cosine",
+        "cosine>=much",
+        "cosine<=0.9",
+        "max_abs>=1",
+        "f1>=0.9",
+        "cosine>0.9",
+        "judge.py:f=0.9",
+        "cosine>=nan",
+        "",
+    ],
+)
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
@@ -129,3 +142,18 @@ def test_what_is_far_beyond_a_budget_is_not_near(budget, value, near):
     bound = Budget.parse(budget)
     assert bound.is_near(Errors(4, **{bound.metric: value})) is near
     assert not bound.is_near(Errors(4))
+
+
+def test_answers_that_are_nan_agree_with_nothing():
+    right, mine = rows([2.0, 1.0]), rows([math.nan, math.nan])
+    for budget in ("top1_agreement>=0.5", "topk_agreement>=0.5", "cosine>=0.5"):
+        assert "NaN" in Budget.parse(budget).problem(compare(right, mine))
+
+
+def test_masked_values_count_for_nothing_where_they_are_the_same():
+    answers = rows([1.0, -math.inf, 2.0])
+    assert compare(answers, answers).cosine == pytest.approx(1.0)
+
+
+def test_the_best_five_of_five_tell_nothing():
+    assert compare(rows([1.0, 2.0]), rows([2.0, 1.0])).topk_agreement is None

@@ -70,6 +70,11 @@ def searched_versions() -> dict[str, str]:
     }
 
 
+def version_of(distribution: str) -> str:
+    """The version of an installed distribution, "" where there is none."""
+    return _installed((distribution,))[1]
+
+
 def present_basis(plan: Plan, digest: str) -> Basis:
     """What the plan would be made for if it were made now, of a model with this digest."""
     return Basis(digest, hardware(), versions(plan.form.backend))

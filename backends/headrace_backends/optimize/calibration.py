@@ -1,8 +1,10 @@
 """Reading a model's examples: from a file, from a folder of files, from recorded traffic, or made up."""
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -113,7 +115,7 @@ def _read(file: Path, signature: Signature) -> dict[str, Array]:
             return {signature.inputs[0].name: loaded}
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise BadCalibration(f"'{file}' cannot be read: {error}") from error
 
 

@@ -30,6 +30,11 @@ class Runner:
         return [time for trial in self.trials for time in trial.end_clock(seconds)]
 
     @property
+    def alive(self) -> bool:
+        """Whether every process is."""
+        return all(trial.alive for trial in self.trials)
+
+    @property
     def memory_bytes(self) -> int:
         """What the processes hold in memory now."""
         return sum(trial.memory_bytes() for trial in self.trials)
@@ -93,7 +98,7 @@ def batch_of(examples: Examples, rows: int) -> dict[str, Array]:
     shapes = [shapes_of(example) for example in examples.inputs]
     commonest = max(set(shapes), key=shapes.count)
     fitting = [example for example, shape in zip(examples.inputs, shapes, strict=True) if shape == commonest]
-    if rows == 1 or not fitting[0]:
+    if rows == 1 or not all(array.ndim and len(array) for array in fitting[0].values()):
         return dict(fitting[0])
     chosen: list[Example] = []
     held = 0

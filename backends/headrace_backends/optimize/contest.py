@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.core.model import Signature
 from headrace_backends.base import Array
-from headrace_backends.optimize.accuracy import Errors, Metric, Outputs, compare, judged
+from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed, Outputs, compare, judged
 from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
 from headrace_backends.optimize.examples import Example, Examples, merged, shapes_of
 from headrace_backends.optimize.findings import Fate, Point, Row
@@ -119,24 +119,27 @@ class Contest:
                     row = _with(row, fate=Fate.REFUSED, reason=problem)
                 row = self._timed(row, runner)
                 if row.fate is Fate.KEPT and (row.speedup or 0.0) > self._champion_speedup:
-                    self._crown(runner, row.speedup or 0.0, stack)
+                    row = self._judged(row, runner)  # nothing is to be cut beside what is refused later
+                    if row.fate is Fate.KEPT:
+                        self._crown(runner, row.speedup or 0.0, stack)
                 return row
+        except MetricFailed as error:
+            return _with(row, fate=Fate.REFUSED, reason=str(error))
         except TrialFailed as error:
             return _with(row, fate=Fate.FAILED, reason=str(error))
 
     def decide(self, row: Row) -> Row:
         """The row after the held-back half has been looked at."""
-        form = row.form
+        if row.held_back is not None:
+            return row
         try:
             with ExitStack() as stack:
-                runner, _, _ = self._load(form, self._artifact(form).path, stack)
-                errors = self._errors(self.held_back, self._answers(runner, self.held_back.examples))
+                runner, _, _ = self._load(row.form, self._artifact(row.form).path, stack)
+                return self._judged(row, runner)
+        except MetricFailed as error:
+            return _with(row, fate=Fate.REFUSED, reason=str(error))
         except TrialFailed as error:
             return _with(row, fate=Fate.FAILED, reason=str(error))
-        problem = self._problem(form, errors)
-        if problem:
-            return _with(row, fate=Fate.REFUSED, reason=f"on the held-back examples, {problem}", held_back=errors)
-        return _with(row, held_back=errors)
 
     def final(self, rows: Sequence[Row]) -> list[Row]:
         """Measure forms in their layouts beside each other, all in the same rounds. Those that fail are left out."""
@@ -201,6 +204,14 @@ class Contest:
             signature, notes, seconds = trials[-1].load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 
+    def _judged(self, row: Row, runner: Runner) -> Row:
+        """The row with its errors on the held-back half; refused where the budget does not hold there."""
+        errors = self._errors(self.held_back, self._answers(runner, self.held_back.examples))
+        problem = self._problem(row.form, errors)
+        if problem:
+            return _with(row, fate=Fate.REFUSED, reason=f"on the held-back examples, {problem}", held_back=errors)
+        return _with(row, held_back=errors)
+
     def _problem(self, form: Form, errors: Errors) -> str | None:
         if not self.first.examples.real and not form.faithful:
             return "there are no real examples to judge it by"
@@ -231,7 +242,11 @@ class Contest:
         rivals = [self._reference, *([self._champion] if self._champion else [])]
         allowed = row.fate is not Fate.REFUSED
         for effort in (_GLANCE, _LOOK) if allowed else (_GLANCE,):
-            *theirs, ours = self._race([*rivals, runner], effort)
+            try:
+                *theirs, ours = self._race([*rivals, runner], effort)
+            except TrialFailed:
+                self._revive()
+                raise
             # Beside the champion: the reference's speed may change with the neighbours' more than both of theirs.
             beside = speedup(ours, theirs[-1], self.goal)
             row = _with(row, speedup=beside * (self._champion_speedup if self._champion else 1.0), curve=ours.points())
@@ -239,6 +254,14 @@ class Contest:
                 rival = "the best so far" if self._champion else "the reference"
                 return _with(row, fate=Fate.SLOWER, reason=f"{beside:.2f} times as fast as {rival} at a glance")
         return _with(row, fate=Fate.KEPT) if allowed else row
+
+    def _revive(self) -> None:
+        """Let go of a champion whose process is dead, and load the reference again where its own is."""
+        if self._champion is not None and not self._champion.alive:
+            self._champion_open.close()
+            self._champion, self._champion_speedup = None, 1.0
+        if not self._reference.alive:
+            self._reference, _, _ = self._load(self.subject.reference, self.subject.path, self._open)
 
     def _crown(self, runner: Runner, speedup_: float, stack: ExitStack) -> None:
         """Keep the runner's process as the one to beat."""

@@ -64,10 +64,10 @@ def read_replay(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Arra
                 {"in": inputs, "out": outputs}[side].setdefault(int(number), {})[name] = array
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise BadPlan(f"{path.name} cannot be read: {error}") from error
-    numbers = sorted(inputs)
-    if not numbers or numbers != sorted(outputs):
+    numbers = sorted(outputs)
+    if not numbers or (inputs and numbers != sorted(inputs)):  # a model may have no inputs
         raise BadPlan(f"{path.name} has not both inputs and answers of its examples")
-    return [inputs[number] for number in numbers], [outputs[number] for number in numbers]
+    return [inputs.get(number, {}) for number in numbers], [outputs[number] for number in numbers]
 
 
 def problem(answers: Sequence[Tensors], recorded: Sequence[Tensors], tolerance: float = TOLERANCE) -> str | None:

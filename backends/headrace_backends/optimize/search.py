@@ -41,6 +41,7 @@ _WORTHWHILE = 1.1  # so many times as fast as the best so far must be what is to
 _EVEN = 1.03  # what is no more than so much faster is not worth another form
 _ROWS_FILE = "rows.jsonl"
 _SIDE_JOB_S = 300.0
+_LATE_S = 30.0  # after the time limit in which finalists are still tried in other layouts
 
 
 class SearchFailed(Exception):
@@ -63,6 +64,7 @@ class Search:
     _sensitivities: tuple[LayerSensitivity, ...] = ()
     _deadline: float = 0.0
     _cut_short: bool = False
+    _alone: bool = False
 
     def run(self) -> "Outcome":
         """Search until everything has been tried or the time is up.
@@ -74,10 +76,13 @@ class Search:
         self._deadline = started + self.goal.time_limit_s
         budget = self.goal.budget
         self.listener.about(self.subject.name, budget, self.goal.time_limit_s)
-        metric = own_metric(budget.metric, self.subject.folder) if budget is not None and budget.is_own else None
         try:
+            metric = own_metric(budget.metric, self.subject.folder) if budget is not None and budget.is_own else None
             with Contest(self.subject, self.goal, self.workshop, self.cpus, metric) as contest:
-                reference, told = self._prepare(contest)
+                try:
+                    reference, told = self._prepare(contest)
+                except TrialFailed as error:
+                    raise SearchFailed(f"the model as it was dropped in: {error}") from error
                 todo = forms.candidates(self._facts(contest))
                 self.listener.begin(len(todo))
                 self._try_all(contest, todo)
@@ -85,7 +90,7 @@ class Search:
                 self.listener.chosen(winner.form, why)
                 return self._outcome(contest, reference, winner, why, told, began, started)
         except TrialFailed as error:
-            raise SearchFailed(f"the model as it was dropped in {error}") from error
+            raise SearchFailed(f"the search could not be finished: {error}") from error
         finally:
             self.listener.end()
 
@@ -95,14 +100,16 @@ class Search:
         self.listener.progress("loading the model as it was dropped in")
         signature, notes, seconds = contest.load_reference()
         examples = self.examples(signature)
+        self._alone = len(examples) < 2  # what was calibrated with it cannot be judged by it
         first, held_back = examples.halves()
         first, held_back = first.first(MOST_EXAMPLES), held_back.first(MOST_EXAMPLES)
         self.listener.progress(f"running it on {len(first)} + {len(held_back)} examples")
         reference = contest.measure_reference(first, held_back, notes, seconds)
         self.listener.row(reference)
-        kind = (
-            examples.origin if examples.real else f"{examples.origin}: no real ones, so only faithful forms are tried"
-        )
+        kind = examples.origin
+        if not examples.real or self._alone:
+            why = "there is only one" if examples.real else "no real ones"
+            kind = f"{kind}: {why}, so only faithful forms are tried"
         return reference, f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
 
     def _facts(self, contest: Contest) -> Facts:
@@ -110,7 +117,7 @@ class Search:
             self.subject.path.suffix,
             self.subject.backend,
             self._kind(contest),
-            self.goal.allow if contest.first.examples.real else frozenset(),
+            self.goal.allow if contest.first.examples.real and not self._alone else frozenset(),
             trains=self.subject.training is not None,
             exhaustive=self.goal.exhaustive,
         )
@@ -147,12 +154,18 @@ class Search:
                 self._finish(Row(form, Fate.SKIPPED, told))
                 continue
             row = self._try(contest, form, earlier)
-            for milder in forms.milder(form) if row.fate is Fate.REFUSED and self._in_reach(row) else ():
-                row = self._try(contest, milder, earlier)
-                if row.fate is not Fate.REFUSED:
-                    break
-            if row.fate is Fate.REFUSED and self._in_reach(row):
-                self._mix(contest, row.form, earlier)
+            if self._in_reach(row):
+                self._soften(contest, row, earlier)
+
+    def _soften(self, contest: Contest, refused: Row, earlier: dict[str, Row]) -> None:
+        """Try milder forms of one that is beyond the budget and near it, then with some layers left as they are."""
+        for milder in forms.milder(refused.form):
+            row = self._try(contest, milder, earlier)
+            if row.fate is Fate.KEPT:
+                return
+            if self._in_reach(row):
+                refused = row
+        self._mix(contest, refused.form, earlier)
 
     def _try(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> Row:
         row = earlier.get(form.name)
@@ -164,7 +177,7 @@ class Search:
             else:
                 row = contest.try_form(form, max(60.0, left))
                 with (self.workshop.folder / _ROWS_FILE).open("ab") as file:
-                    file.write(msgspec.json.encode(row) + b"\n")
+                    file.write(b"\n" + msgspec.json.encode(row) + b"\n")  # the last line may be half a one
         return self._finish(row)
 
     def _finish(self, row: Row) -> Row:
@@ -182,7 +195,7 @@ class Search:
                 return
             self.listener.progress(f"leaving {count} of {len(ranked)} layers as they are")
             row = self._try(contest, mixed, earlier)
-            if row.fate in (Fate.SLOWER, Fate.FAILED) or (row.fate is Fate.REFUSED and not self._in_reach(row)):
+            if row.fate is not Fate.KEPT and not self._in_reach(row):
                 return  # keeping more would be slower still
             mixing.tell(count, within=row.fate is Fate.KEPT)
 
@@ -205,11 +218,13 @@ class Search:
 
     def _in_reach(self, row: Row) -> bool:
         """Whether a refused form is so fast, and so nearly right, that a milder one may be worth it."""
+        if row.fate is not Fate.REFUSED:
+            return False
         near = self.goal.budget is not None and row.errors is not None and self.goal.budget.is_near(row.errors)
         return near and row.speedup is not None and row.speedup > _WORTHWHILE * self._best()
 
     def _best(self) -> float:
-        return max((row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT), default=1.0)
+        return max([1.0, *(row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT)])
 
     def _earlier(self) -> Iterator[Row]:
         """What an earlier run of the same search had finished."""
@@ -219,7 +234,9 @@ class Search:
             return
         for line in lines:
             with contextlib.suppress(msgspec.DecodeError):  # the last one may be half a line
-                yield msgspec.json.decode(line, type=Row)
+                row = msgspec.json.decode(line, type=Row)
+                if row.fate is not Fate.FAILED:  # for want of time or memory, perhaps
+                    yield row
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -227,7 +244,8 @@ class Search:
         """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
         finalists: list[Row] = [reference]
         for row in sorted(self._rows, key=lambda one: -(one.speedup or 0.0)):
-            if row.fate is not Fate.KEPT or len(finalists) > _FINALISTS:
+            most = _FINALISTS if monotonic() < self._deadline else 1  # what is over in time is not to take much longer
+            if row.fate is not Fate.KEPT or len(finalists) > most:
                 continue
             self.listener.progress(f"judging {row.form.name} on the held-back examples")
             judged = contest.decide(row)
@@ -253,7 +271,7 @@ class Search:
     def _layouts(self, row: Row) -> list[Row]:
         """A finalist as it is, and with other numbers of threads and instances."""
         layouts = [(1, 0)]
-        if self.cpus > 1:
+        if self.cpus > 1 and monotonic() < self._deadline + _LATE_S:
             layouts += [(1, 1), (1, self.cpus)]
             if self.goal.aim == "throughput":
                 layouts.append((self.cpus, 1))

@@ -54,6 +54,11 @@ class Trial:
         """Of the process."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
     def load(self, backend: str, source: ModelSource, timeout_s: float) -> tuple[Signature, list[str], float]:
         """Load a model as a worker would. Returns its signature, the backend's notes, and the seconds that it took."""
         loaded: tuple[Signature, list[str], float] = self._ask("load", (backend, source), timeout_s)
