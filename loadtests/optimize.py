@@ -6,6 +6,7 @@ to see what the search has missed, and what it has saved.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,14 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from headrace_backends.optimize.findings import Findings
+from headrace_backends.optimize.findings import Findings, Row
 from headrace_backends.optimize.report import read_report
 from loadtests.machine import describe_machine, describe_versions
-from loadtests.optimize_models import CASES, ROOT, Case, Missing
+from loadtests.optimize_models import CASES, ROOT, Case
 from loadtests.optimize_verdict import Verdict, judge
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,7 +44,7 @@ def search(model: str, repository: Path, plans: Path, seconds: int, *options: st
     command = [sys.executable, "-m", "headrace", "optimize", model, "--repository", str(repository)]
     command += ["--plan-cache", str(plans), "--time-limit", str(seconds), "--anew", *options]
     started = time.monotonic()
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 1200)
     took = time.monotonic() - started
     if ended.returncode not in (0, NOTHING_BETTER):
         raise RuntimeError("\n".join((ended.stdout + ended.stderr).splitlines()[-4:]))
@@ -56,7 +58,7 @@ def run_case(case: Case, folder: Path) -> tuple[Verdict, Findings]:
     """Build the model's folder, search, judge.
 
     Raises:
-        Missing, RuntimeError: it cannot be run.
+        Missing, RuntimeError, ImportError: it cannot be run.
     """
     place = folder / "repository" / case.name
     place.mkdir(parents=True)
@@ -82,6 +84,22 @@ def sweep(model: str, folder: Path) -> list[str]:
         f"{took / swept_took:.0%}",
         "met" if good else "missed",
     ]
+
+
+def describe(row: Row) -> dict[str, object]:
+    """One candidate, for the file."""
+    return {
+        "form": row.form.name,
+        "layout": row.form.layout,
+        "fate": str(row.fate),
+        "speedup": row.speedup,
+        "reason": row.reason,
+        "errors": None if row.errors is None else msgspec.to_builtins(row.errors),
+        "held_back": None if row.held_back is None else msgspec.to_builtins(row.held_back),
+        "file_bytes": row.file_bytes,
+        "build_s": row.build_s,
+        "notes": list(row.notes),
+    }
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
@@ -110,23 +128,27 @@ def main(
     verdicts: list[Verdict] = []
     failures: dict[str, str] = {}
     swept: list[list[str]] = []
+    candidates: dict[str, list[dict[str, object]]] = {}
     with tempfile.TemporaryDirectory(prefix="headrace-optimize-") as scratch:
         for one in case or ([] if exhaustive else CASES):
             console.print(f"{one}: {(CASES[one].build.__doc__ or '').strip()}", highlight=False)
             try:
                 verdict, findings = run_case(CASES[one], Path(scratch) / one)
-            except (Missing, RuntimeError) as error:
-                failures[one] = str(error)
-                console.print(f"  failed: {error}", markup=False, highlight=False)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - one case that cannot be run stops no other
+                failures[one] = f"{type(error).__name__}: {error}"
+                console.print(f"  failed: {failures[one]}", markup=False, highlight=False)
                 continue
+            finally:
+                shutil.rmtree(Path(scratch) / one, ignore_errors=True)
             verdicts.append(verdict)
+            candidates[one] = [describe(row) for row in findings.rows]
             for row in findings.rows:
                 told = f"  {row.fate:9} {row.speedup or 0:6.2f} x  {row.form.name}; {row.form.layout}: {row.reason}"
                 console.print(told, markup=False, highlight=False)
         for model in SAMPLES if exhaustive else ():
             try:
                 swept.append(sweep(model, Path(scratch) / model))
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001
                 failures[model] = str(error)
     console.print(table(verdicts))
     if swept:
@@ -144,6 +166,7 @@ def main(
         "machine": describe_machine(),
         "versions": describe_versions(),
         "cases": [asdict(one) for one in verdicts],
+        "candidates": candidates,
         "sweeps": swept,
         "failures": failures,
     }

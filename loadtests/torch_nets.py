@@ -33,8 +33,8 @@ class Bottleneck(nn.Module):
         return torch.relu(self.inner(value) + self.around(value))
 
 
-def resnet50() -> nn.Module:
-    """With random weights, whose activations stay of one size."""
+def resnet50(photos: np.ndarray) -> nn.Module:
+    """With random weights, and normalised so that its answers to different photos are different ones."""
     torch.manual_seed(SEED)
     layers: list[nn.Module] = [_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
@@ -43,11 +43,7 @@ def resnet50() -> nn.Module:
             layers.append(Bottleneck(channels, width, stride if block == 0 else 1))
             channels = 4 * width
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
-    module.train()
-    with torch.no_grad():
-        for _ in range(2):  # so that the statistics of the normalisations are real ones
-            module(torch.randn(8, 3, 224, 224))
-    return module.eval()
+    return _settled(module, torch.from_numpy(photos))
 
 
 def efficientnet_lite0() -> nn.Module:
@@ -102,20 +98,19 @@ class Encoder(nn.Module):
         return nn.functional.normalize(mean, dim=1)
 
 
-def half_of_the_channels(module: nn.Module, example: np.ndarray) -> nn.Module:
-    """The module without half of the channels of each layer, those with the smallest weights, as pruning takes them."""
-    import torch_pruning
-
-    inputs = torch.from_numpy(example)
-    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-    pruner = torch_pruning.pruner.MagnitudePruner(
-        module,
-        inputs,
-        importance=torch_pruning.importance.MagnitudeImportance(p=1),
-        pruning_ratio=0.5,
-        ignored_layers=[last],
-    )
-    pruner.step()
+def _settled(module: nn.Sequential, photos: torch.Tensor) -> nn.Module:
+    """The net with the statistics of these photos in its normalisations, and answers that are spread around zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all that it sees
+    last = module[-1]
+    assert isinstance(last, nn.Linear)
+    module.train()
+    with torch.no_grad():
+        module(photos)
+        features = module[:-1].eval()(photos)
+        last.bias.copy_(-(last.weight @ features.mean(0)))
     return module.eval()
 
 
