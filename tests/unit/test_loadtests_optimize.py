@@ -7,11 +7,12 @@ from loadtests.optimize_verdict import judge
 
 from headrace_backends.optimize.accuracy import Budget, Errors
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, Row
-from headrace_backends.optimize.form import Form, Step
+from headrace_backends.optimize.form import Form, Step, Technique
 
 EXPORT = Step("export_onnx")
 PLAIN = Row(Form("onnxruntime", (EXPORT,)), Fate.KEPT, speedup=3.0)
-REFUSED = Row(Form("onnxruntime", (EXPORT, Step("int8_static"))), Fate.REFUSED, speedup=7.0)
+INT8 = (Technique.INT8_STATIC,)
+REFUSED = Row(Form("onnxruntime", (EXPORT, Step("int8_static")), techniques=INT8), Fate.REFUSED, speedup=7.0)
 CHOSEN = Row(
     Form("openvino", (EXPORT, Step("openvino_int8")), threads=1),
     Fate.CHOSEN,
@@ -61,7 +62,9 @@ def test_what_is_missed_is_told(goal, rows, told):
 
 
 def test_forms_with_layers_left_alone_may_be_within_the_budget():
-    mixed = Row(Form("onnxruntime", (EXPORT, Step("int8_static", {"keep_first": 8}))), Fate.KEPT, speedup=5.0)
+    mixed = Row(
+        Form("onnxruntime", (EXPORT, Step("int8_static", {"keep_first": 8})), techniques=INT8), Fate.KEPT, speedup=5.0
+    )
     assert judge(case(refused=("int8_static",)), findings(REFUSED, mixed, CHOSEN)).missed == ()
 
 
