@@ -22,3 +22,9 @@ def mean_batch_rows(before: str, after: str, model: str) -> float | None:
 def _increase(before: str, after: str, name: str, model: str) -> float | None:
     last = counter(after, name, model)
     return None if last is None else last - (counter(before, name, model) or 0.0)
+
+
+def total(page: str, name: str) -> float:
+    """The sum of a counter over all its series; 0 where the page does not have it."""
+    line = re.compile(rf'^{re.escape(name)}(?:\{{(?:[^"}}]|"(?:[^"\\]|\\.)*")*\}})?\s+(\S+)', re.MULTILINE)
+    return sum(float(match[1]) for match in line.finditer(page))
