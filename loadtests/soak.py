@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from loadtests.run import RESULTS
 from loadtests.server import HOST, Server, ServerFailure
 from loadtests.soak_processes import Reading, busy_ticks, read, read_tree
 from loadtests.soak_report import Growth, Sample, Use, growth_table, growths, plot, stream_table
-from loadtests.soak_traffic import EndlessLoop, Mix, Stream
+from loadtests.soak_traffic import EndlessLoop, Ledger, Mix, Stream
 from loadtests.soak_visitors import Question, Visitors
 
 MODEL_SHARES = {"identity": 0.45, "mlp": 0.40, "minilm": 0.15}
@@ -54,7 +55,7 @@ STREAMS = tuple(
 ROWS = (1, 2, 3, 5, 8)  # of the visitors' questions; the regulars' have one
 TOKENS = (8, 17, 32)  # of those to a sentence encoder
 SATURATING = 48  # clients of the closed loop that measures the capacity
-SLOTS = 128  # requests of the regulars under way at most
+SLOTS = 32  # requests of a stream under way at most
 DRAIN_S = 30.0
 SEED = 23
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -72,11 +73,12 @@ class Plan:
     """How long, how much, and how often it is looked at."""
 
     minutes: float
-    load: float  # of the measured capacity
+    load: float  # of the capacity
     every_s: float
     capacity_windows: int
     capacity_s: float  # of each
     warmup_s: float
+    capacity_per_s: float | None = None  # given beforehand: then it is not measured
     server_options: tuple[str, ...] = ()
 
 
@@ -170,15 +172,13 @@ def regulars(server: Server, questions: Mapping[str, Question], slots: int) -> l
 
 
 async def capacity(server: Server, questions: Mapping[str, Question], plan: Plan) -> float:
-    """Requests/s of the mix when clients ask as soon as they are answered: the best of some windows.
-
-    The best, since others on the machine only ever take from it, and half of too little would be no load.
+    """Requests/s of the mix when clients ask as soon as they are answered: the median of some windows.
 
     Raises:
         BadResponse: a request of it went wrong.
         OSError: nobody listens there.
     """
-    mix = Mix(STREAMS, regulars(server, questions, SATURATING), SATURATING, SEED)
+    mix = Mix(STREAMS, regulars(server, questions, SATURATING), SEED)
     loop: ClosedLoop | None = None
     await mix.open(lambda slot, problem: loop.done(slot, problem) if loop else None)
     rates = []
@@ -192,7 +192,7 @@ async def capacity(server: Server, questions: Mapping[str, Question], plan: Plan
             raise BadResponse(f"at saturation: {dict(recorder.errors)}")
         rates.append(recorder.finished_in_window / plan.capacity_s)
     await mix.close()
-    return max(rates)
+    return median(rates)
 
 
 # ---- what is recorded ----
@@ -209,7 +209,7 @@ class Watch:
         for reading in (*read_tree(server.pid), _ourselves()):
             self._use(reading, 1.0)
 
-    async def sample(self, loop: EndlessLoop) -> Sample:
+    async def sample(self, ledger: Ledger) -> Sample:
         """The window since the last one.
 
         Raises:
@@ -221,7 +221,7 @@ class Watch:
         now, busy = time.monotonic(), busy_ticks()
         seconds, self._at = now - self._at, now
         busy_cores, self._busy = (busy - self._busy) / _TICKS_PER_S / seconds, busy
-        window, lags_ns = loop.take()
+        window, lags_ns = ledger.take()
         ordered, lags = sorted(window.latencies_ns), sorted(lags_ns)
         # Elsewhere than in the event loop: adding up the pages of a process takes some ms, which would be latency.
         tree = await asyncio.to_thread(read_tree, self._server.pid)
@@ -265,22 +265,27 @@ async def soak(
     """
     plan = state.plan
     firsts = {model: some[0] for model, some in questions.items()}
-    state.capacity_per_s = await capacity(server, firsts, plan)
-    mix = Mix(STREAMS, regulars(server, firsts, SLOTS), SLOTS, SEED + 1)
-    loop: EndlessLoop | None = None
-    await mix.open(lambda slot, problem: loop.done(slot, problem) if loop else None)
-    loop = EndlessLoop(mix, SLOTS, len(STREAMS), plan.load * state.capacity_per_s, SEED)
-    running = loop
+    state.capacity_per_s = plan.capacity_per_s or await capacity(server, firsts, plan)
+    ledger = Ledger()
+    clients = regulars(server, firsts, SLOTS)
+    rate_per_s = plan.load * state.capacity_per_s
+    loops = [
+        EndlessLoop(client, SLOTS, stream.share * rate_per_s, SEED + place, ledger)
+        for place, (stream, client) in enumerate(zip(STREAMS, clients, strict=True))
+    ]
+    for client, loop in zip(clients, loops, strict=True):
+        await client.open(loop.done)
     visitors = Visitors(
         server.http_port,
         server.grpc_port,
         [(MODEL_SHARES[model], some) for model, some in questions.items()],
-        running.failed,
+        ledger.failed,
         SEED,
     )
     visiting = asyncio.get_running_loop().create_task(visitors.run())
     watch = Watch(server)
-    loop.start()
+    for loop in loops:
+        loop.start()
     ends_at = time.monotonic() + plan.minutes * 60
     try:
         while (left_s := ends_at - time.monotonic()) > 0:
@@ -289,38 +294,45 @@ async def soak(
                 visiting.result()  # it never ends by itself, so this raises
             if left_s < plan.every_s / 2:
                 continue  # a stub of a window says little, and what is in it comes with the last
-            state.samples.append(await watch.sample(loop))
-            _tell_streams(state, loop, visitors)
+            state.samples.append(await watch.sample(ledger))
+            _tell_streams(state, loops, visitors)
             each(state.samples[-1])
         visiting.cancel()
         await asyncio.wait([visiting])
-        loop.stop()
-        with suppress(TimeoutError):  # what is missing then is counted
-            await asyncio.wait_for(loop.idle.wait(), DRAIN_S)
-        if unanswered := loop.unanswered():
-            loop.window.failed(f"no answer {DRAIN_S:.0f} s after the end", unanswered)
+        await _drain(loops, ledger)
         state.finished = True
     finally:
         visiting.cancel()
-        loop.close()
-        _tell_streams(state, loop, visitors)
-        for problem, count in loop.window.errors.items():
+        for loop in loops:
+            loop.close()
+        _tell_streams(state, loops, visitors)
+        for problem, count in ledger.window.errors.items():
             state.failed(problem, count)
-        await mix.close()
+        for client in clients:
+            await client.close()
 
 
-def _tell_streams(state: Soak, loop: EndlessLoop, visitors: Visitors) -> None:
+async def _drain(loops: Sequence[EndlessLoop], ledger: Ledger) -> None:
+    for loop in loops:
+        loop.stop()
+    with suppress(TimeoutError):  # what is missing then is counted
+        await asyncio.wait_for(asyncio.gather(*(loop.idle.wait() for loop in loops)), DRAIN_S)
+    if unanswered := sum(loop.unanswered() for loop in loops):
+        ledger.failed(f"no answer {DRAIN_S:.0f} s after the end", unanswered)
+
+
+def _tell_streams(state: Soak, loops: Sequence[EndlessLoop], visitors: Visitors) -> None:
     state.visitors = visitors.counts
     state.streams = [
         {
             "name": stream.name,
-            "count": histogram.count,
+            "count": loop.histogram.count,
             **{
-                name: histogram.percentile_ms(fraction)
+                name: loop.histogram.percentile_ms(fraction)
                 for name, fraction in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))
             },
         }
-        for stream, histogram in zip(STREAMS, loop.histograms, strict=True)
+        for stream, loop in zip(STREAMS, loops, strict=True)
     ]
 
 
@@ -361,7 +373,10 @@ def main(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="three quarters of a minute, looked at every 3 s")] = False,
     minutes: Annotated[float, typer.Option(min=0.1, help="how long")] = 60.0,
-    load: Annotated[float, typer.Option(min=0.01, max=1.0, help="of the measured capacity")] = 0.5,
+    load: Annotated[float, typer.Option(min=0.01, max=1.0, help="of the capacity")] = 0.5,
+    capacity_per_s: Annotated[
+        float | None, typer.Option("--capacity", min=1.0, help="requests/s, where it is known; else it is measured")
+    ] = None,
     every: Annotated[float, typer.Option(min=1.0, help="seconds between two looks")] = 10.0,
     server_option: Annotated[list[str] | None, typer.Option(help="handed to `headrace serve`")] = None,
     name: Annotated[str | None, typer.Option(help="of the files in loadtests/results; default local/DATE")] = None,
@@ -369,9 +384,9 @@ def main(
     """Serve several models and ask them for an hour; tell whether memory was flat and every answer right."""
     console = Console(width=None if sys.stdout.isatty() else 130)
     options = tuple(server_option or ())
-    plan = Plan(minutes, load, every, 6, 5.0, 1.0, options)
+    plan = Plan(minutes, load, every, 6, 5.0, 1.0, capacity_per_s, options)
     if quick:
-        plan = Plan(0.75, load, 3.0, 2, 2.0, 1.0, options)
+        plan = Plan(0.75, load, 3.0, 2, 2.0, 1.0, capacity_per_s, options)
     path = RESULTS / f"{name or datetime.now(UTC).strftime('local/soak-%Y%m%d-%H%M%S')}.json"
     state = Soak(plan)
     looks = max(1, round(60 / plan.every_s))

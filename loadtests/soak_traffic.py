@@ -1,4 +1,4 @@
-"""A mix of models and protocols under one stream of arrivals that has no end, in memory that does not grow."""
+"""A mix of models and protocols whose arrivals have no end, recorded in memory that does not grow."""
 
 import asyncio
 import random
@@ -36,14 +36,12 @@ class Stream:
 
 
 class Mix:
-    """A client whose every slot sends any of the streams, drawn by their shares."""
+    """A client whose every slot sends any of the streams, drawn by their shares: for a closed loop."""
 
-    def __init__(self, streams: Sequence[Stream], clients: Sequence[Client], slots: int, seed: int) -> None:
+    def __init__(self, streams: Sequence[Stream], clients: Sequence[Client], seed: int) -> None:
         self._clients = clients
         self._random = random.Random(seed)
         self._cumulative = np.cumsum([stream.share for stream in streams]).tolist()
-        self._places = range(len(streams))
-        self.stream_of = [0] * slots  # the last one that each slot has sent
 
     async def open(self, done: Done) -> None:
         """See Client."""
@@ -52,9 +50,8 @@ class Mix:
 
     def send(self, slot: int) -> None:
         """See Client."""
-        (place,) = self._random.choices(self._places, cum_weights=self._cumulative)
-        self.stream_of[slot] = place
-        self._clients[place].send(slot)
+        (client,) = self._random.choices(self._clients, cum_weights=self._cumulative)
+        client.send(slot)
 
     async def close(self) -> None:
         """See Client."""
@@ -87,15 +84,34 @@ class Histogram:
         return 0.0
 
 
-class EndlessLoop:
-    """Poisson arrivals, drawn as they come, until it is told to stop.
+class Ledger:
+    """What happens to the requests of all streams. Each belongs to the window in which it ends."""
 
-    As in ``OpenLoop``, latency counts from when a request was meant to be sent. It belongs to the window in which it
-    ends, so that every request is in one.
+    def __init__(self) -> None:
+        self.window = Recorder(0, _FOREVER_NS, by_start=False)
+        self.lags_ns = array("q")
+
+    def take(self) -> tuple[Recorder, "array[int]"]:
+        """What happened since the last time, and how late each request was sent."""
+        taken = self.window, self.lags_ns
+        self.window, self.lags_ns = Recorder(0, _FOREVER_NS, by_start=False), array("q")
+        return taken
+
+    def failed(self, problem: str, count: int = 1) -> None:
+        """Something went wrong in the window of now."""
+        self.window.failed(problem, count)
+
+
+class EndlessLoop:
+    """One stream of Poisson arrivals, drawn as they come, until it is told to stop.
+
+    As in ``OpenLoop``, latency counts from when a request was meant to be sent. Each stream has slots of its own: a
+    model that is late then keeps nobody else waiting.
     """
 
-    def __init__(self, mix: Mix, slots: int, streams: int, rate_per_s: float, seed: int) -> None:
-        self._mix = mix
+    def __init__(self, client: Client, slots: int, rate_per_s: float, seed: int, ledger: Ledger) -> None:
+        self._client = client
+        self._ledger = ledger
         self._random = np.random.default_rng(seed)
         self._mean_gap_ns = 1e9 / rate_per_s
         self._gaps_ns: deque[int] = deque()
@@ -106,9 +122,7 @@ class EndlessLoop:
         self._backlog: deque[int] = deque()
         self._timer = PreciseTimer(self._due)
         self._stopped = False
-        self.window = Recorder(0, _FOREVER_NS, by_start=False)
-        self.lags_ns = array("q")
-        self.histograms = [Histogram() for _ in range(streams)]
+        self.histogram = Histogram()
         self.idle = asyncio.Event()
 
     def start(self) -> None:
@@ -121,27 +135,17 @@ class EndlessLoop:
         self._stopped = True
         self._tell_idle()
 
-    def take(self) -> tuple[Recorder, "array[int]"]:
-        """What happened since the last time, and how late each request was sent."""
-        taken = self.window, self.lags_ns
-        self.window, self.lags_ns = Recorder(0, _FOREVER_NS, by_start=False), array("q")
-        return taken
-
     def done(self, slot: int, problem: str | None) -> None:
         """Told by the client: record, and give the slot to who waits longest."""
         now_ns = monotonic_ns()
-        self.window.add(self._intended_ns[slot], now_ns, problem)
+        self._ledger.window.add(self._intended_ns[slot], now_ns, problem)
         if problem is None:
-            self.histograms[self._mix.stream_of[slot]].add(now_ns - self._intended_ns[slot])
+            self.histogram.add(now_ns - self._intended_ns[slot])
         if self._backlog:
             self._send(slot, self._backlog.popleft())
             return
         self._free.append(slot)
         self._tell_idle()
-
-    def failed(self, problem: str) -> None:
-        """Somebody beside the regulars tells of an error, which belongs to the window of now."""
-        self.window.failed(problem)
 
     def unanswered(self) -> int:
         """How many requests are under way or wait."""
@@ -160,7 +164,7 @@ class EndlessLoop:
             elif len(self._backlog) < MAX_BACKLOG:
                 self._backlog.append(self._next_ns)
             else:
-                self.window.failed(f"not sent: {MAX_BACKLOG} requests wait for a connection")
+                self._ledger.failed(f"not sent: {MAX_BACKLOG} requests wait for a connection")
             self._next_ns += self._gap_ns()
         if not self._stopped:
             self._timer.arm(self._next_ns)
@@ -172,8 +176,8 @@ class EndlessLoop:
 
     def _send(self, slot: int, intended_ns: int) -> None:
         self._intended_ns[slot] = intended_ns
-        self.lags_ns.append(monotonic_ns() - intended_ns)
-        self._mix.send(slot)
+        self._ledger.lags_ns.append(monotonic_ns() - intended_ns)
+        self._client.send(slot)
 
     def _tell_idle(self) -> None:
         if self._stopped and not self.unanswered():
