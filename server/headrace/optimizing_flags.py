@@ -78,10 +78,9 @@ def optimize(
     Exit status: 0 a plan was made, 3 nothing is better than the model as it was dropped in, 1 it failed. Ctrl-C stops
     the search; the same command goes on with it.
     """
-    from headrace_backends.optimize.live import listener_for
-
     from headrace.optimizing import OptimizeArguments, run
     from headrace_backends.optimize.accuracy import Budget
+    from headrace_backends.optimize.live import listener_for
 
     try:
         bound = Budget.parse(budget) if budget else None
