@@ -418,7 +418,7 @@ def test_a_module_that_does_not_run_with_channels_last(tmp_path):
             r"compile_cache is 'here', expected the absolute path of a folder",
         ),
         ({"compile_cache": "/tmp/x"}, r"compile_cache is set and parameters\.compile is not"),
-        ({"compiled": True}, "no parameter 'compiled'; it has intra_op_threads, compile, compile_cache"),
+        ({"compiled": True}, "no parameter 'compiled'; it has intra_op_threads, tf32, compile, compile_cache"),
     ],
 )
 def test_ways_to_run_that_there_are_not(tmp_path, parameters, message):
