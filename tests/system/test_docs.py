@@ -141,7 +141,7 @@ def plan_the_digits(folder):
     form = Form("onnxruntime", threads=1)
     errors = Errors(4, 0.0, 0.0)
     put_plan(
-        *(PlanCache(folder / "plans"), model, None),
+        *(PlanCache(folder / "headrace_plans"), model, None),
         replayed=(inputs, answers),
         backend="onnxruntime",
         signature=None,
@@ -157,7 +157,7 @@ def server(workplace):
     flags = server_flags(in_memory, {"/tmp/": f"{workplace}/"})
     plan_the_digits(workplace)
     with RunningServer(
-        workplace / "model_repository", *flags, env={"HEADRACE_PLAN_CACHE": f"{workplace}/plans"}
+        workplace / "model_repository", *flags, env={"HEADRACE_PLAN_CACHE": f"{workplace}/headrace_plans"}
     ) as running:
         yield running
 
@@ -175,7 +175,7 @@ def run(block, server, folder):
     ):
         text = text.replace(shown, real)
     command = [sys.executable, "-W", "error", "-c", text] if block.language == "python" else ["bash", "-ec", text]
-    environment = {**os.environ, "NO_COLOR": "1", "HEADRACE_PLAN_CACHE": f"{folder}/plans"}
+    environment = {**os.environ, "NO_COLOR": "1", "HEADRACE_PLAN_CACHE": f"{folder}/headrace_plans"}
     ended = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
