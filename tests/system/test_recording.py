@@ -191,7 +191,7 @@ def test_ctrl_c_ends_the_command_early_and_keeps_what_there_is(server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - whoever runs the tests may ignore it
     )
     server.wait_for(lambda: server.get("/v2/models/first/recording")[1].get("state") == "recording")
     with Client(f"http://{server.http}") as client:
