@@ -7,10 +7,11 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from headrace.background.optimizer import BackgroundOptimizer
 from headrace.background.schedule import Subject
@@ -44,7 +45,6 @@ from headrace.gpu_sampler import GpuSampler
 from headrace.log import levels_from
 from headrace.log_settings import LogSettings
 from headrace.metrics import Metrics
-from headrace.plan_choices import PlanChoices
 from headrace.readings import Readings
 from headrace.recording.recorder import Recorder, allowed_folder
 from headrace.redis_cache import RedisCache, RedisMissing
@@ -209,23 +209,17 @@ class App:
         self.supervisor.start()
         for front_end in (self.http, self.metrics, self.grpc):
             await front_end.start()
-        loading = asyncio.get_running_loop().create_task(self._load(announce))
-        loading.add_done_callback(partial(_log_failure, "the repository is not followed"))
-        sweeping = asyncio.get_running_loop().create_task(self._sweep())
-        recycling = asyncio.get_running_loop().create_task(self.recycler.run())
-        recycling.add_done_callback(partial(_log_failure, "the memory of workers is not watched"))
-        checking = asyncio.get_running_loop().create_task(self._check_plans())
-        checking.add_done_callback(partial(_log_failure, "the answers of optimised models are not watched"))
-        sampling = asyncio.get_running_loop().create_task(self.gpu_sampler.run())
-        sampling.add_done_callback(partial(_log_failure, "GPUs are not measured"))
-        optimizing = asyncio.get_running_loop().create_task(self._optimize())
-        optimizing.add_done_callback(partial(_log_failure, "models are not optimised"))
+        loading = _begin(self._load(announce), "the repository is not followed")
+        optimizing = _begin(self._optimize(), "models are not optimised")
+        watching = [
+            _begin(self._sweep(), "shared memory is not watched"),
+            _begin(self.recycler.run(), "the memory of workers is not watched"),
+            _begin(self._check_plans(), "the answers of optimised models are not watched"),
+            _begin(self.gpu_sampler.run(), "GPUs are not measured"),
+        ]
         await stop.wait()
-        sampling.cancel()
-        sweeping.cancel()
-        recycling.cancel()
-        checking.cancel()
-        optimizing.cancel()
+        for task in (*watching, optimizing):
+            task.cancel()
         announce("stopping: draining accepted requests")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
@@ -248,7 +242,7 @@ class App:
         await asyncio.to_thread(self.tracer.close)
         if self.cache is not None:
             await self.cache.close()
-        await asyncio.gather(loading, sweeping, recycling, checking, sampling, return_exceptions=True)
+        await asyncio.gather(loading, *watching, return_exceptions=True)
         announce("stopped")
 
     def _has_model(self, name: str) -> bool:
@@ -259,7 +253,7 @@ class App:
             await self.drift_guard.run()
 
     def _optimizer(
-        self, plans: PlanChoices | None, command: Callable[[Subject], Sequence[str]] | None
+        self, plans: Plans | None, command: Callable[[Subject], Sequence[str]] | None
     ) -> BackgroundOptimizer:
         settings = self._settings
         # Both as absolute paths: the folder that the server was started in may be another one's.
@@ -411,6 +405,13 @@ def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
     if isinstance(error, socket.gaierror):
         return CannotStart(f"cannot listen on '{host}' ({error}): expected an address of this machine, with --host")
     return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")
+
+
+def _begin(work: Coroutine[Any, Any, None], gone: str) -> asyncio.Task[None]:
+    """Do it beside all the rest; should it fail, the log says what is ``gone`` then."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(partial(_log_failure, gone))
+    return task
 
 
 def _log_failure(what: str, task: asyncio.Task[None]) -> None:

@@ -14,7 +14,7 @@ from headrace.core.model import Signature
 from headrace.repository.declared import declared_signature
 from headrace.repository.layout import has_model, list_models, read_folder, selected_versions
 from headrace.repository.optimize_config import OptimizeConfig
-from headrace.repository.planned import why_no_plan
+from headrace.repository.planned import OWN_CODE, why_no_plan
 from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
@@ -188,7 +188,7 @@ def _search_key(goal: Goal, subject: Subject, calibration: Path | None) -> str:
 
 
 def _refuse_unfit(subject: Subject) -> None:
-    if subject.backend in ("python", "fake", "ensemble"):
+    if subject.backend in OWN_CODE:
         raise CannotOptimize(f"model '{subject.name}' is run by the backend {subject.backend}: its code is the owner's")
 
 

@@ -1,28 +1,10 @@
 """In which form each version is served, and why: what the server says of its plans."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
+from headrace.repository.plans import Plans
 from headrace.repository.repository import Served
-
-
-class Choice(Protocol):
-    """What was chosen for a version: a plan, or none and why."""
-
-    @property
-    def planned(self) -> Any: ...  # noqa: D102 - None, or it has the form's ``name`` and the ``plan``
-    @property
-    def why_not(self) -> str: ...  # noqa: D102
-
-
-class PlanChoices(Protocol):
-    """The plans of a server's models; ``on_refused`` is told of each that was found to be wrong."""
-
-    on_refused: Callable[[str, str, str], None]
-
-    def choice(self, model: str, version: str) -> Choice:
-        """What was chosen last for a version."""
+from headrace.repository.served import ServedVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +17,9 @@ class ServedForm:
     why: str
 
 
-def served_form(served: Served, plans: PlanChoices | None) -> ServedForm:
+def served_form(served: Served, plans: Plans | None) -> ServedForm:
     """The form of a version that serves: by a plan, or as it was dropped in."""
-    planned = getattr(served, "planned", None)
+    planned = served.planned if isinstance(served, ServedVersion) else None  # an ensemble has none
     if planned is not None:
         plan = planned.plan
         return ServedForm(

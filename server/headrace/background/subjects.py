@@ -8,14 +8,14 @@ from pathlib import Path
 
 from headrace.background.schedule import Room, Subject
 from headrace.metrics.machine import read_memory
-from headrace.plan_choices import PlanChoices, served_form
+from headrace.plan_choices import served_form
+from headrace.repository.planned import OWN_CODE, why_no_plan
+from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served import ServedVersion, version_print
 
-_OWN_CODE = ("python", "fake")  # backends whose models are their owner's code: there is no other form of them
 
-
-def subjects_of(repository: Repository, plans: PlanChoices | None) -> list[Subject]:
+def subjects_of(repository: Repository, plans: Plans | None) -> list[Subject]:
     """The newest version of each model whose owner asks for a plan; none before all models were loaded once."""
     if not repository.settled or plans is None:
         return []
@@ -28,10 +28,8 @@ def wants_plan(served: Served) -> bool:
     return (
         isinstance(served, ServedVersion)
         and config.optimize is not None
-        and served.files.backend not in _OWN_CODE
-        and served.folder.sequence is None
-        and not config.decoupled
-        and all(group.device == "cpu" for group in config.instances)
+        and served.files.backend not in OWN_CODE
+        and not why_no_plan(config)
     )
 
 
@@ -71,7 +69,7 @@ def _newest(served: Iterable[Served]) -> Iterator[Served]:
     yield from (newest[name] for name in sorted(newest, key=os.fsencode))
 
 
-def _subject(served: Served, plans: PlanChoices) -> Subject:
+def _subject(served: Served, plans: Plans) -> Subject:
     form = served_form(served, plans)
     basis = version_print(served.folder, served.files.version)
     return Subject(

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.core.errors import Forbidden, InvalidRequest
 from headrace.frontends import schemas
-from headrace.plan_choices import PlanChoices, ServedForm, served_form
+from headrace.plan_choices import ServedForm, served_form
+from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository
 from headrace.wire.json_v2 import encode_json
 
@@ -50,7 +51,7 @@ class _Taken(msgspec.Struct):
     versions: list[ServedForm]
 
 
-def add_plans(app: FastAPI, repository: Repository, plans: PlanChoices | None, plan_cache: Path, *, used: bool) -> None:
+def add_plans(app: FastAPI, repository: Repository, plans: Plans | None, plan_cache: Path, *, used: bool) -> None:
     """Add the path. Plans are not ``used`` where every model is to be served as it was dropped in."""
     folder = plan_cache.resolve()
     path = "/v2/repository/models/{name}/plan"

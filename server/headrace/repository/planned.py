@@ -13,6 +13,8 @@ from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.plan import REPLAY_FILE, Plan
 from headrace_backends.registry import canonical
 
+OWN_CODE = ("python", "fake")  # backends whose models are their owner's code: there is no other form of them
+
 _THREADS = "intra_op_threads"
 
 
