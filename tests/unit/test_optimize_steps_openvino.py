@@ -1,5 +1,6 @@
 """The steps to OpenVINO IR: names, datatypes and shapes stay, answers stay near, nothing is printed or sent."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -128,6 +129,14 @@ def test_a_product_is_found_by_the_name_that_it_had_with_its_bias(cnn, tmp_path)
         one.get_element_type() for one in ov.Core().read_model(weights).get_ops() if one.get_type_name() == "Constant"
     ]
     assert constants.count(ov.Type.u8) == 2 * 2  # weights and zero points of the other two
+
+
+def test_logging_stays_as_it_is(cnn, tmp_path, caplog):
+    log = logging.getLogger("headrace.after_a_step")
+    take("openvino_int8_weights", cnn, tmp_path / "made")
+    log.warning("still heard")
+    assert "still heard" in caplog.text
+    assert type(logging.getLogger("headrace.made_after_a_step")) is logging.Logger
 
 
 def test_unknown_layers_are_told(cnn, tmp_path):

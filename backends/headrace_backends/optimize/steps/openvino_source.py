@@ -113,6 +113,7 @@ def nncf() -> Iterator[Any]:
     Raises:
         StepFailed: it is not installed.
     """
+    kind = logging.getLoggerClass()  # it makes its own the kind of all loggers to come
     hidden = [name for name in _UNUSED_BY_NNCF if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: meanwhile they are not installed
     try:
@@ -121,9 +122,11 @@ def nncf() -> Iterator[Any]:
                 import nncf as library
             except ImportError as error:
                 raise StepFailed(f"nncf does not import here: {error}; install it with: pip install nncf") from error
-            library.set_log_level(logging.ERROR)
+            # Not by its set_log_level, which changes the handlers of the whole process.
+            logging.getLogger("nncf").setLevel(logging.ERROR)
             yield library
     finally:
+        logging.setLoggerClass(kind)
         for name in hidden:
             del sys.modules[name]
 
