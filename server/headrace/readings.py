@@ -12,6 +12,7 @@ from headrace.batching.curve import LatencyCurves
 from headrace.batching.objective import Objective
 from headrace.batching.sequence_queue import SequenceQueue
 from headrace.core.custom_metric import CustomMetric
+from headrace.core.process_memory import process_memory
 from headrace.engine import Engine
 from headrace.frontends.load_report import LoadSample
 from headrace.frontends.server_state import ServerState
@@ -31,7 +32,6 @@ from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served import ServedVersion
 from headrace.response_cache import Cache
-from headrace.workers.process_memory import process_memory
 from headrace.workers.recycler import Recycler
 from headrace.workers.supervisor import Supervisor
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.passed_over import is_passed_over
 from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.registry import ENTRY_POINT_GROUP, canonical
@@ -130,13 +131,9 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
             continue  # links may lead in circles
         walked.add((status.st_dev, status.st_ino))
         for name in sorted(os.listdir(folder), reverse=True):  # noqa: PTH208 - names are wanted
-            if _says_nothing(name):
+            if is_passed_over(name):
                 continue
             if (folder / name).is_dir():
                 waiting.append((folder / name, f"{place}{name}/"))
             else:
                 yield f"{place}{name}", folder / name
-
-
-def _says_nothing(name: str) -> bool:
-    return name.startswith(".") or name.endswith((".tmp", ".part", "~")) or name == "__pycache__"

@@ -18,7 +18,6 @@ OPSET = 18  # what models are exported with
 LEAST_OPSET = 13  # below, there is no quantisation by channel
 _MOST_BYTES = 2**31 - 2**20  # what protobuf can hold in one message, less what a step adds
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "QGemm")
-_CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
 def read(path: Path) -> Any:
@@ -149,11 +148,6 @@ def counts(model: Any) -> dict[str, int]:
 def is_quantized(operators: Iterable[str]) -> bool:
     """Whether a model with these operators has been quantised already."""
     return any(one.startswith(("QLinear", "ConvInteger", "MatMulInteger")) or one in _QUANTIZED for one in operators)
-
-
-def has_control_flow(operators: Iterable[str]) -> bool:
-    """Whether a model with these operators decides on the way what to run."""
-    return any(one in _CONTROL_FLOW for one in operators)
 
 
 def refuse_quantized(model: Any) -> None:

@@ -1,6 +1,6 @@
 """The process in which a candidate is made, loaded and run. It may crash, hang or be killed: nobody else notices."""
 
-import ctypes
+import os
 import signal
 import sys
 from importlib import import_module
@@ -13,12 +13,13 @@ import numpy as np
 
 from headrace.core.errors import HeadraceError
 from headrace.core.model import Signature
+from headrace.core.parent_death import die_with_parent
+from headrace.core.process_memory import process_memory
 from headrace_backends.base import Array, Backend, BackendUnavailable, LoadError, ModelSource, RequestInfo
 from headrace_backends.optimize.examples import Example
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
 from headrace_backends.registry import resolve
 
-_PR_SET_PDEATHSIG = 1
 _FEWEST_RUNS = 3
 
 
@@ -51,10 +52,8 @@ class Bench:
 
     def memory_bytes(self) -> int:
         """What this process holds in memory."""
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        return 0
+        memory = process_memory(os.getpid())
+        return memory.resident_bytes if memory is not None else 0
 
     def call(self, target: str, arguments: dict[str, Any]) -> Any:
         """Call ``module:function``: what needs a framework and a process of its own."""
@@ -107,7 +106,7 @@ def serve(connection: Connection) -> None:
 
 def main() -> None:
     """Entry point: ``python -m headrace_backends.optimize.trial_process DESCRIPTOR``."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which then ends this process
     np.seterr(all="ignore")
     serve(Connection(int(sys.argv[1])))

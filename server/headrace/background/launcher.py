@@ -7,12 +7,12 @@ priorities; it is killed when the process with the id PARENT ends.
 import ctypes
 import os
 import platform
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from headrace.core.parent_death import die_with_parent
+
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the numbers of the system call, for which libc has no name
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
@@ -39,7 +39,7 @@ def stand_back() -> None:
 def main(arguments: list[str]) -> None:
     """Become the command that the arguments name."""
     parent, *command = arguments
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != int(parent):
         sys.exit("the server has ended")
     stand_back()

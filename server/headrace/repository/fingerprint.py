@@ -7,6 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from headrace.core.passed_over import is_passed_over
 from headrace.repository.small_files import list_names
 
 
@@ -59,11 +60,6 @@ def stamps(root: Path) -> Iterator[Stamp]:
             yield Stamp(place, 0, f"error {error.errno}")
             continue
         waiting += [(path / name, f"{place}/{name}") for name in reversed(names) if not is_passed_over(name)]
-
-
-def is_passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, temporary or a cache, and so says nothing of a model."""
-    return name.startswith(".") or name.endswith((".tmp", ".part", "~")) or name == "__pycache__"
 
 
 def _stamp(path: Path, place: str) -> Stamp:

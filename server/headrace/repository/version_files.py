@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.repository.fingerprint import digest, is_passed_over, stamps
+from headrace.core.passed_over import is_passed_over
+from headrace.repository.fingerprint import digest, stamps
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.small_files import Unusable, list_names, why_unread
 from headrace_backends.registry import ENDINGS, canonical, model_files, reads

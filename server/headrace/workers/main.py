@@ -1,7 +1,6 @@
 """The entry point of a worker process."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -9,6 +8,7 @@ import sys
 
 import numpy as np
 
+from headrace.core.parent_death import die_with_parent
 from headrace.log import set_up_logging
 from headrace.workers import frames
 from headrace.workers.calls import CallDesk
@@ -18,8 +18,6 @@ from headrace.workers.worker import Worker
 from headrace_backends.base import DeviceLost
 
 LOST_DEVICE_STATUS = 75  # EX_TEMPFAIL of sysexits.h: another process may have more luck
-
-_PR_SET_PDEATHSIG = 1
 
 
 def build(sock: socket.socket) -> Worker:
@@ -45,14 +43,9 @@ def build(sock: socket.socket) -> Worker:
     return Worker(conversation, streams, desk)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the front process ends, however that comes about."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Entry point: ``python -m headrace.workers.main DESCRIPTOR NAME LOG_FORMAT``."""
-    _die_with_parent()
+    die_with_parent()
     # Ctrl-C and service managers signal the whole group; when to stop is the front process's to say. A handler
     # rather than SIG_IGN, because programs that a model starts would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic, monotonic_ns
 
+from headrace.core.process_memory import process_memory
 from headrace.log import LogLevels
 from headrace.workers.instance import Instance
 from headrace.workers.numa import Node, assign
 from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
 from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
-from headrace.workers.process_memory import process_memory
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim, Unschedulable
 from headrace.workers.turns import CpuTurns

@@ -12,13 +12,13 @@ import msgspec
 
 from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError
+from headrace.core.process_memory import give_back, process_memory
 from headrace.log import apply
 from headrace.workers import frames
 from headrace.workers.arena import Segment, mark_begun
 from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
-from headrace.workers.process_memory import give_back, process_memory
 from headrace.workers.replayed import replay
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (
