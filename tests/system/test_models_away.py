@@ -116,6 +116,7 @@ def test_a_cold_one_asked_by_many_at_once_is_loaded_once(many):
 
 def test_a_hot_one_does_not_fail_nor_leave_while_others_come_and_go(many):
     with Load(many, "heavy_00", http=2, grpc=1, expected=lambda values, _: values, interval_s=0.01) as load:
+        load.wait_answers(1)  # by then it has come itself
         for number in [*range(1, 12)] * 2:
             assert answer(many, f"heavy_{number:02}") == [1.0 + number]
             assert "heavy_00" in resident(many)
