@@ -81,12 +81,8 @@ class RunningServer:
         raise AssertionError(f"waited {timeout_s} s in vain; the server said:\n{self.output}")
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes that live now."""
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if child.status() != psutil.STATUS_ZOMBIE
-        ]
+        """The worker processes that live now; one that ends while it is looked at does not."""
+        return [child for child in psutil.Process(self.process.pid).children(recursive=True) if _lives(child)]
 
     def request(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None):
         """A plain HTTP request: status, headers and parsed body (bytes where it is not JSON)."""
@@ -136,3 +132,10 @@ class RunningServer:
         """SIGKILL, and wait."""
         self.process.kill()
         self.process.wait()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

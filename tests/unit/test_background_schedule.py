@@ -1,5 +1,6 @@
 """What is optimised next beside a server, and when not: with made-up clocks."""
 
+import copy
 from dataclasses import replace
 
 from hypothesis import given
@@ -185,4 +186,5 @@ def test_whatever_happens_one_runs_at_a_time_and_failures_are_bounded(events):
         assert all(one.failures <= sum(bad.values()) + len(events) for one in schedule._attempts.values())
         for key, one in schedule._attempts.items():
             if one.failures >= MOST_FAILURES and schedule.running is None:
-                assert schedule.observe([Subject(*key, one.basis)], PLENTY, now + 1e9) is None
+                alone = copy.deepcopy(schedule)  # it forgets whoever it is not told of
+                assert alone.observe([Subject(*key, one.basis)], PLENTY, now + 1e9) is None
