@@ -76,8 +76,12 @@ def _measure_one(session: Any, feeds: Feeds, rows: int, layout: tuple[int, int],
     return Point(rows, callers, session_threads, done / elapsed, cpu_s / done * 1e6)
 
 
-def best(points: Sequence[Point], most_rows: int) -> Point:
-    """The fastest point whose batch ``most_rows`` requests of one row can fill; the smallest when none can."""
+def best(points: Sequence[Point], most_rows: int, callers: int | None = None) -> Point:
+    """The fastest point whose batch ``most_rows`` requests of one row can fill; the smallest when none can.
+
+    With ``callers``, of the points with so many alone.
+    """
+    points = [point for point in points if callers in (None, point.callers)]
     fitting = [point for point in points if point.batch_rows <= most_rows]
     smallest = min(point.batch_rows for point in points)
     candidates = fitting or [point for point in points if point.batch_rows == smallest]

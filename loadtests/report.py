@@ -38,7 +38,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A cell's medians. ``ratio`` is rows/s over the limit of the same repeat."""
+    """A cell's medians. ``ratio`` is rows/s over the limit of the same repeat.
+
+    ``same_ratio`` is the same over the limit with the layout of threads that is served.
+    """
 
     cell: Cell
     repeats: int
@@ -49,6 +52,7 @@ class Row:
     server_cpu_us: float | None
     limit_rows_per_s: float
     ratio: float
+    same_ratio: float
     driver_cpu_share: float
     errors: int
 
@@ -56,13 +60,14 @@ class Row:
 Limits = dict[tuple[str, int], list[Point]]  # by model and repeat
 
 
-def summarize_cell(cell: Cell, runs: Sequence[Run], limits: Limits) -> Row | None:
-    """The medians of one cell; None where every repeat failed."""
+def summarize_cell(cell: Cell, runs: Sequence[Run], limits: Limits, instances: int = 1) -> Row | None:
+    """The medians of one cell, whose model has so many instances; None where every repeat failed."""
     good = [(run.repeat, run.result) for run in runs if run.cell == cell and run.result is not None]
     if not good:
         return None
     results = [result for _, result in good]
     limit = [best(limits[cell.model, repeat], cell.concurrency).rows_per_s for repeat, _ in good]
+    same = [best(limits[cell.model, repeat], cell.concurrency, instances).rows_per_s for repeat, _ in good]
     rates = [float(result["requests_per_s"]) for result in results]
     return Row(
         cell=cell,
@@ -74,6 +79,7 @@ def summarize_cell(cell: Cell, runs: Sequence[Run], limits: Limits) -> Row | Non
         server_cpu_us=_median_known([result["server_cpu_us"] for result in results]),
         limit_rows_per_s=median(limit),
         ratio=median(rate / most for rate, most in zip(rates, limit, strict=True)),
+        same_ratio=median(rate / most for rate, most in zip(rates, same, strict=True)),
         driver_cpu_share=median(result["driver_cpu_share"] for result in results),
         errors=sum(sum(result["errors"].values()) for result in results),
     )
@@ -90,7 +96,19 @@ def table(cells: Sequence[Cell], rows: Sequence[Row]) -> Table:
     drawn = Table(title="Medians over the repeats")
     for heading in ("model", "protocol"):
         drawn.add_column(heading)
-    for heading in ("c", "requests/s", "p50 ms", "p99 ms", "batch", "CPU us", "limit", "ratio", "driver", "errors"):
+    for heading in (
+        "c",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "batch",
+        "CPU us",
+        "limit",
+        "ratio",
+        "same",
+        "driver",
+        "errors",
+    ):
         drawn.add_column(heading, justify="right")
     for cell in cells:
         row = found.get(cell)
@@ -107,6 +125,7 @@ def _figures(row: Row) -> list[str]:
         "-" if row.server_cpu_us is None else f"{row.server_cpu_us:,.0f}",
         f"{row.limit_rows_per_s:,.1f}",
         f"{row.ratio:.1%}",
+        f"{row.same_ratio:.1%}",
         f"{row.driver_cpu_share:.0%}",
         str(row.errors),
     ]

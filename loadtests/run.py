@@ -38,6 +38,7 @@ class Plan:
     warmup_s: float
     limit_s: float
     threads: int
+    instances: int = 1  # of each model; several have one thread each
     server_options: tuple[str, ...] = ()
 
     def cells(self, repeat: int) -> list[Cell]:
@@ -159,6 +160,10 @@ def run_plan(plan: Plan, console: Console) -> tuple[Bench, list[str]]:
         for model in plan.models:
             place(model, _MODEL_CACHE)
             shutil.copytree(_MODEL_CACHE / model, repository / model)  # so that nothing but the plan's is served
+            if plan.instances > 1:
+                (repository / model / "config.yaml").write_text(
+                    f"instances: [{{device: cpu, count: {plan.instances}}}]\nparameters: {{intra_op_threads: 1}}\n"
+                )
         samples = {model: save_sample(model, work / "samples") for model in plan.models}
         bench = Bench(plan, work, samples, repository)
         progress = Progress(
@@ -208,6 +213,10 @@ def main(
     repeats: Annotated[int | None, typer.Option(min=1, help="times that the whole matrix is measured")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="length of each measured window")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="of the in-process limit; default all usable CPUs")] = None,
+    one_thread_instances: Annotated[
+        bool,
+        typer.Option("--one-thread-instances", help="serve an instance of one thread for each of --threads"),
+    ] = False,
     server_option: Annotated[
         list[str] | None, typer.Option(help="handed to `headrace serve`, as --server-option=--log-format=json")
     ] = None,
@@ -220,15 +229,18 @@ def main(
     if unknown:
         console.print(f"error: no load model {unknown}; there are {', '.join(MODELS)}")
         raise typer.Exit(1)
+    threads = threads or usable_cpus()
+    seconds = seconds or basis.seconds
     plan = Plan(
         models=tuple(dict.fromkeys(model or basis.models)),
         protocols=tuple(dict.fromkeys(protocol or basis.protocols)),
         concurrencies=tuple(sorted(set(concurrency or basis.concurrencies))),
         repeats=repeats or basis.repeats,
-        seconds=seconds or basis.seconds,
+        seconds=seconds,
         warmup_s=basis.warmup_s,
-        limit_s=basis.limit_s,
-        threads=threads or usable_cpus(),
+        limit_s=max(basis.limit_s, seconds / 4),
+        threads=threads,
+        instances=threads if one_thread_instances else 1,
         server_options=tuple(server_option or ()),
     )
     try:
@@ -237,7 +249,7 @@ def main(
         console.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     cells = plan.cells(0)
-    rows = [row for cell in cells if (row := summarize_cell(cell, bench.runs, bench.limits)) is not None]
+    rows = [row for cell in cells if (row := summarize_cell(cell, bench.runs, bench.limits, plan.instances))]
     path = RESULTS / f"{name or datetime.now(UTC).strftime('local/%Y%m%d-%H%M%S')}.json"
     write(path, plan, bench, rows, server_command)
     console.print(table(cells, rows))

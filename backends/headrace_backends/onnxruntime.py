@@ -242,10 +242,12 @@ def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str 
     options.graph_optimization_level = _graph_level(source)
     options.log_severity_level = 3
     options.logid = source.name
-    # Threads that wait for work by spinning take CPUs from other models and the front process. Measured: without,
-    # ResNet-50 and MiniLM on two threads lose 5 % at most, and two busy models are several times quicker.
-    spins = parameters.flag(source.parameters, "allow_spinning")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
+    # Threads that wait for their share of an operator by spinning are quicker than those that have to be woken: MiniLM
+    # on two by 4 to 15 %, and by half where it was idle before. Those that go on spinning after a run take CPUs from
+    # other models and the front process: two busy models have half the speed then.
+    spins = parameters.flag(source.parameters, "allow_spinning", default=None)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if spins is False else "1")
+    options.add_session_config_entry("session.force_spinning_stop", "0" if spins else "1")
     try:
         session = onnxruntime.InferenceSession(str(source.path), options, providers=list(choice.providers))
     except _LOAD_ERRORS as error:

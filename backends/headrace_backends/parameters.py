@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, overload
 
 from headrace_backends.base import LoadError
 
@@ -26,9 +26,19 @@ def intra_op_threads(parameters: Mapping[str, Any]) -> int | None:
     return int(asked)
 
 
-def flag(parameters: Mapping[str, Any], name: str) -> bool:
-    """A parameter that is true or false; false where nothing is said."""
-    text = str(parameters.get(name, False)).lower()
+@overload
+def flag(parameters: Mapping[str, Any], name: str) -> bool: ...
+
+
+@overload
+def flag(parameters: Mapping[str, Any], name: str, default: None) -> bool | None: ...
+
+
+def flag(parameters: Mapping[str, Any], name: str, default: bool | None = False) -> bool | None:
+    """A parameter that is true or false; ``default`` where nothing is said."""
+    if name not in parameters:
+        return default
+    text = str(parameters[name]).lower()
     if text not in {"true", "false"}:
         raise LoadError(f"parameters.{name} is {parameters[name]!r}, expected true or false")
     return text == "true"

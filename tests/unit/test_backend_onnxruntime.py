@@ -391,11 +391,6 @@ def test_parameters(tmp_path):
     assert options.intra_op_num_threads == 2
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert linear(tmp_path, parameters={"intra_op_threads": 3})._session.get_session_options().intra_op_num_threads == 1
-    entry = "session.intra_op.allow_spinning"
-    assert options.get_session_config_entry(entry) == "0"
-    for spins in (True, "true"):
-        options = linear(tmp_path, parameters={"allow_spinning": spins})._session.get_session_options()
-        assert options.get_session_config_entry(entry) == "1"
     for parameters, problem in (
         ({"intra_op_thread": 1}, "no parameter 'intra_op_thread'; it has intra_op_threads"),
         ({"intra_op_threads": 0}, "intra_op_threads is 0, expected a whole number"),
@@ -405,6 +400,16 @@ def test_parameters(tmp_path):
     ):
         with pytest.raises(LoadError, match=problem):
             linear(tmp_path, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "within_a_run", "stops_after_it"),
+    [({}, "1", "1"), ({"allow_spinning": True}, "1", "0"), ({"allow_spinning": "false"}, "0", "1")],
+)
+def test_threads_spin_within_a_run_unless_more_or_less_is_asked_for(tmp_path, parameters, within_a_run, stops_after_it):
+    options = linear(tmp_path, parameters=parameters)._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == within_a_run
+    assert options.get_session_config_entry("session.force_spinning_stop") == stops_after_it
 
 
 def test_devices(tmp_path):

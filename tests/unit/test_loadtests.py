@@ -634,6 +634,7 @@ def test_best_limit_uses_no_batch_that_the_clients_cannot_fill():
     points = [Point(1, 1, 2, 10.0, 1), Point(1, 2, 1, 15.0, 1), Point(8, 1, 2, 80.0, 1), Point(32, 1, 2, 90.0, 1)]
     assert [best(points, most).rows_per_s for most in (1, 7, 8, 100)] == [15.0, 15.0, 80.0, 90.0]
     assert best(points[2:], 1).batch_rows == 8
+    assert best([*points, Point(8, 9, 1, 5.0, 1.0)], 100, callers=9).rows_per_s == 5.0
 
 
 # Report
@@ -652,7 +653,10 @@ def result_of(rate, p50_ms, errors=0):
 
 def test_cell_is_summed_up_by_medians_and_ratios_within_a_repeat(tmp_path):
     cell, failed = Cell("m", "grpc", 8), Cell("m", "grpc", 1)
-    limits = {("m", repeat): [Point(1, 1, 1, limit, 1)] for repeat, limit in enumerate((100.0, 1000.0, 200.0, 1.0))}
+    limits = {
+        ("m", repeat): [Point(1, 1, 2, limit, 1), Point(1, 2, 1, limit / 2, 1)]
+        for repeat, limit in enumerate((100.0, 1000.0, 200.0, 1.0))
+    }
     runs = [
         Run(cell, 0, result_of(90.0, 1.0), None),
         Run(cell, 1, result_of(500.0, 3.0, errors=2), None),
@@ -663,6 +667,9 @@ def test_cell_is_summed_up_by_medians_and_ratios_within_a_repeat(tmp_path):
     row = summarize_cell(cell, runs, limits)
     assert (row.repeats, row.requests_per_s, row.p50_ms, row.p99_ms, row.errors) == (3, 120.0, 2.0, 4.0, 2)
     assert row.ratio == pytest.approx(0.6)
+    assert row.same_ratio == pytest.approx(0.6)
+    two = summarize_cell(cell, runs, limits, instances=2)
+    assert (two.ratio, two.same_ratio) == pytest.approx((0.6, 1.2))
     assert row.batch_rows is None
     assert row.server_cpu_us == 50.0
     assert summarize_cell(failed, runs, limits) is None
