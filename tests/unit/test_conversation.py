@@ -103,6 +103,20 @@ def nothing():
     return False
 
 
+def test_who_looks_out_gets_what_comes_and_sleeps_when_nothing_does(ends, pool, monkeypatch):
+    ends.tell(Unload(1))
+    assert ends.conversation.take(nothing, look_ns=60 * 10**9)[0] == Unload(1)
+    reading = blocked(ends, monkeypatch)
+    later = pool.submit(ends.conversation.take, nothing, 60 * 10**9)
+    ends.tell(Unload(2))
+    assert later.result(WAIT_S)[0] == Unload(2)
+    assert not reading.is_set()
+    later = pool.submit(ends.conversation.take, nothing, 1000)
+    assert reading.wait(WAIT_S)
+    ends.tell(Unload(3))
+    assert later.result(WAIT_S)[0] == Unload(3)
+
+
 def test_frames_come_in_their_order_and_what_is_dealt_with_at_once_is_not_among_them(ends):
     for frame in (Unload(1), Credit(5, 2), Unload(2), Cancel(5), Stop()):
         ends.tell(frame)

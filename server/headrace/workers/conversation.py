@@ -1,10 +1,12 @@
 """The worker's end of its socket: frames in their order for the main loop, answers at once for whoever waits."""
 
 import logging
+import os
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 
 from headrace.workers import channel, frames
 
@@ -44,8 +46,10 @@ class Conversation:
         """As ``send``, for a frame of which it is known already that it can be written."""
         channel.send_blocking(self._sock, frame, descriptors)
 
-    def take(self, otherwise: Callable[[], bool]) -> Received | None:
+    def take(self, otherwise: Callable[[], bool], look_ns: int = 0) -> Received | None:
         """The next frame for the main loop; None when there is none yet and ``otherwise`` there is work.
+
+        For ``look_ns`` it stays awake while it waits, which is quicker, and uses a CPU that nobody else wants.
 
         Raises:
             ConversationEnded: there will be none.
@@ -53,7 +57,7 @@ class Conversation:
         if not self._inbox:
             if otherwise():
                 self.poll()
-            else:
+            elif not (look_ns and self._look_out(look_ns)):
                 self.wait_until(lambda: bool(self._inbox) or otherwise())
         return self._inbox.popleft() if self._inbox else None
 
@@ -71,6 +75,17 @@ class Conversation:
                     self._changed.wait()
                 else:
                     self._read(0)
+
+    def _look_out(self, look_ns: int) -> bool:
+        """Whether a frame has come within this time."""
+        ends_ns = monotonic_ns() + look_ns
+        while True:
+            self.poll()
+            if self._inbox:
+                return True
+            if monotonic_ns() > ends_ns:
+                return False
+            os.sched_yield()
 
     def poll(self) -> None:
         """Take what has arrived, without waiting.

@@ -97,7 +97,7 @@ class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
     """To the worker: run one batch. A memory descriptor comes along when ``segment_bytes`` is not 0.
 
     Behind it come those of ``attached``: segments of other workers, by number and size, that ``pieces`` lie in. The
-    worker keeps them until a Detach.
+    worker keeps them until a Detach. ``merged`` is how many requests the batch was made of, be they told or not.
     """
 
     instance: int
@@ -108,6 +108,7 @@ class Run(msgspec.Struct, frozen=True, tag=3, array_like=True):
     requests: tuple[RequestFrame, ...]
     pieces: tuple[Piece, ...] = ()
     attached: tuple[tuple[int, int], ...] = ()
+    merged: int = 1
 
 
 class Credit(msgspec.Struct, frozen=True, tag=9, array_like=True):

@@ -68,6 +68,7 @@ class Handover:
             requests,
             pieces,
             tuple(self._attached),
+            len(pending),
         )
 
     def refer(self, data: Buffer) -> tuple[int, int] | None:

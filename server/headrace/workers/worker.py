@@ -10,6 +10,7 @@ from time import monotonic_ns
 
 import msgspec
 
+from headrace.core.cpus import usable_cpus
 from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError
 from headrace.core.process_memory import give_back, process_memory
@@ -19,6 +20,7 @@ from headrace.workers.arena import Segment, mark_begun
 from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
+from headrace.workers.lookout import Lookout
 from headrace.workers.replayed import replay
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (
@@ -66,16 +68,19 @@ class Worker:
         self._conversation = conversation
         self._streams = streams
         self._desk = desk
+        self._lookout = Lookout(usable_cpus())
         self._models: dict[int, _Model] = {}
         self._attached: dict[int, memoryview] = {}  # other workers' segments, by the front's numbers
 
     def serve(self) -> None:
         """Work until told to stop."""
         while True:
+            idle_ns = monotonic_ns()
             try:
-                received = self._conversation.take(otherwise=lambda: self._streams.runnable)
+                received = self._conversation.take(lambda: self._streams.runnable, self._lookout.look_ns)
             except ConversationEnded:
                 return
+            self._lookout.waited(monotonic_ns() - idle_ns)
             if received is not None:
                 frame, descriptors = received
                 try:
@@ -95,6 +100,7 @@ class Worker:
     def _deal_with(self, frame: frames.ToWorker, descriptors: list[int]) -> None:
         if isinstance(frame, frames.Run):
             self._run(frame, descriptors)
+            self._lookout.ran(frame.merged)
         elif isinstance(frame, frames.Load):
             self._load(frame)
         elif isinstance(frame, frames.Unload):
