@@ -1,4 +1,7 @@
-"""The command line: serve, check, explain, infer, bench, record and optimize."""
+"""The command line: serve, check, explain, infer, bench, record and optimize.
+
+A command imports what it needs when it is called: all of it together takes half a second.
+"""
 
 import asyncio
 import dataclasses
@@ -11,17 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
-import uvloop
 
 import headrace
-from headrace.app import CannotStart, serve
 from headrace.config import Settings
-from headrace.gpu_check import check_gpu
-from headrace.inspection import check_repository, explain_model
 from headrace.log import set_up_logging
 from headrace.optimizing_flags import optimize
 from headrace.recording_command import record
-from headrace.running_model import explain_running
 from headrace_backends.optimize.plan_cache import default_plan_cache
 
 app = typer.Typer(
@@ -89,6 +87,10 @@ def _serve(settings: Settings) -> None:
 
     Each option can also be given as an environment variable, shown beside it.
     """
+    import uvloop
+
+    from headrace.app import CannotStart, serve
+
     set_up_logging(settings.log_format, settings.log_level, "front")
     try:
         uvloop.run(serve(settings, _announcer(settings)))
@@ -132,8 +134,12 @@ def check(
     """Read every configuration and load every model file once, serve nothing; exit 1 on any problem."""
     set_up_logging("text", "error", "check")
     if gpu:
+        from headrace.gpu_check import check_gpu
+
         _exit(asyncio.run(check_gpu(typer.echo)))
         return
+    from headrace.inspection import check_repository
+
     _exit(asyncio.run(check_repository(repository, typer.echo, show_progress=sys.stderr.isatty())))
 
 
@@ -160,8 +166,12 @@ def explain(
     """
     set_up_logging("text", "error", "explain")
     if url:
+        from headrace.running_model import explain_running
+
         _exit(explain_running(url, model, typer.echo))
         return
+    from headrace.inspection import explain_model
+
     _exit(asyncio.run(explain_model(repository, model, typer.echo, plan_cache)))
 
 
@@ -284,6 +294,8 @@ def bench(
 
     A measurement takes CPU from a server on the same machine. Exit status 1 when nothing was answered.
     """
+    import uvloop
+
     from headrace.bench.command import BenchArguments, run
     from headrace.bench.sweep import Limits
 

@@ -37,3 +37,7 @@ def test_a_client_loads_its_own_protocol_and_nothing_of_the_server(url, wanted, 
     assert found.isdisjoint(unwanted | SERVER)
     ours = {".".join(name.split(".")[:2]) for name in found if name.startswith("headrace.")}
     assert ours <= {"headrace.client", "headrace.core", "headrace.wire"}
+
+
+def test_the_command_line_loads_nothing_of_the_server_before_it_is_to_serve():
+    assert loaded("import headrace.cli").isdisjoint({"fastapi", "uvicorn", "pydantic", "uvloop", "onnxruntime", "torch"})
