@@ -40,4 +40,6 @@ def test_a_client_loads_its_own_protocol_and_nothing_of_the_server(url, wanted, 
 
 
 def test_the_command_line_loads_nothing_of_the_server_before_it_is_to_serve():
-    assert loaded("import headrace.cli").isdisjoint({"fastapi", "uvicorn", "pydantic", "uvloop", "onnxruntime", "torch"})
+    assert loaded("import headrace.cli").isdisjoint(
+        {"fastapi", "uvicorn", "pydantic", "uvloop", "onnxruntime", "torch"}
+    )

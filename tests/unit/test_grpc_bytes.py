@@ -125,13 +125,13 @@ def _agrees(data: bytes, prefix: bytes = b"") -> InferRequest | None:
 
 
 @given(messages(), st.sampled_from([b"", b"\0\0\0\0\1"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_any_message_as_protobuf_writes_it(message, prefix):
     _agrees(message.SerializeToString(), prefix)
 
 
 @given(rewritten())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @example(b"")
 @example(b"\x1a\x01\xff")  # an id that is not UTF-8
 @example(b"\x1a\x03\xed\xa0\x80")  # half of a surrogate pair
@@ -145,7 +145,7 @@ def test_fields_as_nobody_writes_them(data):
 
 
 @given(messages(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_broken_messages(message, data):
     whole = bytearray(message.SerializeToString())
     if whole and data.draw(st.booleans()):
@@ -156,7 +156,7 @@ def test_broken_messages(message, data):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_any_bytes(data):
     _agrees(data)
 
@@ -206,7 +206,7 @@ tensors = st.builds(
 
 
 @given(st.builds(InferResponse, texts, texts, st.just("") | st.text(max_size=200), st.lists(tensors).map(tuple)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_a_response_reads_as_protobuf_would_have_written_it(response):
     pieces, size = encode_response(response)
     data = b"".join(pieces)

@@ -97,7 +97,7 @@ sizes = st.none() | st.sampled_from([0, 40, 100, 4096])
 
 
 @given(st.lists(st.tuples(headers, sizes, st.booleans()), max_size=30), st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=3 * settings().max_examples // 2)
 def test_reading_with_a_memory_is_reading(requests, seed):
     """Against a decoder that remembers nothing, whatever an encoder does to the table."""
     encoder, plain = Encoder(), Decoder()
@@ -124,7 +124,7 @@ def test_reading_with_a_memory_is_reading(requests, seed):
 
 
 @given(st.binary(max_size=100))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 def test_whatever_comes_is_read_or_a_fault_of_the_peer(block):
     reader, _ = _reader()
     faults = []
@@ -182,7 +182,7 @@ def test_memory_is_bounded():
 
 
 @given(st.lists(st.tuples(st.binary(max_size=300), st.binary(max_size=20_000))))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 def test_any_decoder_reads_what_is_written_at_any_time(given_headers):
     block = header_block([(b":status", b"200"), *given_headers])
     decoder = Decoder(max_header_list_size=2**24)

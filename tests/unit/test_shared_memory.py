@@ -223,7 +223,7 @@ def test_a_tensor_lies_within_its_region(regions, digits, offset, byte_size):
     assert digits.read_bytes() == b"0123456789"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(start=st.integers(0, 12), size=st.integers(0, 12), offset=st.integers(-2, 12), length=st.integers(-2, 12))
 def test_nothing_outside_a_region_is_ever_read_or_written(regions, digits, start, size, offset, length):
     whole = b"0123456789"
