@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -83,6 +84,12 @@ class RunningServer:
     def workers(self) -> list[psutil.Process]:
         """The worker processes that live now; one that ends while it is looked at does not."""
         return [child for child in psutil.Process(self.process.pid).children(recursive=True) if _lives(child)]
+
+    def kill_workers(self) -> None:
+        """SIGKILL to all of them."""
+        for worker in self.workers():
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
     def request(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None):
         """A plain HTTP request: status, headers and parsed body (bytes where it is not JSON)."""

@@ -6,7 +6,6 @@ import urllib.request
 
 import numpy as np
 import onnx
-import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from running_server import RunningServer
@@ -49,7 +48,6 @@ def test_its_death_fails_no_request_of_either_model(server):
         for _ in range(3):
             asked = [pool.submit(ask, server, name) for name in ("one", "two") * 12]
             concurrent.futures.wait(asked[:4])
-            for worker in server.workers():
-                psutil.Process(worker.pid).kill()
+            server.kill_workers()
             assert [one.result(60) for one in asked] == [200] * 24
     assert server.wait_for(lambda: server.model_ready("one") and server.model_ready("two"))

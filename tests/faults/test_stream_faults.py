@@ -173,8 +173,7 @@ def test_workers_that_are_killed_again_and_again_hang_nobody(tmp_path):
             client.start()
         for _ in range(20):
             time.sleep(0.25)
-            for one in running.workers():
-                one.kill()
+            running.kill_workers()
         for name in MODELS:
             running.wait_for(lambda name=name: running.model_ready(name))
         time.sleep(0.5)

@@ -65,8 +65,7 @@ def test_killing_every_worker_again_and_again_fails_no_request(mortal):
             for name in ("adder", "mirror", "twins"):
                 mortal.wait_for(lambda name=name: mortal.model_ready(name))
             time.sleep(random.uniform(0, 0.3))  # anywhere in a batch
-            for worker in mortal.workers():
-                worker.kill()
+            mortal.kill_workers()
             rounds += 1
         for load in (adder, mirror, twins):
             load.wait_answers(20)
@@ -240,8 +239,7 @@ def test_a_model_that_crashes_at_each_restart_is_not_ready_and_comes_back(tmp_pa
     with RunningServer(repository) as server, Load(server, "steady", http=2, grpc=1) as steady:
         assert infer(server.http, "looping", [1.0]).ok
         cursed.touch()
-        for worker in server.workers():
-            worker.kill()
+        server.kill_workers()
         waiting = infer(server.http, "looping", [1.0])  # accepted while there was hope
         assert waiting.status == 503, waiting
         assert "exit status 3" in waiting.detail

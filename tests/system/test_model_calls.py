@@ -535,8 +535,7 @@ def test_calls_while_workers_are_killed(tmp_path):
         with load:
             for _ in range(8):
                 load.wait_answers(20)
-                for worker in running.workers():
-                    worker.kill()
+                running.kill_workers()
                 for name in ("adder", "caller"):
                     running.wait_for(lambda name=name: running.model_ready(name))
             load.wait_answers(20)

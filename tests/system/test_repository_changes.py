@@ -488,8 +488,7 @@ def test_a_load_brings_back_a_model_whose_worker_could_not(explicit, control, na
     python_model(explicit.repository, name, code + "if True:" + ECHO)
     assert control.load(name) == ""
     closed.touch()
-    for worker in explicit.workers():
-        worker.kill()
+    explicit.kill_workers()
     explicit.wait_for(lambda: "closed" in entry(explicit, name, "1")["reason"], SOON_S)
     assert infer(explicit.http, name, [1.0]).status == 503
     closed.unlink()
@@ -555,8 +554,7 @@ def test_models_that_load_requests_bring(overridden, tmp_path):
             ("", {"2/model.onnx": contents[1]}, "400 "),
         ):
             assert load_with(server, "m", config, files).startswith(status)
-        for worker in server.workers():
-            worker.kill()  # the files are still there for the next one
+        server.kill_workers()  # the files are still there for the next one
         server.wait_for(lambda: server.model_ready("m"))
         load.stop()
     assert not load.failed
