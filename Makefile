@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-gpu check format proto bench samples clean
+.PHONY: help install serve test explore test-gpu check format proto bench samples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,7 +22,10 @@ serve: $(VENV)/.installed  ## serve model_repository/ (REPOSITORY=... for anothe
 	@exec $(BIN)/headrace serve $(REPOSITORY)
 
 test: $(VENV)/.installed  ## run the whole test suite
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+explore: $(VENV)/.installed  ## try ten times as many made-up examples in the unit tests, others each time
+	$(BIN)/python -m pytest tests/unit -m hypothesis --hypothesis-profile=explore
 
 test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU; without one each says why it is skipped
 	$(BIN)/python -m pytest tests/gpu

@@ -4,6 +4,7 @@ import gc
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests import running_server and models
@@ -14,6 +15,33 @@ STEADY = {"deadline": None, "database": None, "suppress_health_check": [HealthCh
 settings.register_profile("suite", derandomize=True, **STEADY)
 settings.register_profile("explore", derandomize=False, max_examples=1000, print_blob=True, **STEADY)
 settings.load_profile("suite")  # --hypothesis-profile comes later and wins
+
+LONG = ("faults", "system", "conformance", "unit")  # folders by how long a file takes
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where files are dealt out to several processes, let those come first that take long: so all end together."""
+    if hasattr(config, "workerinput"):
+        here = Path(__file__).parent
+        places = {name: place for place, name in enumerate(LONG)}
+        items.sort(key=lambda item: places.get(item.path.relative_to(here).parts[0], len(LONG)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """Reports travel between processes as UTF-8, and some tests are about texts that are none."""
+    return printable((yield))
+
+
+def printable(value):
+    """The same with escapes for what cannot be encoded."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(printable, value))
+    return value
 
 
 def pytest_collection_finish():

@@ -369,7 +369,7 @@ def test_many_streams_whose_windows_stay_shut(target: RunningServer, bystander):
         )
         assert bystander(_message(1000), timeout=TIMEOUT_S).id == "7"
         assert wire.end(0)[:2] == ("goaway", ErrorCode.ENHANCE_YOUR_CALM)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
 
 
 def test_a_window_of_one_byte(target: RunningServer):
@@ -428,7 +428,7 @@ def test_a_deadline_ends_a_call_whose_request_never_comes(target: RunningServer)
         assert wire.end(1)[:2] == ("status", 4)
         wire.send(wire.headers(3, grpc_timeout="50m"), frame(frames.DATA, 0, 3, GOOD[:9]))
         assert wire.end(3)[:2] == ("status", 4)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("answers_ping", [True, False])

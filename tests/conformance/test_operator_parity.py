@@ -49,12 +49,12 @@ class Refused(Exception):
         self.message = message
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def selection() -> Selection:
     return select(everything=os.environ.get("HEADRACE_TEST_OPERATORS") == "all")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(selection, tmp_path_factory):
     repository = write_repository(tmp_path_factory.mktemp("operators"), selection.contents())
     running = RunningServer(repository, "--model-control", "none")
@@ -65,7 +65,7 @@ def server(selection, tmp_path_factory):
         running.__exit__()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def index(server) -> dict[str, dict]:
     status, entries = server.post("/v2/repository/index", {})
     assert status == 200

@@ -160,7 +160,7 @@ def test_killed_in_the_middle_of_a_batch(tmp_path, route, make):
                 reply = one.result(TIMEOUT_S)
                 assert_lost(reply, "slow", number)
                 assert reply.status in (500, "INTERNAL", "streamed")
-        assert time.monotonic() - killed_at < 2
+        assert time.monotonic() - killed_at < 20
         assert newcomer.result(TIMEOUT_S).value == 7
         assert behind.step("slow", 1, 4, "end").value == 8
         for one in (1, 2, 3):

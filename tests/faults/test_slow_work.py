@@ -6,6 +6,8 @@ import pytest
 from running_server import RunningServer
 from system.load import GrpcClient, HttpClient, Load, all_at_once, fake_model, infer
 
+LONG_MS = 2000  # of work: deadlines that are passed meanwhile are a tenth of it
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -17,7 +19,7 @@ def server(tmp_path_factory):
     )
     fake_model(repository, "pair", "execution_timeout_s: 1\ninstances: [{count: 2}]\nmax_batch_size: 1\n")
     fake_model(repository, "patient", "max_batch_size: 1\n")
-    fake_model(repository, "impatient", "max_batch_size: 1\nbatching: {default_timeout_us: 200000}\n")
+    fake_model(repository, "impatient", "max_batch_size: 1\nbatching: {default_timeout_us: 800000}\n")
     with RunningServer(repository) as running:
         yield running
 
@@ -69,7 +71,7 @@ def test_a_hanging_worker_is_killed_and_only_its_cause_refused(server):
     assert hanging.status == 500
     assert "longer than 1 s" in hanging.detail
     assert [one.values for one in mates] == [[1.0], [2.0], [3.0]], mates
-    assert hanging.seconds < 6
+    assert hanging.seconds < 20
     assert count(server, "headrace_worker_deaths_total", model="guarded") - died == 2
 
 
@@ -91,11 +93,12 @@ def test_the_other_instance_serves_while_one_hangs(server):
 def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server):
     executed = count(server, "nv_inference_exec_count", model="patient")
     rejected = count(server, "nv_inference_request_failure", model="patient", reason="REJECTED")
-    with Busy(server, "patient", 1000) as busy:
+    with Busy(server, "patient", LONG_MS) as busy:
         outcomes = all_at_once(server.http, "patient", [([float(n)], {"timeout": 150_000}) for n in range(8)])
         assert [one.status for one in outcomes] == [503] * 8, outcomes
         assert all("Request timeout expired" in one.detail for one in outcomes)
-        assert all(0.1 < one.seconds < 0.7 for one in outcomes)
+        assert all(one.seconds > 0.1 for one in outcomes)
+        assert busy.outcomes == [], "they were told before it was their turn"
         assert all(one.headers["retry-after"] for one in outcomes)
     assert busy.outcomes[0].ok
     assert infer(server.http, "patient", [5.0]).values == [5.0]
@@ -105,21 +108,20 @@ def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server):
 
 
 def test_a_request_under_way_is_answered_at_its_deadline(server):
-    outcome = infer(server.http, "patient", [1.0], {"timeout": 200_000, "fake_delay_ms": 800})
+    outcome = infer(server.http, "patient", [1.0], {"timeout": 200_000, "fake_delay_ms": LONG_MS})
     assert outcome.status == 503
-    assert 0.15 < outcome.seconds < 0.6
+    assert 0.15 < outcome.seconds < LONG_MS / 1000
     assert infer(server.http, "patient", [2.0]).values == [2.0]
 
 
 def test_the_models_own_timeout_holds_unless_a_request_has_a_shorter_one(server):
     assert infer(server.http, "impatient", [1.0]).ok
-    outcome = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700})
-    assert outcome.status == 503
-    assert outcome.seconds < 0.6
-    longer = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700, "timeout": 5_000_000})
-    assert (longer.status, longer.seconds < 0.6) == (503, True), "a request may ask for less, not for more"
-    shorter = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 700, "timeout": 20_000})
-    assert (shorter.status, shorter.seconds < 0.15) == (503, True)
+    outcome = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 2 * LONG_MS})
+    assert (outcome.status, outcome.seconds < LONG_MS / 1000) == (503, True)
+    longer = infer(server.http, "impatient", [1.0], {"timeout": 60_000_000})
+    assert (longer.status, longer.seconds < LONG_MS / 1000) == (503, True), "a request may ask for less, not for more"
+    shorter = infer(server.http, "impatient", [1.0], {"timeout": 20_000})
+    assert (shorter.status, shorter.seconds < 0.7) == (503, True)
 
 
 def test_a_grpc_deadline_takes_the_request_back(server):
@@ -128,7 +130,7 @@ def test_a_grpc_deadline_takes_the_request_back(server):
     try:
         for client in clients:
             assert client.infer([1.0]).ok
-        with Busy(server, "patient", 1000):
+        with Busy(server, "patient", LONG_MS) as busy:
             threads = []
             outcomes = []
             for client in clients:
@@ -139,8 +141,8 @@ def test_a_grpc_deadline_takes_the_request_back(server):
                 threads.append(call)
             for thread in threads:
                 thread.join()
+            assert busy.outcomes == []
         assert [one.status for one in outcomes] == ["DEADLINE_EXCEEDED"] * 5
-        assert all(one.seconds < 0.7 for one in outcomes)
         assert clients[0].infer([2.0]).values == [2.0]
     finally:
         for client in clients:
@@ -151,12 +153,12 @@ def test_a_grpc_deadline_takes_the_request_back(server):
 def test_the_timeout_parameter_holds_over_grpc(server):
     client = GrpcClient(server.grpc, "patient")
     try:
-        outcome = client.infer([1.0], {"timeout": 150_000, "fake_delay_ms": 700})
+        outcome = client.infer([1.0], {"timeout": 150_000, "fake_delay_ms": LONG_MS})
     finally:
         client.close()
     assert outcome.status == "DEADLINE_EXCEEDED"
     assert "Request timeout expired" in outcome.detail
-    assert outcome.seconds < 0.6
+    assert outcome.seconds < LONG_MS / 1000
 
 
 # -- clients that leave ------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def test_what_http_clients_left_behind_is_dropped(server):
             client.close()
     assert infer(server.http, "patient", [2.0]).values == [2.0]
     assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
-    server.wait_for(lambda: cancelled(server) - dropped == 6, 3)
+    server.wait_for(lambda: cancelled(server) - dropped == 6)
 
 
 def test_what_grpc_clients_cancelled_is_dropped(server):
@@ -192,7 +194,7 @@ def test_what_grpc_clients_cancelled_is_dropped(server):
     finally:
         client.close()
     assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
-    server.wait_for(lambda: cancelled(server) - dropped == 6, 3)
+    server.wait_for(lambda: cancelled(server) - dropped == 6)
 
 
 def test_clients_that_leave_free_their_places_in_the_queue(server, tmp_path):
@@ -206,4 +208,4 @@ def test_clients_that_leave_free_their_places_in_the_queue(server, tmp_path):
         assert infer(small.http, "short", [1.0]).status == 503
         for client in clients:
             client.close()
-        small.wait_for(lambda: infer(small.http, "short", [2.0]).ok, 5)
+        small.wait_for(lambda: infer(small.http, "short", [2.0]).ok)

@@ -226,11 +226,11 @@ def test_calls_from_many_threads_of_a_model(server, tmp_path):
 
 @pytest.mark.parametrize("target", ["teller", "sender"])
 def test_responses_are_passed_on_as_they_come(server, target):
-    events = generate_stream(server, "relay", 50, {"target": target, "delay_ms": 20})
+    events = generate_stream(server, "relay", 100, {"target": target, "delay_ms": 25})
     began = time.monotonic()
     assert next(events).index == 0
-    assert time.monotonic() - began < 0.9
-    assert [item.index for item in events] == [2 * index for index in range(1, 50)]
+    assert time.monotonic() - began < 2.4, "the last one comes later"
+    assert [item.index for item in events] == [2 * index for index in range(1, 100)]
 
 
 @pytest.mark.parametrize("target", ["teller", "sender"])
@@ -342,10 +342,10 @@ def test_a_call_of_a_model_that_was_unloaded(server):
 
 
 def test_a_call_with_a_timeout(server):
-    outcome = call(server, "caller", target="fake", timeout_s=0.2, fake_delay_ms=1000)
+    outcome = call(server, "caller", target="fake", timeout_s=0.2, fake_delay_ms=2500)
     assert outcome.status == 503
     assert "Request timeout expired" in outcome.detail
-    assert outcome.seconds < 0.9
+    assert outcome.seconds < 2.4
     assert call(server, "caller", target="fake").ok
 
 
@@ -363,7 +363,7 @@ def test_a_model_that_calls_itself_is_refused(server, chain):
     assert outcome.status == 400
     assert "on behalf of itself" in outcome.detail
     assert "->" in outcome.detail
-    assert outcome.seconds < 5
+    assert outcome.seconds < 15
 
 
 def test_a_streaming_model_that_calls_itself_is_refused(server):
@@ -377,18 +377,18 @@ def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
         "class Model", "import time\n\n\n    class Model", 1
     )
     for name in ("one", "two"):
-        python_model(tmp_path, name, code, config="execution_timeout_s: 6\n")
+        python_model(tmp_path, name, code, config="execution_timeout_s: 12\n")
     with RunningServer(tmp_path) as running, ThreadPoolExecutor(2) as pool:
         began = time.monotonic()
         there, back = pool.submit(call, running, "one", chain="two"), pool.submit(call, running, "two", chain="one")
         outcomes = [there.result(), back.result()]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         assert {outcome.status for outcome in outcomes} <= {200, 400}
 
 
 def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     """sum -> sender -> sum, the second call being made by a thread that outlives execute."""
-    python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 6\n")
+    python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 12\n")
     python_model(
         tmp_path,
         "sender",
@@ -422,7 +422,7 @@ def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     with RunningServer(tmp_path) as running:
         began = time.monotonic()
         status, body = sum_of(running, 3, target="sender")
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10
         assert (status, "on behalf of itself" in body["error"]) == (400, True)
 
 
@@ -462,7 +462,7 @@ def test_a_caller_that_dies_takes_its_call_back(server, tmp_path):
     kill_worker_of(server, "relay")
     *_, last = events
     assert "the worker died" in last.error
-    wait_for(lambda: lines(journal)[-1] == "finally", 5)
+    wait_for(lambda: lines(journal)[-1:] == ["finally"])
     assert server.metric("headrace_worker_deaths_total", model="teller") == deaths
     assert [item.index for item in generate_stream(server, "teller", 3)] == [0, 1, 2]
     server.wait_for(lambda: server.model_ready("relay"))
@@ -474,20 +474,20 @@ def test_a_client_that_leaves_takes_the_streamed_call_back(server, tmp_path):
     events = generate_stream(server, "relay", 100_000, {"delay_ms": 10, "journal": str(journal)})
     assert next(events).index == 0
     events.close()
-    wait_for(lambda: lines(journal)[-1] == "finally", 5)
+    wait_for(lambda: lines(journal)[-1:] == ["finally"])
 
 
 def test_a_streamed_call_that_is_left_in_the_middle_is_taken_back(server, tmp_path):
     journal = tmp_path / "journal"
     status, body = sum_of(server, 100_000, take=3, delay_ms=2, journal=str(journal))
     assert (status, body["outputs"][0]["data"]) == (200, [0 + 1 + 2])
-    wait_for(lambda: lines(journal)[-1] == "finally", 5)
+    wait_for(lambda: lines(journal)[-1:] == ["finally"])
 
 
 def test_a_streamed_call_that_is_never_read_is_taken_back(server):
     assert sum_of(server, 100_000, drop=True, delay_ms=2)[0] == 200
     try:
-        wait_for(lambda: server.metric("headrace_executing_batches", model="teller") == 0, 5)
+        wait_for(lambda: server.metric("headrace_executing_batches", model="teller") == 0)
     finally:
         if server.metric("headrace_executing_batches", model="teller"):
             kill_worker_of(server, "teller")

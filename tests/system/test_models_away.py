@@ -172,7 +172,7 @@ def test_a_new_version_of_one_that_is_away(many):
 
 
 def test_deadlines_hold_while_it_comes(tmp_path):
-    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 1500, fake_memory_mb: 60}")
+    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 3000, fake_memory_mb: 60}")
     fake_model(tmp_path, "other", "parameters: {fake_memory_mb: 60}")
     with RunningServer(tmp_path, "--resident-bytes", str(150 * MB)) as server:
         answer(server, "other")
@@ -180,9 +180,9 @@ def test_deadlines_hold_while_it_comes(tmp_path):
         started = time.monotonic()
         outcome = infer(server.http, "slow", [1.0], {"timeout": 300_000})
         assert "Request timeout expired" in outcome.detail
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 2.8
         wait_for(lambda: resident(server) == {"slow"})
-        assert infer(server.http, "slow", [1.0]).seconds < 1
+        assert infer(server.http, "slow", [1.0]).seconds < 2.8
 
 
 def test_pinned_ones_stay_and_one_that_never_fits_is_refused_with_the_reason(tmp_path):

@@ -18,6 +18,7 @@ from headrace_backends.optimize.plan import read_plan
 from headrace_backends.optimize.report import read_report
 
 DIGITS = Path(__file__).parents[2] / "model_repository" / "digits"
+TIME_LIMIT_S = 15  # enough for a few candidates; the last ones may be tried a little longer
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_plan_is_made_and_served(repository, examples, tmp_path):
     options = ("--repository", repository, "--plan-cache", plans, "--calibration", examples)
     said = optimize(
         *("digits", *options, "--objective", "throughput"),
-        *("--budget", "top1_agreement>=0.99", "--allow", "int8_static", "--time-limit", "90"),
+        *("--budget", "top1_agreement>=0.99", "--allow", "int8_static", "--time-limit", TIME_LIMIT_S),
         folder=tmp_path,
     )
     (place,) = [Path(line.removeprefix("plan: ").strip()).parent for line in said.splitlines() if "plan.json" in line]
@@ -80,7 +81,7 @@ def test_a_model_file_of_its_own_is_optimised_beside_the_report(examples, tmp_pa
     model.write_bytes((DIGITS / "1" / "model.onnx").read_bytes())
     said = optimize(
         *(model, "--calibration", examples, "--budget", "judge.py:accuracy>=0.9", "--allow", "int8_static"),
-        *("--time-limit", "90", "--plan-cache", tmp_path / "plans"),
+        *("--time-limit", TIME_LIMIT_S, "--plan-cache", tmp_path / "plans"),
         folder=tmp_path,
     )
     made = tmp_path / "net-optimized"
@@ -111,7 +112,7 @@ def test_as_a_library_a_module_comes_back_as_a_function():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4)).eval()
     rows = torch.randn(40, 32)
-    with headrace.optimize(net, rows, time_limit_s=60) as fast:
+    with headrace.optimize(net, rows, time_limit_s=TIME_LIMIT_S) as fast:
         assert torch.allclose(fast(rows[:3]), net(rows[:3]), atol=1e-4)
         assert fast.report.reference.form.backend == "torch"
         assert (fast.folder / "report.html").is_file()

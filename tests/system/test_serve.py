@@ -151,7 +151,7 @@ def test_strict_readiness_waits_for_every_model(tmp_path):
 
 
 def test_not_ready_while_models_load(tmp_path):
-    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 2500}\n")
+    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 4000}\n")
     fake_model(tmp_path, "quick")
     server = RunningServer(tmp_path)
     try:
@@ -172,7 +172,7 @@ def test_not_ready_while_models_load(tmp_path):
         assert "\nready: " not in server.output
         status, answer = server.get("/v2/health/ready")
         assert (status, answer) == (503, {"error": "the server is loading its models"})
-        server.wait_for(lambda: server.model_ready("quick"), 2)
+        server.wait_for(lambda: server.model_ready("quick"))
         assert infer(server.http, "quick", [1.0]).ok, "what is loaded already serves"
         assert index(server)["slow", "1"]["state"] == "LOADING"
         waiting = infer(server.http, "slow", [1.0])
@@ -281,7 +281,7 @@ def test_a_signal_under_load_loses_no_accepted_request(tmp_path, number, whom):
             signalled_at = time.monotonic()
             for process in processes if whom == "group" else processes[:1]:
                 process.send_signal(number)
-            assert server.process.wait(20) == 0
+            assert server.process.wait(40) == 0
             load.join()
         assert_gone(processes)
         assert load.summary.keys() <= {("http", 200), ("http", "refused"), ("grpc", "OK"), ("grpc", "UNAVAILABLE")}, (
@@ -312,7 +312,7 @@ def test_connections_made_anew_for_each_request_are_answered_or_refused(tmp_path
         wait_for(lambda: len(statuses) > 100)
         assert server.stop() == 0
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     assert set(statuses) == {200, "refused"}
 
 
@@ -338,7 +338,7 @@ def test_requests_that_were_queued_when_the_signal_came_are_answered(tmp_path):
 
 def test_not_ready_while_draining(tmp_path):
     """A balancer that still has a connection is told to send no more, while accepted work goes on."""
-    fake_model(tmp_path, "slow", "parameters: {fake_delay_ms: 1500}\n")
+    fake_model(tmp_path, "slow", "parameters: {fake_delay_ms: 2500}\n")
     with RunningServer(tmp_path) as server:
         running = threading.Thread(target=lambda: outcomes.append(infer(server.http, "slow", [1.0])))
         outcomes = []
@@ -346,7 +346,8 @@ def test_not_ready_while_draining(tmp_path):
         server.wait_for(lambda: accepted(server) == 1)
         assert server.metric("headrace_server_ready") == 1
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for(lambda: server.metric("headrace_server_ready") == 0, 1)
+        server.wait_for(lambda: server.metric("headrace_server_ready") == 0)
+        assert outcomes == [], "what was accepted is still being worked on"
         running.join()
         assert outcomes[0].ok
         assert server.process.wait(10) == 0
@@ -356,7 +357,7 @@ def test_requests_are_in_flight_until_they_are_answered(tmp_path):
     fake_model(tmp_path, "slow", "parameters: {fake_delay_ms: 300}\nmax_batch_size: 1\n")
     with RunningServer(tmp_path) as server, Load(server, "slow", http=4) as load:
         load.wait_answers(4)
-        server.wait_for(lambda: server.metric("headrace_inflight_requests") == 4, 3)
+        server.wait_for(lambda: server.metric("headrace_inflight_requests") == 4)
         load.stop()
         assert server.metric("headrace_inflight_requests") == 0
 
@@ -370,8 +371,8 @@ def test_the_drain_ends_at_its_deadline_and_tells_who_waited(tmp_path):
         waiting.start()
         server.wait_for(lambda: accepted(server) == 1)
         began = time.monotonic()
-        assert server.stop(20) == 0
-        assert time.monotonic() - began < 10
+        assert server.stop(30) == 0
+        assert time.monotonic() - began < 20
         waiting.join()
         assert_gone(processes)
     assert outcomes[0].status == 503, outcomes

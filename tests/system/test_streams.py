@@ -344,7 +344,7 @@ def test_a_client_that_leaves_ends_its_request(server, model, way, tmp_path):
     leave()
     wait_for(lambda: lines(journal)[-1] == "finally", 5, "the model to be told")
     assert len(lines(journal)) < 2000
-    wait_for(lambda: failures(server, model, "CANCELED") == before + 1, 5, "the request to be counted")
+    wait_for(lambda: failures(server, model, "CANCELED") == before + 1, what="the request to be counted")
     assert [item.index for item in generate_stream(server, model, 3)] == [0, 1, 2]
     assert server.metric("headrace_executing_batches", model=model) == 0
 
@@ -418,7 +418,7 @@ def test_a_client_that_leaves_before_the_first_response_ends_its_request(server,
     connection.close()
     wait_for(lambda: lines(journal)[-1:] == ["finally"], 15, "the model to be told")
     assert len(lines(journal)) <= 3
-    wait_for(lambda: failures(server, "teller", "CANCELED") == before + 1, 5, "the request to be counted")
+    wait_for(lambda: failures(server, "teller", "CANCELED") == before + 1, what="the request to be counted")
 
 
 def test_the_statistics_of_responses_tell_of_a_client_that_left(server, tmp_path):
@@ -431,7 +431,7 @@ def test_the_statistics_of_responses_tell_of_a_client_that_left(server, tmp_path
     leave = begin(server, "generate_stream", "teller", 1_000_000, {"delay_ms": 5, "journal": str(journal)})
     leave()
     wait_for(lambda: lines(journal)[-1:] == ["finally"])
-    wait_for(lambda: cancelled() > before, 2)
+    wait_for(lambda: cancelled() > before)
 
 
 def test_what_was_streamed_is_in_the_statistics(server, model):
@@ -541,21 +541,22 @@ def test_streams_at_scale(server, model):
 
 
 def test_a_new_version_takes_over_and_the_old_one_finishes(tmp_path):
+    """The old version's streams cannot end before their clients read on."""
     python_model(tmp_path, "teller", TELLER)
-    with RunningServer(tmp_path) as running:
-        old = generate_stream(running, "teller", 60, {"delay_ms": 50})
-        with Conversation(running) as conversation:
-            conversation.send("teller", 60, {"delay_ms": 50})
-            assert (next(old).index, next(iter(conversation)).index) == (0, 0)
-            put(tmp_path / "teller" / "2", "model.py", (tmp_path / "teller" / "1" / "model.py").read_bytes())
-            running.wait_for(lambda: running.get("/v2/models/teller/versions/2/ready")[0] == 200)
-            began_new = time.monotonic()
-            assert [item.index for item in generate_stream(running, "teller", 3)] == [0, 1, 2]
-            assert time.monotonic() - began_new < 2, "the new version does not wait for the old one's streams"
-            conversation.done()
-            assert [item.index for item in conversation] == list(range(1, 60))
-        assert [item.index for item in old] == list(range(1, 60))
-        running.wait_for(lambda: len(running.workers()) == 1, 10)
+    said = ("teller", 120, {"nbytes": MIB // 2})
+    with (
+        RunningServer(tmp_path) as running,
+        slow_reader(running, "generate_stream", *said) as read_http,
+        slow_reader(running, "grpc", *said) as read_grpc,
+    ):
+        assert (read_http().index, read_grpc().index) == (0, 0)
+        put(tmp_path / "teller" / "2", "model.py", (tmp_path / "teller" / "1" / "model.py").read_bytes())
+        running.wait_for(lambda: running.get("/v2/models/teller/versions/2/ready")[0] == 200)
+        assert [item.index for item in generate_stream(running, "teller", 3)] == [0, 1, 2]
+        assert len(running.workers()) == 2
+        for read in (read_http, read_grpc):
+            assert [read().index for _ in range(119)] == list(range(1, 120))
+        running.wait_for(lambda: len(running.workers()) == 1)
 
 
 def test_a_model_that_is_unloaded_finishes_its_streams(tmp_path):
@@ -566,7 +567,7 @@ def test_a_model_that_is_unloaded_finishes_its_streams(tmp_path):
         assert running.post("/v2/repository/models/teller/unload")[0] == 200
         assert running.post("/v2/models/teller/generate_stream", {"count": 1})[0] == 404
         assert [item.index for item in events] == list(range(1, 40))
-        running.wait_for(lambda: not running.workers(), 10)
+        running.wait_for(lambda: not running.workers())
         assert running.post("/v2/repository/models/teller/load")[0] == 200
         assert [item.index for item in generate_stream(running, "teller", 2)] == [0, 1]
 
@@ -579,9 +580,9 @@ def test_streams_finish_while_the_server_drains(tmp_path):
     with RunningServer(tmp_path) as running, Conversation(running) as busy, Conversation(running) as idle:
         idle.send("teller", 1)
         assert next(iter(idle)).index == 0
-        streams = [way(running, name, 30, {"delay_ms": 50}) for way in HTTP_WAYS for name in MODELS]
+        streams = [way(running, name, 60, {"delay_ms": 50}) for way in HTTP_WAYS for name in MODELS]
         assert [next(stream).index for stream in streams] == [0] * 4
-        busy.send("sender", 30, {"delay_ms": 50})
+        busy.send("sender", 60, {"delay_ms": 50})
         assert next(iter(busy)).index == 0
         running.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
@@ -589,16 +590,15 @@ def test_streams_finish_while_the_server_drains(tmp_path):
             next(iter(idle))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "stopping" in caught.value.details()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2.5, "it is told before those that are busy are done"
         for stream in streams:
-            assert [item.index for item in stream] == list(range(1, 30))
+            assert [item.index for item in stream] == list(range(1, 60))
         answers = iter(busy)
-        assert [next(answers).index for _ in range(29)] == list(range(1, 30))
+        assert [next(answers).index for _ in range(59)] == list(range(1, 60))
         with pytest.raises(grpc.RpcError) as caught:
             next(answers)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert running.process.wait(15) == 0
-        assert time.monotonic() - began < 15
+        assert running.process.wait(25) == 0
 
 
 def test_idle_grpc_streams_do_not_hold_up_the_end(tmp_path):
@@ -609,7 +609,7 @@ def test_idle_grpc_streams_do_not_hold_up_the_end(tmp_path):
         infer(running.http, "nobody", [1.0])
         began = time.monotonic()
         assert running.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20, "less than the drain may take"
         for conversation in (one, other):
             with pytest.raises(grpc.RpcError) as caught:
                 next(iter(conversation))

@@ -143,7 +143,7 @@ SLOW = """
 
     class TritonPythonModel:
         def execute(self, requests):
-            time.sleep(0.3)
+            time.sleep(0.5)
             return [
                 pb_utils.InferenceResponse([pb_utils.Tensor("y", request.inputs()[0].as_numpy())])
                 for request in requests
@@ -415,7 +415,7 @@ def test_what_a_model_logs_is_in_the_servers_log(server):
     assert "model telltale: telltale was initialized" in server.output
     told_over_http(server, parameters={"info": "a note", "warn": "a warning", "error": "an error", "verbose": "detail"})
     for text in ("a note", "a warning", "an error"):
-        server.wait_for(lambda text=text: f"model telltale: {text}" in server.output, 5)
+        server.wait_for(lambda text=text: f"model telltale: {text}" in server.output)
     assert "model telltale: detail" not in server.output
     lines = {line.partition("model telltale: ")[2]: line for line in server.output.splitlines()}
     assert "WARNING" in lines["a warning"].upper()
@@ -426,7 +426,7 @@ def test_what_is_verbose_is_logged_where_that_is_wished(tmp_path):
     triton_model(tmp_path, "telltale", TELLTALE, TELLTALE_CONFIG)
     with RunningServer(tmp_path, "--log-level", "debug") as running:
         told_over_http(running, parameters={"verbose": "detail"})
-        running.wait_for(lambda: "model telltale: detail" in running.output, 5)
+        running.wait_for(lambda: "model telltale: detail" in running.output)
         assert running.stop() == 0
         assert "model telltale: telltale was finalized" in running.output
 
@@ -477,20 +477,20 @@ def test_a_sender_is_told_when_its_client_leaves(server):
     events = generate_stream(server, "async_stream", 1_000_000, {"delay_ms": 5})
     assert next(events).index == 0
     events.close()
-    server.wait_for(lambda: "nobody listens any more" in server.output, 5)
+    server.wait_for(lambda: "nobody listens any more" in server.output)
 
 
 # -- async and calls ---------------------------------------------------------------------------------------------------
 
 
 def test_calls_made_at_once_run_at_once(server):
-    """Four calls of a model that takes a third of a second and merges its requests."""
+    """Four calls of a model that takes half a second and merges its requests."""
     with tritonclient.http.InferenceServerClient(server.http) as client:
         tensor = tritonclient.http.InferInput("x", [1, 2], "FP32")
         tensor.set_data_from_numpy(np.array([[1, 2]], np.float32))
         began = time.monotonic()
         result = client.infer("async", [tensor])
-        assert time.monotonic() - began < 1.1
+        assert time.monotonic() - began < 1.9, "one after the other would take two seconds"
     np.testing.assert_array_equal(result.as_numpy("y"), [[4 * 1 + 6, 4 * 2 + 6]])
 
 
@@ -502,7 +502,7 @@ def test_calls_of_a_decoupled_model(server, way, count):
 
 def test_a_call_of_a_decoupled_model_that_is_cancelled(server):
     assert isinstance(sums(server, "cancel", 100_000), int)
-    wait_for(lambda: server.metric("headrace_executing_batches", model="counting") == 0, 10)
+    wait_for(lambda: server.metric("headrace_executing_batches", model="counting") == 0)
 
 
 def sums(server, way, count):
@@ -534,7 +534,7 @@ def test_metrics_of_what_a_sender_s_thread_did_are_seen(server):
     before = counted(server)
     assert len(list(generate_stream(server, "counting", 200))) == 200
     assert len(list(generate_stream(server, "counting", 100))) == 100
-    wait_for(lambda: counted(server) == before + 300, 5, "what the threads counted")
+    wait_for(lambda: counted(server) == before + 300, what="what the threads counted")
 
 
 def counted(server):
@@ -546,7 +546,7 @@ def counted(server):
 def test_metrics_are_seen_without_another_request(server):
     before = server.metric("counting_responses_total")
     assert len(list(generate_stream(server, "counting", 200))) == 200
-    wait_for(lambda: server.metric("counting_responses_total") >= before + 200, 3)
+    wait_for(lambda: server.metric("counting_responses_total") >= before + 200)
 
 
 # -- triton's clients --------------------------------------------------------------------------------------------------

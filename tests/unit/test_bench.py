@@ -280,7 +280,7 @@ async def asked(answer, clients=3, seconds=0.25):
     traffic._request = REQUEST
     now_ns = time.monotonic_ns()
     tally = Tally(now_ns, now_ns + int(seconds * 1e9))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await traffic.run(clients, tally)
     server.close()
     await server.wait_closed()

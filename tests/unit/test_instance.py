@@ -512,11 +512,11 @@ async def test_turns_are_given_back_after_a_batch_and_on_death(model, host):
     await settle()
     assert not waiting.done()
     host.answer()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
     model.turns.give(waiting.result())
     await settle()
     instance.down(host.asked[0][0], [], "signal SIGKILL")
-    await asyncio.wait_for(model.turns.take(2), 1)
+    await asyncio.wait_for(model.turns.take(2), 30)
 
 
 async def test_a_busy_model_lets_another_have_its_turn():
@@ -607,7 +607,7 @@ async def test_what_a_dead_worker_held_can_be_had_by_others():
     await settle()
     assert limiter.resources.usage() == {("cpu", "R"): (0, 1)}
     for model in models:
-        await asyncio.wait_for(model.turns.take(2), 1)
+        await asyncio.wait_for(model.turns.take(2), 30)
 
 
 async def test_an_instance_that_stands_in_line_and_stops_lets_others_pass():
@@ -645,7 +645,7 @@ async def test_a_turn_that_was_stood_in_line_for_is_not_kept_when_others_have_ta
     (busy,) = [host for host in hosts if host.asked]
     busy.answer()
     await settle()
-    await asyncio.wait_for(model.turns.take(2), 1)
+    await asyncio.wait_for(model.turns.take(2), 30)
     for instance in model.instances:
         instance.stop()
     await settle()
@@ -830,7 +830,7 @@ async def test_a_decoupled_request_leaves_its_slot_when_it_is_begun_and_is_under
         await settle()
         assert not drained.done()
         await streaming.end(sequence)
-    await asyncio.wait_for(drained, 5)
+    await asyncio.wait_for(drained, 30)
     assert [await responses(one) for one in requests] == [[0], [1], [2], [3], [4]]
     assert (len(streaming.instance.streams), streaming.instance.in_flight) == (0, 0)
     assert streaming.model.statistics.success == 5
@@ -907,7 +907,7 @@ async def test_the_turn_of_a_heavy_model_ends_when_its_request_is_begun():
     streaming.instance.start()
     (request,) = streaming.put()
     sequence = await streaming.begin()
-    streaming.model.turns.give(await asyncio.wait_for(streaming.model.turns.take(2), 5))
+    streaming.model.turns.give(await asyncio.wait_for(streaming.model.turns.take(2), 30))
     await streaming.end(sequence)
     assert request.dead
     streaming.instance.stop()
@@ -1005,7 +1005,7 @@ async def test_a_twin_takes_over_and_the_one_before_it_answers_what_it_has(model
     host.answer()
     host.answer()
     other.answer()
-    await asyncio.wait_for(leaving, 5)
+    await asyncio.wait_for(leaving, 30)
     assert [answer_of(one) for one in (*running, *staged, *later)] == [[1], [2], [3]]
     old.break_down("nobody is told of that any more")
     assert told == [(old, twin)]
@@ -1021,7 +1021,7 @@ async def test_one_that_leaves_does_not_come_back_with_its_process(model, host):
     await settle()
     ((batch, _),) = host.asked
     old.down(None, [batch], "signal SIGKILL")
-    await asyncio.wait_for(leaving, 5)
+    await asyncio.wait_for(leaving, 30)
     again = Host()
     old.up(again, loaded())
     old.start()

@@ -401,7 +401,7 @@ async def test_timer_is_never_early_and_can_be_set_again():
     now_ns = loop.time() * 1e9
     targets = [int(now_ns + 300_000), int(now_ns + 600_000), int(now_ns - 5e9)]
     timer.arm(targets[0])
-    await asyncio.wait_for(done.wait(), 2)
+    await asyncio.wait_for(done.wait(), 30)
     timer.close()
     assert all(moment >= target for moment, target in zip(moments, targets, strict=True))
 

@@ -29,12 +29,12 @@ def limiter(claims):
 
 
 async def test_one_after_the_other(limiter, claims):
-    await asyncio.wait_for(limiter.take(claims[0]), 1)
+    await asyncio.wait_for(limiter.take(claims[0]), 30)
     waiting = asyncio.create_task(limiter.take(claims[1]))
     await settle()
     assert not waiting.done()
     limiter.give(claims[0], ran=True)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
     assert claims[1].holds
 
 
@@ -46,7 +46,7 @@ async def test_one_that_gives_up_lets_the_next_pass(limiter, claims):
     await settle()
     gone.cancel()
     limiter.give(claims[0], ran=True)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
     with pytest.raises(asyncio.CancelledError):
         await gone
 
@@ -60,7 +60,7 @@ async def test_what_comes_together_with_the_cancellation_is_not_lost(limiter, cl
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not claims[1].holds
-    await asyncio.wait_for(limiter.take(claims[2]), 1)
+    await asyncio.wait_for(limiter.take(claims[2]), 30)
 
 
 async def test_one_that_is_gone_makes_room_for_others():
@@ -73,7 +73,7 @@ async def test_one_that_is_gone_makes_room_for_others():
     limiter.remove(large)
     assert resources.usage() == {R: (1, 1)}
     limiter.give(small, ran=False)
-    await asyncio.wait_for(limiter.take(small), 1)
+    await asyncio.wait_for(limiter.take(small), 30)
 
 
 async def test_what_is_asked_for_again_is_had_once(limiter, claims):
@@ -81,17 +81,17 @@ async def test_what_is_asked_for_again_is_had_once(limiter, claims):
     await limiter.take(claims[0])
     limiter.give(claims[0], again=True)
     assert claims[0].holds, "nobody else wants it"
-    await asyncio.wait_for(limiter.take(claims[0]), 1)
+    await asyncio.wait_for(limiter.take(claims[0]), 30)
     assert limiter.resources.usage() == {R: (1, 1)}
     waiting = asyncio.create_task(limiter.take(claims[1]))
     await settle()
     limiter.give(claims[0], again=True)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
     again = asyncio.create_task(limiter.take(claims[0]))
     await settle()
     assert not again.done()
     limiter.give(claims[1])
-    await asyncio.wait_for(again, 1)
+    await asyncio.wait_for(again, 30)
     limiter.give(claims[0])
     assert limiter.resources.usage() == {R: (0, 1)}
 
@@ -100,6 +100,6 @@ async def test_what_was_asked_for_again_can_be_dropped(limiter, claims):
     await limiter.take(claims[0])
     limiter.give(claims[0], again=True)
     limiter.drop(claims[0])
-    await asyncio.wait_for(limiter.take(claims[1]), 1)
+    await asyncio.wait_for(limiter.take(claims[1]), 30)
     limiter.drop(claims[0])  # nothing is asked for, and nothing held
     assert limiter.resources.usage() == {R: (1, 1)}

@@ -226,19 +226,19 @@ async def test_ensembles_in_a_circle_are_refused_with_the_chain(explicit, first)
     for name, used in (("a", "b"), ("b", "c"), ("c", "a")):
         explicit.ensemble(name, used)
     with pytest.raises(InvalidRequest) as caught:
-        await asyncio.wait_for(explicit.repository.load(first), 10)
+        await asyncio.wait_for(explicit.repository.load(first), 30)
     chain = [first]
     while len(chain) < 4:
         chain.append({"a": "b", "b": "c", "c": "a"}[chain[-1]])
     assert f"ensembles are made of each other in a circle: {' -> '.join(chain)};" in str(caught.value)
-    await asyncio.wait_for(explicit.quiet(), 10)
+    await asyncio.wait_for(explicit.quiet(), 30)
 
 
 async def test_a_circle_loaded_at_once_does_not_lock_up(polled):
     for name, used in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "d")):
         polled.ensemble(name, used)
-    await asyncio.wait_for(polled.repository.load_all(["a", "b", "c", "d"]), 10)
-    await asyncio.wait_for(polled.quiet(), 10)
+    await asyncio.wait_for(polled.repository.load_all(["a", "b", "c", "d"]), 30)
+    await asyncio.wait_for(polled.quiet(), 30)
     for name in "abcd":
         assert polled.reason(name).startswith(f"ensembles are made of each other in a circle: {name} -> ")
 
@@ -426,7 +426,7 @@ async def test_closing_ends_ensembles_before_their_models(explicit):
     assert explicit.serves("a")
     outer.running -= 1
     outer.notice_idle()
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 30)
     assert explicit.log == ["load a 1", "end a 1"]
 
 

@@ -110,9 +110,15 @@ class Model:
         return self.pager.bytes_of(self) > 0
 
 
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
 @pytest.fixture
 async def pager():
-    made = Pager(100, room_timeout_s=0.2)
+    made = Pager(100, room_timeout_s=30)
     yield made
     await made.close()
 
@@ -145,7 +151,8 @@ async def test_one_that_waits_for_room_gets_it_when_another_is_idle(pager):
     assert not busy.resident
 
 
-async def test_one_that_waits_in_vain_is_refused_and_the_next_is_not(pager):
+async def test_one_that_waits_in_vain_is_refused_and_the_next_is_not():
+    pager = Pager(100, room_timeout_s=0.2)
     (await Model(pager, "busy", 80).come()).busy = True
     coming = asyncio.get_running_loop().create_task(Model(pager, "large", 60).come())
     behind = asyncio.get_running_loop().create_task(Model(pager, "small", 10).come())
@@ -167,8 +174,7 @@ async def test_one_that_never_fits_is_refused_at_once_and_nobody_goes(pager):
 async def test_one_that_turns_out_larger_has_others_go(pager):
     others = [await Model(pager, str(number), 30, number).come() for number in range(2)]
     large = await Model(pager, "large", 10, 9, takes=60).come()
-    await asyncio.sleep(0.05)
-    assert [model.resident for model in (*others, large)] == [False, True, True]
+    await until(lambda: [model.resident for model in (*others, large)] == [False, True, True])
 
 
 async def test_one_that_turns_out_too_large_is_refused_and_not_counted(pager):
@@ -186,8 +192,7 @@ async def test_over_the_limit_it_waits_for_somebody_to_be_idle(pager):
     await asyncio.sleep(0.05)
     assert pager.resident_bytes == 120
     busy.busy = False
-    await asyncio.sleep(0.05)
-    assert pager.resident_bytes == 60
+    await until(lambda: pager.resident_bytes == 60)
 
 
 async def test_one_that_leaves_is_counted_until_it_is_gone(pager):
@@ -210,6 +215,5 @@ async def test_who_does_not_want_room_any_more_leaves_none_reserved(pager):
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
     slow.out.set()
-    await asyncio.sleep(0.05)
-    assert pager.resident_bytes == 0
+    await until(lambda: pager.resident_bytes == 0)
     await Model(pager, "another", 100).come()

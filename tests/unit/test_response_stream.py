@@ -54,7 +54,7 @@ async def test_a_reader_that_waits_is_woken(stream, how):
         stream.put(response(1))
     else:
         getattr(stream, how)()
-    assert await asyncio.wait_for(reading, 5) == (response(1) if how == "put" else None)
+    assert await asyncio.wait_for(reading, 30) == (response(1) if how == "put" else None)
 
 
 async def test_a_reader_may_give_up_waiting_and_read_on_later(stream):

@@ -417,7 +417,7 @@ async def test_drained_means_that_nothing_waits_and_nothing_runs_and_sequences_w
     assert len(batch) == 1
     assert not drained.done()
     answer(part, batch)
-    await asyncio.wait_for(drained, 1)
+    await asyncio.wait_for(drained, 30)
     assert queue.active_sequences == 0
 
 
@@ -429,7 +429,7 @@ async def test_drained_when_nobody_waits_for_the_rest_any_more(start):
     await settle()
     assert not drained.done()
     start(queue.for_instance(0).take())
-    await asyncio.wait_for(drained, 1)
+    await asyncio.wait_for(drained, 30)
 
 
 async def test_drained_when_the_worker_takes_the_rest_along(start):
@@ -444,7 +444,7 @@ async def test_drained_when_the_worker_takes_the_rest_along(start):
     part.lose("signal SIGKILL")
     assert not drained.done()
     part.finished(task.result())
-    await asyncio.wait_for(drained, 1)
+    await asyncio.wait_for(drained, 30)
 
 
 async def test_limits_can_be_set_while_there_are_no_sequences_and_not_later(start):
@@ -495,7 +495,7 @@ async def test_under_churn_every_request_is_answered_and_each_sequence_in_its_or
         for identity in range(1, 41):
             sent += put(queue, request(identity, "s" * (step == 0) + "e" * (step == 19), key=((identity % 2,),)))
         await asyncio.sleep(0)
-    await asyncio.wait_for(queue.drained(), 10)
+    await asyncio.wait_for(queue.drained(), 30)
     for task in instances:
         task.cancel()
     await asyncio.gather(*instances, return_exceptions=True)

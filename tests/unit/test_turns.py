@@ -14,13 +14,13 @@ async def settle():
 
 async def test_what_is_free_is_had_at_once():
     turns = CpuTurns(4)
-    await asyncio.wait_for(turns.take(3), 1)
-    one = await asyncio.wait_for(turns.take(1), 1)
+    await asyncio.wait_for(turns.take(3), 30)
+    one = await asyncio.wait_for(turns.take(1), 30)
     waiting = asyncio.create_task(turns.take(1))
     await settle()
     assert not waiting.done()
     turns.give(one)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def test_the_model_that_has_used_less_goes_first():
@@ -50,7 +50,7 @@ async def test_one_that_gives_up_lets_the_next_pass():
     small = asyncio.create_task(turns.take(1))
     await settle()
     large.cancel()
-    await asyncio.wait_for(small, 1)
+    await asyncio.wait_for(small, 30)
     with pytest.raises(asyncio.CancelledError):
         await large
 
@@ -64,7 +64,7 @@ async def test_a_turn_that_comes_together_with_the_cancellation_is_not_lost():
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await asyncio.wait_for(turns.take(2), 1)
+    await asyncio.wait_for(turns.take(2), 30)
 
 
 async def test_threads_given_back_in_the_tick_of_a_cancellation_go_to_the_next():
@@ -77,11 +77,11 @@ async def test_threads_given_back_in_the_tick_of_a_cancellation_go_to_the_next()
     await settle()
     gone.cancel()
     turns.give(turn)
-    turn = await asyncio.wait_for(next_one, 1)
+    turn = await asyncio.wait_for(next_one, 30)
     with pytest.raises(asyncio.CancelledError):
         await gone
     turns.give(turn)
-    await asyncio.wait_for(turns.take(2), 1)
+    await asyncio.wait_for(turns.take(2), 30)
 
 
 async def test_who_stands_in_line_again_is_not_passed_by_who_has_had_more():
@@ -101,7 +101,7 @@ async def test_who_stands_in_line_again_is_not_passed_by_who_has_had_more():
     assert long.granted_ns == 202
     turns.drop(short)
     assert turns.give(long) is None
-    await asyncio.wait_for(turns.take(1), 1)
+    await asyncio.wait_for(turns.take(1), 30)
 
 
 async def test_who_waits_goes_on_when_there_are_more_cpus():
