@@ -71,6 +71,7 @@ def test_a_successor_that_is_killed_while_it_loads_is_started_again(tmp_path):
             server.wait_for(lambda: recycles(server, "limit") == 1)
             load.wait_answers(20)
         assert load.failed == []
+        server.wait_for(lambda: len(server.workers()) == 1)
         (left,) = server.workers()
         assert left.pid not in (old.pid, successor.pid)
 
@@ -90,7 +91,7 @@ def test_one_that_is_killed_while_it_leaves_ends_what_it_had_and_nothing_else(tm
         assert "the worker died (signal SIGKILL)" in last.error
         server.wait_for(lambda: recycles(server, "limit") == 1)
         assert [item.index for item in generate_stream(server, "counting", 3)] == [0, 1, 2]
-        assert len(server.workers()) == 1
+        server.wait_for(lambda: len(server.workers()) == 1)
 
 
 def ready_elsewhere(server, old):

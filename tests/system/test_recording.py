@@ -172,7 +172,7 @@ def test_the_command_records_and_fetches(server, tmp_path):
     try:
         output = tmp_path / "mine.npz"
         ended = record(
-            "first", "--url", f"http://{server.http}", "--requests", "5", "--seconds", "0.5", "--output", str(output)
+            "first", "--url", f"http://{server.http}", "--requests", "5", "--seconds", "2", "--output", str(output)
         )
     finally:
         done.set()

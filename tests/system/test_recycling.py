@@ -114,7 +114,7 @@ def test_one_that_leaks_is_replaced_under_load(tmp_path):
             load.wait_answers(200)
         assert load.failed == []
         assert ask(server, "leaky", 1)[1]["pid"] != before
-        assert len(server.workers()) == 1
+        server.wait_for(lambda: len(server.workers()) == 1)
         assert server.metric("headrace_worker_memory_bytes", worker="worker-2") < held - (100 << 20)
         assert "is replaced: it has grown from" in server.output
         assert server.stop() == 0
@@ -168,7 +168,7 @@ def test_a_sequence_that_does_not_end_in_time_is_broken_off(tmp_path):
         assert status == 400
         assert "has ended: its worker died (it is replaced" in answer["error"]
         assert ask(server, "sums", 3, sequence_id=1, sequence_start=True)[0] == 3
-        assert len(server.workers()) == 1
+        server.wait_for(lambda: len(server.workers()) == 1)
 
 
 def test_an_open_stream_goes_on_to_its_end(tmp_path):
@@ -184,7 +184,7 @@ def test_an_open_stream_goes_on_to_its_end(tmp_path):
         server.wait_for(lambda: len(server.workers()) == 2)
         assert [item.index for item in with_pauses] == list(range(1, 100))
         server.wait_for(lambda: recycles(server) == 1)
-        assert len(server.workers()) == 1
+        server.wait_for(lambda: len(server.workers()) == 1)
 
 
 def test_a_limit_that_the_model_itself_is_over_is_given_up(tmp_path):
@@ -211,7 +211,7 @@ def test_a_limit_that_the_model_itself_is_over_is_given_up(tmp_path):
             load.wait_answers(20)
             load.stop()
             assert load.failed == []
-        assert len(server.workers()) == 1
+        server.wait_for(lambda: len(server.workers()) == 1)
 
 
 def test_a_models_own_limit(tmp_path):
