@@ -161,6 +161,17 @@ def test_old_operators_are_converted(tmp_path):
     assert error(path, made, examples_of(path)) < 0.1
 
 
+def test_a_bias_may_have_a_dimension_of_one_before_it_as_tensorflow_writes_them(tmp_path):
+    random = np.random.default_rng(8)
+    weights = {"w": random.standard_normal((16, 4)), "b": random.standard_normal((1, 4))}
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    nodes = [NODE("MatMul", ["x", "w"], ["p"]), NODE("Add", ["p", "b"], ["y"])]
+    path = save(tmp_path, nodes, [value("x", FLOAT, "n", 16)], [value("y", FLOAT, "n", 4)], weights)
+    made = int8_static.apply(task_for(path, tmp_path))
+    assert len(int8_layers(onnx.load(made))) == 1
+    assert error(path, made, examples_of(path)) < 0.05
+
+
 def test_weights_in_other_files_come_along(tmp_path):
     path = convolutions(tmp_path)
     model = onnx.load(path)

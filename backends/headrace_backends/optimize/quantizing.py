@@ -215,8 +215,21 @@ def _prepared(original: Any, folder: Path) -> tuple[Any, Path]:
                 raise StepFailed(f"the model cannot be prepared: {type(error).__name__}: {str(error)[:200]}") from error
     source.unlink()
     prepared = onnx_model.named(onnx.load(target))
+    _flatten_biases(prepared)
     onnx.save(prepared, target)
     return prepared, target
+
+
+def _flatten_biases(model: Any) -> None:
+    """Give each Gemm a bias of one dimension: the tool stumbles over [1, n], which TensorFlow's models have."""
+    weights = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        bias = weights.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+        if bias is None or len(bias.dims) != 2 or bias.dims[0] != 1:
+            continue
+        flat = numpy_helper.from_array(numpy_helper.to_array(bias).reshape(-1), f"{bias.name}_flat_{node.name}")
+        model.graph.initializer.append(flat)  # of its own: the other may be used elsewhere
+        node.input[2] = flat.name
 
 
 def _ranges(
