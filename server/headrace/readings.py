@@ -12,6 +12,7 @@ from headrace.batching.curve import LatencyCurves
 from headrace.batching.objective import Objective
 from headrace.batching.sequence_queue import SequenceQueue
 from headrace.core.custom_metric import CustomMetric
+from headrace.core.machine_memory import read_memory
 from headrace.core.process_memory import process_memory
 from headrace.engine import Engine
 from headrace.frontends.load_report import LoadSample
@@ -26,7 +27,7 @@ from headrace.metrics import (
     ServerSample,
     WorkerSample,
 )
-from headrace.metrics.machine import CpuUtilization, read_memory
+from headrace.metrics.machine import CpuUtilization
 from headrace.repository.pager import Pager
 from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served

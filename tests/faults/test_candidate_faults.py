@@ -1,5 +1,7 @@
 """Candidates that crash, hang, refuse or answer wrongly are rows of the report, and the search goes on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,9 +88,8 @@ def test_a_step_that_is_not_there_is_a_row(contest):
 
 
 def test_what_changes_answers_needs_real_examples(contest):
-    contest.first = contest_module.Half(
-        Examples(EXAMPLES.inputs[:2], EXAMPLES.labels[:2], "made up", real=False), contest.first.answers
-    )
+    made_up = Examples(EXAMPLES.inputs[:2], EXAMPLES.labels[:2], "made up", real=False)
+    contest.first = replace(contest.first, examples=made_up)
     row = contest.try_form(Form("fake", parameters={"fake_delay_ms": 0}, techniques=(Technique.BF16,)), 60.0)
     assert row.fate is Fate.REFUSED
     assert "no real examples" in row.reason

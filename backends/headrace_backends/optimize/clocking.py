@@ -8,11 +8,12 @@ import numpy as np
 
 from headrace.core.model import Signature
 from headrace_backends.base import Array
+from headrace_backends.optimize.deadline import Deadline
 from headrace_backends.optimize.examples import Example, Examples, merged, shapes_of
 from headrace_backends.optimize.findings import Point
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
-from headrace_backends.optimize.trial import Trial
+from headrace_backends.optimize.trial import OutOfTime, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,21 @@ def speedup(mine: Laps, theirs: Laps, goal: Goal) -> float:
 
 
 def race(
-    runners: Sequence[Runner], examples: Examples, sizes: Sequence[int], *, rounds: int, seconds: float
+    runners: Sequence[Runner],
+    examples: Examples,
+    sizes: Sequence[int],
+    *,
+    rounds: int,
+    seconds: float,
+    deadline: Deadline,
 ) -> list[Laps]:
     """Clock all on batches of each size, in turn; who begins changes with each round.
 
     Whoever cannot have batches of a size is not clocked on it.
+
+    Raises:
+        OutOfTime: the deadline is over.
+        TrialFailed: one of them failed or died.
     """
     taken: list[dict[int, list[tuple[int, ...]]]] = [{} for _ in runners]
     for rows in sizes:
@@ -82,15 +93,23 @@ def race(
         able = [place for place, one in enumerate(runners) if rows <= max(1, one.signature.max_batch_size)]
         for place in able:
             taken[place][rows] = []
-            runners[place].clock(batch, 0.0)  # the first runs of a shape allocate, and some runtimes compile
+            _clock(
+                runners[place], batch, 0.0, deadline
+            )  # the first runs of a shape allocate, and some runtimes compile
         for number in range(rounds):
             first = number % len(able) if able else 0
             for place in (*able[first:], *able[:first]):
-                taken[place][rows].append(tuple(runners[place].clock(batch, seconds)))
+                taken[place][rows].append(tuple(_clock(runners[place], batch, seconds, deadline)))
     return [
         Laps(len(one.trials), {rows: tuple(times) for rows, times in by_rows.items()})
         for one, by_rows in zip(runners, taken, strict=True)
     ]
+
+
+def _clock(runner: Runner, batch: Example, seconds: float, deadline: Deadline) -> list[int]:
+    if deadline.over:
+        raise OutOfTime
+    return runner.clock(batch, seconds)
 
 
 def batch_of(examples: Examples, rows: int) -> dict[str, Array]:

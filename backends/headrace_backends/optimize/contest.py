@@ -1,47 +1,68 @@
 """One candidate after the other beside the reference: is it right, and how fast is it?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from headrace.core.machine_memory import read_memory
 from headrace.core.model import Signature
 from headrace_backends.base import Array
 from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed, Outputs, compare, judged
+from headrace_backends.optimize.batches import batches, filling, glance_sizes, judging_sizes
 from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
-from headrace_backends.optimize.examples import Example, Examples, merged, shapes_of
+from headrace_backends.optimize.examples import Example, Examples, merged
 from headrace_backends.optimize.findings import Fate, Point, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.memory_room import fits, groups
 from headrace_backends.optimize.misfit import misfit
 from headrace_backends.optimize.subject import Subject
-from headrace_backends.optimize.trial import Trial, TrialFailed
+from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Artifact, Workshop
 
 LOAD_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 300.0
-_MERGED_ROWS = 8  # examples that are answered in one batch
+_RECORDED = 8  # requests that a plan is checked with
+_TWICE = 32  # examples that the reference is asked a second time
 _CLEARLY = 0.85  # of the best so far: what is slower than that in a glance is not looked at again
 _GLANCE = (3, 0.08)  # rounds and seconds of each
 _LOOK = (7, 0.15)
 
 
+Sizes = Callable[[int], Sequence[int]]  # of the batches in turn, for a model that merges so many rows
+
+
 @dataclass(frozen=True, slots=True)
 class Half:
-    """Some examples, and what the reference answers."""
+    """Some examples, what the reference answers, and how they are batched; ``count`` of them are different ones."""
 
     examples: Examples
     answers: tuple[Outputs, ...]
+    sizes: Sizes
+    count: int
 
 
 class Contest:
-    """Holds the reference's process and what it answered. A context manager."""
+    """Holds the reference's process and what it answered. A context manager.
 
-    def __init__(self, subject: Subject, goal: Goal, workshop: Workshop, cpus: int, metric: Metric | None) -> None:
+    Processes other than the reference's are not waited for beyond the workshop's deadline: they are killed then.
+    ``free_bytes`` tells the memory that is free now.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        goal: Goal,
+        workshop: Workshop,
+        cpus: int,
+        metric: Metric | None,
+        free_bytes: Callable[[], int] = lambda: read_memory().free_bytes,
+    ) -> None:
         self.subject = subject
         self.goal = goal
         self.workshop = workshop
@@ -50,6 +71,9 @@ class Contest:
         self.first: Half
         self.held_back: Half
         self._metric = metric
+        self._free_bytes = free_bytes
+        self._instance_bytes: dict[str, int] = {}  # what one process of a form takes, by the form's name
+        self._recorded: dict[str, list[dict[str, Array]]] = {}  # answers of forms that were judged, by their names
         self._reference: Runner
         self._champion: Runner | None = None  # the fastest so far: what is cut is cut beside it
         self._champion_speedup = 1.0
@@ -71,7 +95,7 @@ class Contest:
         Raises:
             TrialFailed: it cannot be loaded.
         """
-        self._reference, notes, seconds = self._load(self.subject.reference, self.subject.path, self._open)
+        self._reference, notes, seconds = self._load_reference()
         self.signature = self._reference.signature
         return self.signature, notes, seconds
 
@@ -79,10 +103,13 @@ class Contest:
         """The reference's answers, and its own row of the report.
 
         Raises:
-            TrialFailed: it refuses the examples, or it died.
+            TrialFailed: it refuses the examples, it answers them anew each time, or it died.
         """
-        self.first = Half(first, self._answers(self._reference, first))
-        self.held_back = Half(held_back, self._answers(self._reference, held_back))
+        self.first = self._half(first, glance_sizes, len(first))
+        self._refuse_unsteady(self.first)
+        sizes = judging_sizes(self.signature.max_batch_size)
+        self.held_back = self._half(filling(held_back, sizes), judging_sizes, len(held_back))
+        self._recorded[self.subject.reference.name] = self._record(self._reference)
         (laps,) = self._race([self._reference], _GLANCE)
         return Row(
             self.subject.reference,
@@ -93,7 +120,7 @@ class Contest:
             self._errors(self.first, self.first.answers),
             self._errors(self.held_back, self.held_back.answers),
             self.subject.path.stat().st_size if self.subject.path.is_file() else None,
-            self._reference.memory_bytes,
+            self._weighed(self._reference),
             load_s=load_s,
             notes=tuple(notes),
         )
@@ -101,6 +128,7 @@ class Contest:
     def try_form(self, form: Form, timeout_s: float) -> Row:
         """Everything about one candidate, as far as it is worth it."""
         row = Row(form, Fate.FAILED)
+        self._make_room()
         try:
             artifact = self.workshop.make(form.steps, self.signature, self.first.examples, timeout_s)
             row = _with(row, notes=artifact.notes, build_s=artifact.seconds)
@@ -112,8 +140,8 @@ class Contest:
                 unfit = misfit(self.signature, runner.signature)
                 if unfit:
                     return _with(row, reason=unfit)
-                errors = self._errors(self.first, self._answers(runner, self.first.examples))
-                row = _with(row, errors=errors, memory_bytes=runner.memory_bytes)
+                errors = self._errors(self.first, self._answers(runner, self.first))
+                row = _with(row, errors=errors, memory_bytes=self._weighed(runner))
                 problem = self._problem(form, errors)
                 if problem:
                     row = _with(row, fate=Fate.REFUSED, reason=problem)
@@ -125,11 +153,13 @@ class Contest:
                 return row
         except MetricFailed as error:
             return _with(row, fate=Fate.REFUSED, reason=str(error))
+        except OutOfTime as error:
+            return _with(row, fate=Fate.SKIPPED, reason=str(error))
         except TrialFailed as error:
             return _with(row, fate=Fate.FAILED, reason=str(error))
 
     def decide(self, row: Row) -> Row:
-        """The row after the held-back half has been looked at."""
+        """The row after the held-back half has been looked at; as it was where there is no time for that."""
         if row.held_back is not None:
             return row
         try:
@@ -138,78 +168,136 @@ class Contest:
                 return self._judged(row, runner)
         except MetricFailed as error:
             return _with(row, fate=Fate.REFUSED, reason=str(error))
+        except OutOfTime:
+            return row
         except TrialFailed as error:
             return _with(row, fate=Fate.FAILED, reason=str(error))
 
     def final(self, rows: Sequence[Row]) -> list[Row]:
-        """Measure forms in their layouts beside each other, all in the same rounds. Those that fail are left out."""
+        """Measure forms in their layouts beside each other, in the same rounds as far as there is memory for all.
+
+        Those that fail are left out, and so are several instances that there is no memory for, and what there is no
+        time for.
+        """
+        self._let_champion_go()  # its memory is wanted now
+        free_bytes = self._free_bytes()
+        needed = [(row, self._needed_bytes(row)) for row in rows]
+        wanted = [one for one in needed if one[0].form.instances == 1 or fits(one[1], free_bytes)]
+        together = groups([nbytes for _, nbytes in wanted], free_bytes)
+        return [row for group in together for row in self._final([wanted[place][0] for place in group])]
+
+    def _final(self, rows: Sequence[Row]) -> list[Row]:
         found: list[tuple[Row, Runner]] = []
-        self._champion_open.close()  # its memory is wanted now
-        self._champion = None
         with ExitStack() as stack:
             for row in rows:
                 try:
                     runner, _, _ = self._load(row.form, self._artifact(row.form).path, stack)
+                except OutOfTime:
+                    return []
                 except TrialFailed:
                     continue
                 found.append((row, runner))
             try:
                 theirs, *ours = self._race([self._reference, *(runner for _, runner in found)], _LOOK)
+                weights = [self._weighed(runner) for _, runner in found]
+            except OutOfTime:
+                return []
             except TrialFailed:
-                return [] if len(rows) == 1 else [one for row in rows for one in self.final([row])]
-            return [
-                _with(
-                    row, speedup=speedup(laps, theirs, self.goal), curve=laps.points(), memory_bytes=runner.memory_bytes
-                )
-                for (row, runner), laps in zip(found, ours, strict=True)
-            ]
+                self._revive()
+            else:
+                return [
+                    _with(row, speedup=speedup(laps, theirs, self.goal), curve=laps.points(), memory_bytes=weight)
+                    for (row, _), laps, weight in zip(found, ours, weights, strict=True)
+                ]
+        return [] if len(rows) == 1 else [one for row in rows for one in self._final([row])]
 
     def curve(self, form: Form, sizes: Sequence[int]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
         """Latency over batch size, of one instance of the form and of the reference in the same rounds.
 
         Raises:
-            TrialFailed: it died.
+            TrialFailed: it died, or there was no time for it.
         """
         alone = msgspec.structs.replace(form, instances=1)
         with ExitStack() as stack:
             runner, _, _ = self._load(alone, self._artifact(form).path, stack)
-            ours, theirs = race([runner, self._reference], self.first.examples, sizes, rounds=3, seconds=0.1)
+            ours, theirs = race(
+                *([runner, self._reference], self.first.examples, sizes),
+                rounds=3,
+                seconds=0.1,
+                deadline=self.workshop.deadline,
+            )
         return ours.points(), theirs.points()
 
-    def recorded(self, form: Form, count: int) -> tuple[list[Example], list[Mapping[str, Array]]]:
+    def recorded(self, form: Form) -> tuple[list[Example], list[dict[str, Array]]]:
         """A few held-back requests and this form's own answers, one by one: what a plan is checked with.
 
         Raises:
-            TrialFailed: it died.
+            TrialFailed: it was judged in an earlier run, and died now.
         """
-        examples = self.held_back.examples.first(count)
-        alone = msgspec.structs.replace(form, instances=1)
-        with ExitStack() as stack:
-            runner, _, _ = self._load(alone, self._artifact(form).path, stack)
-            return list(examples.inputs), list(runner.trials[0].answer(examples.inputs, _ANSWER_TIMEOUT_S))
+        if form.name not in self._recorded:
+            with ExitStack() as stack:
+                alone = msgspec.structs.replace(form, instances=1)
+                runner, _, _ = self._load(alone, self._artifact(form).path, stack, patient=True)
+                self._recorded[form.name] = self._record(runner)
+        return list(self._requests()), self._recorded[form.name]
 
     # -- parts --------------------------------------------------------------------------------------------
+
+    def _half(self, examples: Examples, sizes: Sizes, count: int) -> Half:
+        half = Half(examples, (), sizes, count)
+        return replace(half, answers=self._answers(self._reference, half))
+
+    def _refuse_unsteady(self, half: Half) -> None:
+        """What is random in the reference looks like an error of every form."""
+        sizes = half.sizes(self.signature.max_batch_size)
+        count = 0
+        for batch in batches(half.examples.inputs, sizes):
+            count += len(batch)  # whole batches, so that they are the same as the first time
+            if count >= _TWICE:
+                break
+        once = Half(half.examples.first(count), half.answers[:count], half.sizes, count)
+        errors = compare(once.answers, self._answers(self._reference, once))
+        if not errors.faithful:
+            told = f"{errors.mismatches} values" if errors.mismatches else f"max_rel {errors.max_rel:.2g}"
+            raise TrialFailed(
+                f"answers the same inputs differently each time ({told}, between two runs of {count} examples): is "
+                "dropout left on, or something drawn at random? Nothing can be compared with it"
+            )
 
     def _artifact(self, form: Form) -> Artifact:
         return self.workshop.make(form.steps, self.signature, self.first.examples, LOAD_TIMEOUT_S)
 
+    def _load_reference(self) -> tuple[Runner, list[str], float]:
+        return self._load(self.subject.reference, self.subject.path, self._open, patient=True)
+
     def _load(
-        self, form: Form, path: Path, stack: ExitStack, timeout_s: float = LOAD_TIMEOUT_S
+        self,
+        form: Form,
+        path: Path,
+        stack: ExitStack,
+        timeout_s: float = LOAD_TIMEOUT_S,
+        *,
+        patient: bool = False,
     ) -> tuple[Runner, list[str], float]:
-        """The form in as many processes as it has instances, with the notes and the seconds of the last."""
+        """The form in as many processes as it has instances, with the notes and the seconds of the last.
+
+        One that is waited for patiently is not killed at the deadline.
+        """
+        deadline = None if patient else self.workshop.deadline
         source = self.subject.source(form, path, self.cpus)
         trials: list[Trial] = []
         for _ in range(form.instances):
-            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads)))
+            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads, deadline)))
             signature, notes, seconds = trials[-1].load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 
     def _judged(self, row: Row, runner: Runner) -> Row:
         """The row with its errors on the held-back half; refused where the budget does not hold there."""
-        errors = self._errors(self.held_back, self._answers(runner, self.held_back.examples))
+        errors = self._errors(self.held_back, self._answers(runner, self.held_back))
         problem = self._problem(row.form, errors)
         if problem:
             return _with(row, fate=Fate.REFUSED, reason=f"on the held-back examples, {problem}", held_back=errors)
+        self._recorded[row.form.name] = self._record(runner)
         return _with(row, held_back=errors)
 
     def _problem(self, form: Form, errors: Errors) -> str | None:
@@ -218,24 +306,29 @@ class Contest:
         return self.goal.problem(errors)
 
     def _errors(self, half: Half, answers: Sequence[Outputs]) -> Errors:
-        errors = compare(half.answers, answers)
+        errors = msgspec.structs.replace(compare(half.answers, answers), examples=half.count)
         if self._metric is None:
             return errors
         return msgspec.structs.replace(errors, own=judged(self._metric, answers, half.examples.labels))
 
-    def _answers(self, runner: Runner, examples: Examples) -> tuple[Outputs, ...]:
-        """Answers to all examples, merged into small batches as far as that is allowed."""
-        most = _MERGED_ROWS if runner.signature.max_batch_size >= _MERGED_ROWS else 1
-        groups = _groups(examples.inputs, most)
-        batches = [merged(group) if len(group) > 1 else group[0] for group in groups]
+    def _answers(self, runner: Runner, half: Half) -> tuple[Outputs, ...]:
+        """Answers to all examples, in batches as large as both the half and the form ask for."""
+        made = batches(half.examples.inputs, half.sizes(runner.signature.max_batch_size))
+        requests = [merged(batch) if len(batch) > 1 else batch[0] for batch in made]
         answers: list[Outputs] = []
-        for group, outputs in zip(groups, runner.trials[0].answer(batches, _ANSWER_TIMEOUT_S), strict=True):
-            if len(group) == 1:
+        for batch, outputs in zip(made, runner.trials[0].answer(requests, _ANSWER_TIMEOUT_S), strict=True):
+            if len(batch) == 1:
                 answers.append(outputs)
                 continue
-            for place in range(len(group)):
+            for place in range(len(batch)):
                 answers.append({name: array[place : place + 1] for name, array in outputs.items()})  # noqa: PERF401
         return tuple(answers)
+
+    def _requests(self) -> Sequence[Example]:
+        return self.held_back.examples.first(min(_RECORDED, self.held_back.count)).inputs
+
+    def _record(self, runner: Runner) -> list[dict[str, Array]]:
+        return runner.trials[0].answer(self._requests(), _ANSWER_TIMEOUT_S)
 
     def _timed(self, row: Row, runner: Runner) -> Row:
         """The row with its speed. Those that are allowed and clearly slower than the champion are cut at a glance."""
@@ -248,20 +341,44 @@ class Contest:
                 self._revive()
                 raise
             # Beside the champion: the reference's speed may change with the neighbours' more than both of theirs.
-            beside = speedup(ours, theirs[-1], self.goal)
-            row = _with(row, speedup=beside * (self._champion_speedup if self._champion else 1.0), curve=ours.points())
+            faster = speedup(ours, theirs[-1], self.goal) * (self._champion_speedup if self._champion else 1.0)
+            beside = faster / self._champion_speedup
+            row = _with(row, speedup=faster, curve=ours.points())
             if allowed and beside < _CLEARLY and not self.goal.exhaustive:
-                rival = "the best so far" if self._champion else "the reference"
+                rival = "the best so far" if self._champion_speedup != 1.0 else "the reference"
                 return _with(row, fate=Fate.SLOWER, reason=f"{beside:.2f} times as fast as {rival} at a glance")
         return _with(row, fate=Fate.KEPT) if allowed else row
 
     def _revive(self) -> None:
         """Let go of a champion whose process is dead, and load the reference again where its own is."""
         if self._champion is not None and not self._champion.alive:
-            self._champion_open.close()
-            self._champion, self._champion_speedup = None, 1.0
+            self._let_champion_go()
+            self._champion_speedup = 1.0
         if not self._reference.alive:
-            self._reference, _, _ = self._load(self.subject.reference, self.subject.path, self._open)
+            self._reference, _, _ = self._load_reference()
+
+    def _let_champion_go(self) -> None:
+        """End its process; how fast it was is still known."""
+        self._champion_open.close()
+        self._champion = None
+
+    def _make_room(self) -> None:
+        """Where there is no room for another process like those so far, only the reference stays in memory."""
+        if self._champion is not None and not fits(max(self._instance_bytes.values()), self._free_bytes()):
+            self._let_champion_go()
+
+    def _weighed(self, runner: Runner) -> int:
+        """What the runner's processes take, which is remembered."""
+        held = runner.memory_bytes
+        name = runner.form.name
+        self._instance_bytes[name] = max(self._instance_bytes.get(name, 0), held // len(runner.trials))
+        return held
+
+    def _needed_bytes(self, row: Row) -> int:
+        """What the form is going to take: as much as before; in an earlier run it may have been other processes."""
+        usual = self._instance_bytes[self.subject.reference.name]
+        known = (row.memory_bytes or usual) // row.form.instances
+        return self._instance_bytes.get(row.form.name, known) * row.form.instances
 
     def _crown(self, runner: Runner, speedup_: float, stack: ExitStack) -> None:
         """Keep the runner's process as the one to beat."""
@@ -272,19 +389,12 @@ class Contest:
     def _race(self, runners: Sequence[Runner], effort: tuple[int, float]) -> list[Laps]:
         rounds, seconds = effort
         sizes = self.goal.rows(self.signature.max_batch_size)
-        return race(runners, self.first.examples, sizes, rounds=rounds, seconds=seconds / len(sizes) ** 0.5)
-
-
-def _groups(examples: Sequence[Example], most: int) -> list[list[Example]]:
-    """Consecutive examples that can be merged, at most so many in each group."""
-    groups: list[list[Example]] = []
-    for example in examples:
-        rows_are_one = all(array.ndim and len(array) == 1 for array in example.values())
-        if groups and rows_are_one and len(groups[-1]) < most and shapes_of(groups[-1][0]) == shapes_of(example):
-            groups[-1].append(example)
-        else:
-            groups.append([example])
-    return groups
+        return race(
+            *(runners, self.first.examples, sizes),
+            rounds=rounds,
+            seconds=seconds / len(sizes) ** 0.5,
+            deadline=self.workshop.deadline,
+        )
 
 
 def _with(row: Row, **changes: object) -> Row:

@@ -1,9 +1,9 @@
 """The search for a model's fastest faithful form: what is tried next, what is cut, and what is chosen in the end.
 
 Candidates are tried one after the other (``contest.py``), the most promising first. A quantised form that is refused is
-tried again with its most sensitive layers in full precision. The best few are then judged on the examples that were
-held back, tried in other layouts (threads and instances), and the fastest of those is chosen. Finished rows are kept
-on disk, so that a search that was stopped goes on where it was.
+tried again with its most sensitive layers in full precision. The best few then meet in the finals (``finals.py``), for
+which a part of the time limit is kept. Finished rows are kept on disk, so that a search that was stopped goes on where
+it was.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
 from headrace_backends.optimize.candidates import Candidate, Facts, Kind
 from headrace_backends.optimize.contest import Contest
+from headrace_backends.optimize.deadline import phases
 from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.finals import Finals
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
@@ -30,18 +32,15 @@ from headrace_backends.optimize.mixing import Mixing
 from headrace_backends.optimize.sensitivity import ranked
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.traits import Traits
-from headrace_backends.optimize.trial import Trial, TrialFailed
+from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Workshop
 
 MOST_EXAMPLES = 256  # in each half: enough to tell a hundredth
 CURVE_ROWS = (1, 2, 4, 8, 16, 32)
-_FINALISTS = 3
 _HOPELESS = 3.0  # a form is not tried when the best so far is so many times as fast as such forms usually are
 _WORTHWHILE = 1.1  # so many times as fast as the best so far must be what is to be made milder, and slower by that
-_EVEN = 1.03  # what is no more than so much faster is not worth another form
 _ROWS_FILE = "rows.jsonl"
 _SIDE_JOB_S = 300.0
-_LATE_S = 30.0  # after the time limit in which finalists are still tried in other layouts
 
 
 class SearchFailed(Exception):
@@ -62,18 +61,19 @@ class Search:
     versions: dict[str, str]
     _rows: list[Row] = field(default_factory=list)
     _sensitivities: tuple[LayerSensitivity, ...] = ()
-    _deadline: float = 0.0
     _cut_short: bool = False
     _alone: bool = False
 
     def run(self) -> "Outcome":
         """Search until everything has been tried or the time is up.
 
+        The time limit holds but for the reference itself, which is loaded, asked and waited for as long as it takes.
+
         Raises:
             SearchFailed: the model itself cannot be loaded, or refuses its examples.
         """
         started, began = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-        self._deadline = started + self.goal.time_limit_s
+        ends, deadline = phases(started, self.goal.time_limit_s), self.workshop.deadline
         budget = self.goal.budget
         self.listener.about(self.subject.name, budget, self.goal.time_limit_s)
         try:
@@ -83,11 +83,14 @@ class Search:
                     reference, told = self._prepare(contest)
                 except TrialFailed as error:
                     raise SearchFailed(f"the model as it was dropped in: {error}") from error
+                deadline.move(ends.candidates_s)
                 todo = forms.candidates(self._facts(contest))
                 self.listener.begin(len(todo))
                 self._try_all(contest, todo)
+                deadline.move(ends.finals_s)
                 winner, why = self._decide(contest, reference)
                 self.listener.chosen(winner.form, why)
+                deadline.move(ends.report_s)
                 return self._outcome(contest, reference, winner, why, told, began, started)
         except TrialFailed as error:
             raise SearchFailed(f"the search could not be finished: {error}") from error
@@ -170,12 +173,11 @@ class Search:
     def _try(self, contest: Contest, form: Form, earlier: dict[str, Row]) -> Row:
         row = earlier.get(form.name)
         if row is None:
-            left = self._deadline - monotonic()
-            if left <= 0:
+            left_s = self.workshop.deadline.left_s
+            row = contest.try_form(form, left_s) if left_s else Row(form, Fate.SKIPPED, "no time was left")
+            if row.fate is Fate.SKIPPED:
                 self._cut_short = True
-                row = Row(form, Fate.SKIPPED, "no time was left")
             else:
-                row = contest.try_form(form, max(60.0, left))
                 with (self.workshop.folder / _ROWS_FILE).open("ab") as file:
                     file.write(b"\n" + msgspec.json.encode(row) + b"\n")  # the last line may be half a one
         return self._finish(row)
@@ -189,7 +191,7 @@ class Search:
         """Find how few layers have to stay as they are for the budget to be met."""
         ranked = self._ranked(contest)
         mixing = Mixing(len(ranked))
-        while (count := mixing.next_count()) is not None and monotonic() < self._deadline:
+        while (count := mixing.next_count()) is not None and not self.workshop.deadline.over:
             mixed = forms.kept_in_full(form, ranked, count)
             if mixed is None:
                 return
@@ -242,73 +244,31 @@ class Search:
 
     def _decide(self, contest: Contest, reference: Row) -> tuple[Row, str]:
         """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
-        finalists: list[Row] = [reference]
-        for row in sorted(self._rows, key=lambda one: -(one.speedup or 0.0)):
-            most = _FINALISTS if monotonic() < self._deadline else 1  # what is over in time is not to take much longer
-            if row.fate is not Fate.KEPT or len(finalists) > most:
-                continue
-            self.listener.progress(f"judging {row.form.name} on the held-back examples")
-            judged = contest.decide(row)
-            self._replace(row, judged)
-            if judged.fate is Fate.KEPT:
-                finalists.append(judged)
-        last = []
-        for finalist in finalists:
-            self.listener.progress(f"trying {finalist.form.name} with other numbers of threads and instances")
-            layouts = contest.final(self._layouts(finalist))
-            for row in layouts:
-                self._put(row)
-            last.append(_best_of(layouts) if layouts else finalist)
-        self.listener.progress("measuring the best forms beside each other")
-        measured = contest.final(last)
-        if not measured:
-            raise TrialFailed("cannot be measured any more")
-        chosen = msgspec.structs.replace(_best_of(measured), fate=Fate.CHOSEN)
-        for row in measured:
-            self._put(chosen if row.form == chosen.form else row)
-        return chosen, self._why(chosen, reference, max(row.speedup or 0.0 for row in measured))
-
-    def _layouts(self, row: Row) -> list[Row]:
-        """A finalist as it is, and with other numbers of threads and instances."""
-        layouts = [(1, 0)]
-        if self.cpus > 1 and monotonic() < self._deadline + _LATE_S:
-            layouts += [(1, 1), (1, self.cpus)]
-            if self.goal.aim == "throughput":
-                layouts.append((self.cpus, 1))
-        return [
-            msgspec.structs.replace(row, form=msgspec.structs.replace(row.form, instances=instances, threads=threads))
-            for instances, threads in layouts
-        ]
-
-    def _why(self, chosen: Row, reference: Row, best: float) -> str:
-        if chosen.form.name == reference.form.name and chosen.form.layout == reference.form.layout:
-            return "nothing within the budget is clearly faster than the model as it was dropped in"
-        proof = "answers are the same but for float noise" if self.goal.budget is None else f"{self.goal.budget} holds"
-        even = "" if (chosen.speedup or 0.0) >= best else ", and nothing that is clearly faster changes less"
-        return (
-            f"{chosen.speedup:.2f} times as fast as the model as it was dropped in{even}; {proof} on the held-back half"
-        )
+        finals = Finals(contest, self.goal, self.cpus, self.workshop.deadline, self.listener)
+        verdict = finals.run(reference, [row for row in self._rows if row.fate is Fate.KEPT])
+        for row in verdict.rows:
+            self._put(row)
+        return verdict.chosen, verdict.why
 
     def _put(self, row: Row) -> None:
         """Have the row among the others, in place of the one for the same form and layout."""
-        for old in self._rows:
+        for place, old in enumerate(self._rows):
             if old.form == row.form:
-                self._replace(old, row)
+                self._rows[place] = row
                 return
         self._rows.append(row)
-
-    def _replace(self, old: Row, new: Row) -> None:
-        self._rows = [new if row is old else row for row in self._rows]
 
     def _outcome(
         self, contest: Contest, reference: Row, chosen: Row, why: str, told: str, began: str, started: float
     ) -> "Outcome":
         artifact = self.workshop.make(chosen.form.steps, contest.signature, contest.first.examples, _SIDE_JOB_S)
+        inputs, answers = contest.recorded(chosen.form)
         self.listener.progress("measuring latency over batch size")
         sizes = [rows for rows in CURVE_ROWS if rows <= max(1, contest.signature.max_batch_size)]
-        curve, reference_curve = contest.curve(chosen.form, sizes)
-        inputs, answers = contest.recorded(chosen.form, 8)
-        chosen = msgspec.structs.replace(chosen, curve=curve)
+        with contextlib.suppress(OutOfTime):  # then both have the curves of their last race
+            curve, reference_curve = contest.curve(chosen.form, sizes)
+            chosen = msgspec.structs.replace(chosen, curve=curve)
+            reference = msgspec.structs.replace(reference, curve=reference_curve)
         rows = tuple(chosen if row.fate is Fate.CHOSEN else row for row in self._rows)
         findings = Findings(
             self.subject.name,
@@ -321,7 +281,7 @@ class Search:
             told,
             self.hardware,
             self.versions,
-            msgspec.structs.replace(reference, curve=reference_curve),
+            reference,
             rows,
             chosen.form,
             why,
@@ -362,15 +322,8 @@ class Search:
 
     def _aside(self, target: str, **arguments: Any) -> Any:
         """Call what needs a framework, in a process that is over afterwards."""
-        with Trial(self.workshop.log, self.cpus) as trial:
+        with Trial(self.workshop.log, self.cpus, self.workshop.deadline) as trial:
             return trial.call(target, _SIDE_JOB_S, **arguments)
-
-
-def _best_of(rows: list[Row]) -> Row:
-    """The fastest; of those that are even with it, the one that changes least."""
-    best = max(row.speedup or 0.0 for row in rows)
-    even = [row for row in rows if (row.speedup or 0.0) * _EVEN >= best]
-    return min(even, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances))
 
 
 @dataclass(frozen=True, slots=True)

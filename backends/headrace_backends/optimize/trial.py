@@ -1,5 +1,6 @@
 """A candidate's own process, seen from the search: calls with a time limit, and a reason for every bad end."""
 
+import math
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Self
 from headrace.core.environment import model_environment
 from headrace.core.model import Signature
 from headrace_backends.base import Array, ModelSource
+from headrace_backends.optimize.deadline import Deadline
 from headrace_backends.optimize.examples import Example
 
 MOST_RUNS = 100_000
@@ -24,11 +26,22 @@ class TrialFailed(Exception):
     """The candidate could not do what was asked; the message is the reason for the report."""
 
 
-class Trial:
-    """One process. ``log`` gets whatever it and its libraries print. A context manager: it is gone afterwards."""
+class OutOfTime(TrialFailed):
+    """It was not done when the search's deadline was over: this says nothing of the candidate."""
 
-    def __init__(self, log: Path, threads: int) -> None:
+    def __init__(self) -> None:
+        super().__init__("stopped: no time was left")
+
+
+class Trial:
+    """One process. ``log`` gets whatever it and its libraries print. A context manager: it is gone afterwards.
+
+    Where there is a ``deadline`` the process is killed when that is over before an answer is there.
+    """
+
+    def __init__(self, log: Path, threads: int, deadline: Deadline | None = None) -> None:
         self._log = log
+        self._deadline = deadline
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -110,10 +123,11 @@ class Trial:
             raise TrialFailed(self._how_it_ended()) from None
 
     def _receive(self, timeout_s: float) -> Any:
+        left_s = math.inf if self._deadline is None else self._deadline.left_s
         try:
-            if not self._connection.poll(timeout_s):
+            if not self._connection.poll(min(timeout_s, left_s)):
                 self.close()
-                raise TrialFailed(f"hung: killed after {timeout_s:.0f} s")
+                raise OutOfTime if left_s < timeout_s else TrialFailed(f"hung: killed after {timeout_s:.0f} s")
             good, value = self._connection.recv()
         except (EOFError, OSError):
             raise TrialFailed(self._how_it_ended()) from None

@@ -9,6 +9,7 @@ from time import monotonic
 import msgspec
 
 from headrace.core.model import Signature
+from headrace_backends.optimize.deadline import Deadline
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Step, steps_key
 from headrace_backends.optimize.subject import Subject
@@ -42,10 +43,11 @@ class Artifact:
 
 
 class Workshop:
-    """Makes files below ``folder``."""
+    """Makes files below ``folder``. Nothing is waited for beyond ``deadline``."""
 
     def __init__(self, folder: Path, subject: Subject, cpus: int) -> None:
         self.folder = folder
+        self.deadline = Deadline()
         self._subject = subject
         self._cpus = cpus
         (folder / "steps").mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ class Workshop:
 
         Raises:
             TrialFailed: one of them failed, crashed or hung.
+            OutOfTime: the deadline is over.
         """
         artifact = Artifact(self._subject.path, (), 0.0)
         for count in range(1, len(steps) + 1):
@@ -88,7 +91,7 @@ class Workshop:
             "training": str(self._subject.training or ""),
             "threads": self._cpus,
         }
-        with Trial(self.log, self._cpus) as trial:
+        with Trial(self.log, self._cpus, self.deadline) as trial:
             path, notes = trial.call(
                 "headrace_backends.optimize.trial_process:take_step", timeout_s, kind=step.kind, task=task
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headrace.background.schedule import Room, Subject
-from headrace.metrics.machine import read_memory
+from headrace.core.machine_memory import read_memory
 from headrace.plan_choices import served_form
 from headrace.repository.planned import OWN_CODE, why_no_plan
 from headrace.repository.plans import Plans
@@ -53,11 +53,10 @@ def command_for(subject: Subject, repository: Path, plan_cache: Path) -> list[st
 
 def read_room(plan_cache: Path) -> Room:
     """What is free now of memory, and of disk where plans are made."""
-    memory = read_memory()
     at = plan_cache
     while not at.exists() and at != at.parent:
         at = at.parent
-    return Room(max(0, memory.total_bytes - memory.used_bytes), shutil.disk_usage(at).free)
+    return Room(read_memory().free_bytes, shutil.disk_usage(at).free)
 
 
 def _newest(served: Iterable[Served]) -> Iterator[Served]:

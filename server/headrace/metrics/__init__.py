@@ -1,6 +1,7 @@
 """The metrics of a server for Prometheus, under Triton's names and our own."""
 
-from headrace.metrics.machine import CpuUtilization, Memory, read_memory
+from headrace.core.machine_memory import Memory, read_memory
+from headrace.metrics.machine import CpuUtilization
 from headrace.metrics.model_families import FAILURE_REASONS
 from headrace.metrics.samples import (
     GpuSample,

@@ -7,8 +7,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from headrace import __version__
+from headrace.core.machine_memory import read_memory
 from headrace.core.statistics import CacheUsage
-from headrace.metrics.machine import CpuUtilization, read_memory
+from headrace.metrics.machine import CpuUtilization
 from headrace.metrics.samples import OptimizerSample, ResidencySample, ServerSample, WorkerSample
 
 

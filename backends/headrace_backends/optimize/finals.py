@@ -1,0 +1,120 @@
+"""The finals: the best few forms are judged on the held-back half, tried in other layouts, and one is chosen.
+
+They can be cut short at any point: then the best that was proved so far wins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from headrace_backends.optimize.deadline import Deadline
+from headrace_backends.optimize.findings import Fate, Row
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.listener import Listener
+
+FINALISTS = 3
+_EVEN = 1.03  # what is no more than so much faster is not worth another form
+
+
+class Judge(Protocol):
+    """What the finals need of a contest."""
+
+    def decide(self, row: Row) -> Row:
+        """The row after the held-back half has been looked at; as it was where there is no time for that."""
+
+    def final(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows with their speeds, measured beside each other; what fails or is too late is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The chosen row, why it was chosen, and all rows that were looked at, the chosen one among them."""
+
+    chosen: Row
+    why: str
+    rows: tuple[Row, ...]
+
+
+class Finals:
+    """One run of the finals."""
+
+    def __init__(self, judge: Judge, goal: Goal, cpus: int, deadline: Deadline, listener: Listener) -> None:
+        self._judge = judge
+        self._goal = goal
+        self._cpus = cpus
+        self._deadline = deadline
+        self._listener = listener
+        self._rows: list[Row] = []
+
+    def run(self, reference: Row, kept: Sequence[Row]) -> Decision:
+        """Choose one of the forms that are allowed so far, or the model as it was dropped in."""
+        best = [self._in_its_best_layout(one) for one in [*self._finalists(kept), reference]]
+        best = [best[-1], *best[:-1]]  # of several that are even and change as little, the first is chosen
+        self._listener.progress("measuring the best forms beside each other")
+        measured = self._judge.final(best) or best  # out of time: their own measurements beside the reference stand
+        found = best_of(measured)
+        chosen = msgspec.structs.replace(found, fate=Fate.CHOSEN)
+        for row in measured:
+            self._put(chosen if row is found else row)
+        return Decision(chosen, self._why(chosen, reference, measured), tuple(self._rows))
+
+    def _finalists(self, kept: Sequence[Row]) -> list[Row]:
+        """The fastest that are proved on the held-back half."""
+        finalists: list[Row] = []
+        for row in sorted(kept, key=lambda one: -(one.speedup or 0.0)):
+            if len(finalists) == FINALISTS:
+                break
+            judged = row
+            if row.held_back is None and not self._deadline.over:
+                self._listener.progress(f"judging {row.form.name} on the held-back examples")
+                judged = self._judge.decide(row)
+            self._put(judged)
+            if judged.fate is Fate.KEPT and judged.held_back is not None:
+                finalists.append(judged)
+        return finalists
+
+    def _in_its_best_layout(self, finalist: Row) -> Row:
+        if self._deadline.over:
+            return finalist
+        self._listener.progress(f"trying {finalist.form.name} with other numbers of threads and instances")
+        layouts = self._judge.final(self._layouts(finalist))
+        for row in layouts:
+            self._put(row)
+        return best_of(layouts) if layouts else finalist
+
+    def _layouts(self, row: Row) -> list[Row]:
+        """A finalist as it is, and with other numbers of threads and instances."""
+        layouts = [(1, 0)]
+        if self._cpus > 1:
+            layouts += [(1, 1), (1, self._cpus)]
+            if self._goal.aim == "throughput":
+                layouts.append((self._cpus, 1))
+        return [
+            msgspec.structs.replace(row, form=msgspec.structs.replace(row.form, instances=instances, threads=threads))
+            for instances, threads in layouts
+        ]
+
+    def _why(self, chosen: Row, reference: Row, measured: Sequence[Row]) -> str:
+        if chosen.form.name == reference.form.name and chosen.form.layout == reference.form.layout:
+            return "nothing within the budget is clearly faster than the model as it was dropped in"
+        proof = (
+            "answers are the same but for float noise" if self._goal.budget is None else f"{self._goal.budget} holds"
+        )
+        fastest = max(row.speedup or 0.0 for row in measured)
+        even = "" if (chosen.speedup or 0.0) >= fastest else ", and nothing that is clearly faster changes less"
+        return (
+            f"{chosen.speedup:.2f} times as fast as the model as it was dropped in{even}; {proof} on the held-back half"
+        )
+
+    def _put(self, row: Row) -> None:
+        """Have the row among the others, in place of the one for the same form and layout."""
+        self._rows = [*(old for old in self._rows if old.form != row.form), row]
+
+
+def best_of(rows: Sequence[Row]) -> Row:
+    """The fastest; of those that are even with it, the one that changes least."""
+    best = max(row.speedup or 0.0 for row in rows)
+    even = [row for row in rows if (row.speedup or 0.0) * _EVEN >= best]
+    return min(even, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances))

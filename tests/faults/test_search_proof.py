@@ -1,0 +1,73 @@
+"""What a search must see through: a model that answers anew each time, a form that is right in small batches only."""
+
+import numpy as np
+import pytest
+
+from headrace_backends.optimize.contest import Contest
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.findings import Fate, Row
+from headrace_backends.optimize.form import Form
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.trial import TrialFailed
+from headrace_backends.optimize.workshop import Artifact, Workshop
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+EXAMPLES = Examples(
+    tuple({"x": np.full((1, 4), place + 1, np.float32)} for place in range(12)), tuple({} for _ in range(12)), "test"
+)
+
+
+def net(path, *nodes, weights=()):
+    """A file with x and y, FP32 [rows, 4] each."""
+    value, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights]
+    graph = onnx.helper.make_graph(
+        list(nodes), "net", [value("x", kind, ["n", 4])], [value("y", kind, ["n", 4])], tensors
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def plain(path):
+    return net(path, onnx.helper.make_node("Identity", ["x"], ["y"]))
+
+
+def wrong_above(path, rows):
+    """Right, but that something is added in batches of more rows."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["count"], start=0, end=1),
+        node("Greater", ["count", "rows"], ["large"]),
+        node("Cast", ["large"], ["one"], to=onnx.TensorProto.FLOAT),
+        node("Add", ["x", "one"], ["y"]),
+    ]
+    return net(path, *nodes, weights=[("rows", np.array([rows]))])
+
+
+def contest_of(path, tmp_path):
+    subject = Subject("net", "1", path, "onnxruntime", tmp_path)
+    return Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None)
+
+
+def test_a_model_that_answers_anew_each_time_is_told_as_that(tmp_path):
+    node = onnx.helper.make_node
+    path = net(tmp_path / "m.onnx", node("RandomNormalLike", ["x"], ["noise"]), node("Add", ["x", "noise"], ["y"]))
+    with contest_of(path, tmp_path) as contest:
+        contest.load_reference()
+        with pytest.raises(TrialFailed, match=r"answers the same inputs differently .* dropout"):
+            contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+
+
+@pytest.mark.parametrize(("rows", "fate"), [(31, Fate.REFUSED), (8, Fate.REFUSED), (32, Fate.KEPT)])
+def test_a_form_that_is_wrong_in_large_batches_is_refused(tmp_path, monkeypatch, rows, fate):
+    form = Form("onnxruntime", parameters={"graph_optimization_level": "basic"})
+    bad = wrong_above(tmp_path / "bad.onnx", rows)
+    with contest_of(plain(tmp_path / "m.onnx"), tmp_path) as contest:
+        contest.load_reference()
+        contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+        monkeypatch.setattr(contest.workshop, "make", lambda *_: Artifact(bad, (), 0.0))
+        assert contest.try_form(form, 60.0).errors.faithful  # in the small batches of the first look
+        row = contest.decide(Row(form, Fate.KEPT))
+    assert row.fate is fate, row.reason
+    assert row.held_back.examples == 6

@@ -1,0 +1,210 @@
+"""The bounds of a search: time and its phases, memory, batches, and finals that are cut short."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from headrace_backends.optimize.accuracy import Budget, Errors
+from headrace_backends.optimize.batches import batches, filling, glance_sizes, judging_sizes
+from headrace_backends.optimize.deadline import Deadline, phases
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.finals import FINALISTS, Finals
+from headrace_backends.optimize.findings import Fate, Row
+from headrace_backends.optimize.form import Form, Step, Technique
+from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.listener import SilentListener
+from headrace_backends.optimize.memory_room import RESERVE_BYTES, fits, groups
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_a_deadline_moves_on():
+    clock = Clock()
+    deadline = Deadline(clock)
+    assert deadline.left_s == float("inf")
+    assert not deadline.over
+    deadline.move(107.0)
+    assert deadline.left_s == 7.0
+    clock.now_s = 107.0
+    assert deadline.over
+    clock.now_s = 109.0
+    assert deadline.left_s == 0.0
+    deadline.move(110.0)
+    assert not deadline.over
+
+
+@pytest.mark.parametrize("limit_s", [1.0, 60.0, 3600.0])
+def test_each_phase_has_a_part_of_the_limit_and_all_end_with_it(limit_s):
+    ends = phases(50.0, limit_s)
+    assert 50.0 < ends.candidates_s < ends.finals_s < ends.report_s == 50.0 + limit_s
+    assert ends.candidates_s >= 50.0 + limit_s / 2
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_loaded_together_and_else_group_by_group():
+    room = RESERVE_BYTES + 100
+    assert fits(100, room)
+    assert not fits(101, room)
+    assert groups([30, 30, 40], room) == [[0, 1, 2]]
+    assert groups([60, 30, 40, 50], room) == [[0, 1], [2, 3]]
+    assert groups([300, 10], room) == [[0], [1]]  # alone beside the reference, where not even that fits
+    assert groups([10, 10, 10], 0) == [[0], [1], [2]]
+    assert groups([], room) == []
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+def rows(*widths):
+    return Examples(tuple({"x": np.zeros((1, width))} for width in widths), tuple({} for _ in widths), "test")
+
+
+def lengths(examples, sizes):
+    return [len(batch) for batch in batches(examples.inputs, sizes)]
+
+
+@pytest.mark.parametrize("count", [1, 5, 31, 64, 200])
+@pytest.mark.parametrize("most", [2, 8, 24, 32, 100, 256])
+def test_forms_are_judged_alone_and_in_the_largest_batches_that_are_served(count, most):
+    sizes = judging_sizes(most)
+    filled = filling(rows(*[3] * count), sizes)
+    made = lengths(filled, sizes)
+    assert made[0] == most == max(made)
+    assert made.count(1) >= 8
+    assert len(filled) % count == 0  # each example as often as the others
+    assert sum(made) == len(filled)
+
+
+def test_what_is_not_merged_is_asked_one_by_one():
+    assert judging_sizes(0) == glance_sizes(0) == (1,)
+    examples = rows(3, 3, 3)
+    assert filling(examples, (1,)) == examples
+    assert lengths(examples, (1,)) == [1, 1, 1]
+    several = Examples(({"x": np.zeros((2, 3))},) * 3, ({},) * 3, "test")
+    assert lengths(several, (8,)) == [1, 1, 1]
+    assert len(filling(several, judging_sizes(8))) == 3
+
+
+def test_batches_have_rows_of_one_shape():
+    examples = rows(3, 5, 3, 3, 5, 3)
+    assert lengths(examples, (8,)) == [1, 1, 2, 1, 1]
+    filled = filling(examples, (2,))
+    assert len(filled) == 6  # the more of a shape, the more it counts, so none is repeated
+    assert lengths(filled, (3, 2)) == [3, 1, 2]
+
+
+def test_the_glance_is_at_small_batches():
+    assert lengths(rows(*[3] * 20), glance_sizes(32)) == [8, 8, 4]
+    assert glance_sizes(4) == (4,)
+
+
+# -- finals --------------------------------------------------------------------------------------------------------
+
+RIGHT = Errors(9, max_rel=0.0)
+REFERENCE = Row(Form("torch"), Fate.KEPT, speedup=1.0, held_back=RIGHT)
+
+
+def kept(name, speedup, *, proved=False, techniques=()):
+    form = Form("onnxruntime", (Step(name),), techniques=techniques)
+    return Row(form, Fate.KEPT, speedup=speedup, held_back=RIGHT if proved else None)
+
+
+class Judge:
+    """Each call takes 10 s of the clock; what is over by then is not done."""
+
+    def __init__(self, clock, deadline, wrong=(), layouts=None):
+        self.clock, self.deadline, self.wrong, self.layouts = clock, deadline, wrong, layouts or {}
+        self.judged = []
+        self.speeds = {}
+
+    def decide(self, row):
+        self.judged.append(row.form.steps[0].kind)
+        self.clock.now_s += 10
+        if self.deadline.over:
+            return row
+        fate = Fate.REFUSED if row.form.steps[0].kind in self.wrong else Fate.KEPT
+        return msgspec.structs.replace(row, fate=fate, held_back=RIGHT)
+
+    def final(self, rows):
+        self.clock.now_s += 10
+        if self.deadline.over:
+            return []
+        return [self.measured(row) for row in rows]
+
+    def measured(self, row):
+        base = self.speeds.get(row.form.name, 1.0)
+        return msgspec.structs.replace(row, speedup=base * self.layouts.get(row.form.layout, 1.0))
+
+
+def finals(*rows, left_s=1000.0, cpus=2, goal=None, **judge):
+    clock = Clock()
+    deadline = Deadline(clock)
+    deadline.move(clock.now_s + left_s)
+    judge = Judge(clock, deadline, **judge)
+    judge.speeds = {row.form.name: row.speedup for row in rows}
+    decision = Finals(judge, goal or Goal(), cpus, deadline, SilentListener()).run(REFERENCE, [REFERENCE, *rows])
+    return decision, judge, clock.now_s - 100.0
+
+
+def chosen(decision):
+    assert [row for row in decision.rows if row.fate is Fate.CHOSEN] == [decision.chosen]
+    steps = decision.chosen.form.steps
+    return steps[0].kind if steps else "reference"
+
+
+def test_the_fastest_that_is_proved_wins_in_its_best_layout():
+    decision, judge, _ = finals(
+        kept("a", 2.0), kept("wrong", 4.0), kept("b", 3.0), wrong=("wrong",), layouts={"1 x 1 thread": 1.5}
+    )
+    assert chosen(decision) == "b"
+    assert decision.chosen.form.threads == 1
+    assert judge.judged == ["wrong", "b", "a"]
+    assert "4.50 times as fast" in decision.why
+    assert [row.fate for row in decision.rows if row.form.name == "onnxruntime + wrong"] == [Fate.REFUSED]
+
+
+def test_no_more_than_a_few_are_judged():
+    _, judge, _ = finals(*(kept(name, 2.0 + place) for place, name in enumerate("abcdefg")))
+    assert len(judge.judged) == FINALISTS
+
+
+def test_of_equal_ones_that_is_taken_which_changes_least():
+    int8 = kept("int8", 2.02, techniques=(Technique.INT8_STATIC,))
+    decision, _, _ = finals(int8, kept("plain", 2.0), goal=Goal(Budget("cosine", min=0.9)))
+    assert chosen(decision) == "plain"
+    assert "nothing that is clearly faster changes less" in decision.why
+    assert "cosine >= 0.9 holds" in decision.why
+
+
+def test_without_time_the_best_that_is_proved_already_wins():
+    unproved, proved = kept("unproved", 4.0), kept("proved", 3.0, proved=True)
+    decision, judge, took_s = finals(unproved, proved, kept("slower", 2.0, proved=True), left_s=0.0)
+    assert chosen(decision) == "proved"
+    assert judge.judged == []
+    assert took_s <= 10  # one race that finds at once that there is no time
+    assert decision.chosen.form.layout == "1 x all threads"
+
+
+def test_what_could_not_be_proved_in_time_is_not_chosen():
+    decision, _, _ = finals(kept("a", 4.0), left_s=5.0)
+    assert chosen(decision) == "reference"
+    assert "nothing within the budget is clearly faster" in decision.why
+    assert [row.fate for row in decision.rows if row.form.steps] == [Fate.KEPT]
+
+
+@pytest.mark.parametrize("left_s", [0.0, 5.0, 15.0, 25.0, 35.0, 45.0, 55.0, 65.0])
+def test_whenever_they_are_cut_short_the_finals_are_over_soon_and_something_proved_wins(left_s):
+    decision, _, took_s = finals(kept("a", 4.0), kept("b", 3.0), kept("c", 2.0, proved=True), left_s=left_s)
+    assert took_s <= left_s + 20  # the call under way, and one that finds that there is no time
+    assert decision.chosen.held_back is not None
+    assert chosen(decision) == ("c" if left_s < 15 else "a")
