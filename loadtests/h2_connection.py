@@ -30,10 +30,11 @@ Answered = Callable[[bytes, str | None], None]
 class _Stream:
     """One call under way: what is still to be sent, and what has come."""
 
-    __slots__ = ("answered", "body", "headers", "sent_bytes", "window")
+    __slots__ = ("answered", "body", "headers", "payload", "sent_bytes", "window")
 
-    def __init__(self, answered: Answered, window: int) -> None:
+    def __init__(self, answered: Answered, window: int, payload: bytes) -> None:
         self.answered = answered
+        self.payload = payload
         self.window = window
         self.sent_bytes = 0
         self.body = bytearray()
@@ -41,12 +42,12 @@ class _Stream:
 
 
 class H2Connection(asyncio.Protocol):
-    """Calls one method with one message, as often as it is told to, several at a time."""
+    """Calls one method as often as it is told to, several at a time: with one message, or with one for each call."""
 
     def __init__(self, host: str, path: str, message: bytes) -> None:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # the server's settings are here
         self._names = [(":path", path), (":authority", host), ("te", "trailers"), ("content-type", "application/grpc")]
-        self._payload = _MESSAGE.pack(0, len(message)) + message
+        self._payload = _payload(message)
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._streams: dict[int, _Stream] = {}
@@ -64,10 +65,11 @@ class H2Connection(asyncio.Protocol):
         open_now = self._transport is not None and not self._transport.is_closing()
         return open_now and self._next_stream < _MAX_STREAM
 
-    def call(self, answered: Answered) -> None:
-        """Send the message; the answer or the failure is told once."""
+    def call(self, answered: Answered, message: bytes | None = None) -> None:
+        """Send the message, or another one; the answer or the failure is told once."""
         stream_id, self._next_stream = self._next_stream, self._next_stream + 2
-        self._streams[stream_id] = _Stream(answered, self._initial_window)
+        payload = self._payload if message is None else _payload(message)
+        self._streams[stream_id] = _Stream(answered, self._initial_window, payload)
         head = self._frame(_HEADERS, _END_HEADERS, stream_id, self._header_block())
         self._send(stream_id, head)
 
@@ -179,14 +181,14 @@ class H2Connection(asyncio.Protocol):
         if stream is None:
             return
         parts = [head]
-        while stream.sent_bytes < len(self._payload):
-            size = min(len(self._payload) - stream.sent_bytes, self._frame_bytes, self._window, stream.window)
+        while stream.sent_bytes < len(stream.payload):
+            size = min(len(stream.payload) - stream.sent_bytes, self._frame_bytes, self._window, stream.window)
             if size <= 0:
                 self._blocked.append(stream_id)
                 break
             end = stream.sent_bytes + size
-            flags = _END_STREAM if end == len(self._payload) else 0
-            parts.append(self._frame(_DATA, flags, stream_id, self._payload[stream.sent_bytes : end]))
+            flags = _END_STREAM if end == len(stream.payload) else 0
+            parts.append(self._frame(_DATA, flags, stream_id, stream.payload[stream.sent_bytes : end]))
             stream.sent_bytes = end
             stream.window -= size
             self._window -= size
@@ -231,3 +233,7 @@ class H2Connection(asyncio.Protocol):
     @staticmethod
     def _frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
         return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
+
+
+def _payload(message: bytes) -> bytes:
+    return _MESSAGE.pack(0, len(message)) + message

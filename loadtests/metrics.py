@@ -12,6 +12,13 @@ def counter(page: str, name: str, model: str) -> float | None:
     return sum(values) if values else None
 
 
+def labels(page: str, name: str, model: str) -> dict[str, str]:
+    """The labels of a model's first series of that name; none where the page has none."""
+    line = re.compile(rf'^{re.escape(name)}\{{((?:[^"}}]|"(?:[^"\\]|\\.)*")*)\}}', re.MULTILINE)
+    told = [dict(_LABEL.findall(match[1])) for match in line.finditer(page)]
+    return next((one for one in told if one.get("model") == model), {})
+
+
 def mean_batch_rows(before: str, after: str, model: str) -> float | None:
     """Rows an execution, between two pages; None where the server does not tell or nothing was executed."""
     rows = _increase(before, after, "nv_inference_count", model)

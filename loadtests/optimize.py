@@ -1,8 +1,9 @@
 """What the optimiser makes of real models: ``python -m loadtests.optimize``.
 
 Each case is a model folder as somebody would drop it in. ``headrace optimize`` is run on it as its owner would, and its
-report is judged by the case's goals. With ``--exhaustive`` every candidate of a model is measured to the end as well,
-to see what the search has missed, and what it has saved.
+report is judged by the case's goals. The case ``served`` drops one into a running server instead (``served.py``). With
+``--exhaustive`` every candidate of the sample models is measured to the end, to see what the search has missed, and
+what it has saved (``optimize_sweep.py``).
 """
 
 import json
@@ -12,27 +13,47 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from headrace_backends.optimize.findings import Findings, Row
+from headrace_backends.optimize.findings import Findings
 from headrace_backends.optimize.report import read_report
+from loadtests import optimize_report, served, served_report
 from loadtests.machine import describe_machine, describe_versions
-from loadtests.optimize_models import CASES, ROOT, Case
+from loadtests.optimize_models import CASES, QUICK_SERVED, ROOT, SERVED, Case
+from loadtests.optimize_sweep import Sweep, sweep, sweepable
 from loadtests.optimize_verdict import Verdict, judge
+from loadtests.served_report import Served
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLES = ("digits", "digits_rows", "digits_torch")
+SAMPLES = ROOT / "model_repository"
 NOTHING_BETTER = 3
-EVEN = 0.95  # of the best of the sweep
-SHARE = 0.25  # of the sweep's time
+QUICK_S = 10  # of a search
+SEARCH_S = 600  # of a sample model
+QUICK_CASES = ("magika", "served")
+
+
+@dataclass(slots=True)
+class Results:
+    """What there is to tell at the end."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    findings: dict[str, Findings] = field(default_factory=dict)
+    sweeps: list[Sweep] = field(default_factory=list)
+    served: Served | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> bool:
+        """Whether a goal was."""
+        missed = [*(one.missed for one in self.verdicts), *(one.missed for one in self.sweeps)]
+        return any(missed) or bool(self.served and self.served.missed)
 
 
 def search(model: str, repository: Path, plans: Path, seconds: int, *options: str) -> tuple[Findings, float]:
@@ -54,7 +75,7 @@ def search(model: str, repository: Path, plans: Path, seconds: int, *options: st
     return read_report(Path(report).with_suffix(".json")), took
 
 
-def run_case(case: Case, folder: Path) -> tuple[Verdict, Findings]:
+def run_case(case: Case, folder: Path, seconds: int) -> tuple[Verdict, Findings]:
     """Build the model's folder, search, judge.
 
     Raises:
@@ -63,116 +84,134 @@ def run_case(case: Case, folder: Path) -> tuple[Verdict, Findings]:
     place = folder / "repository" / case.name
     place.mkdir(parents=True)
     case.build(place)
-    findings, _ = search(case.name, place.parent, folder / "plans", case.seconds)
+    findings, _ = search(case.name, place.parent, folder / "plans", seconds)
     return judge(case, findings), findings
 
 
-def sweep(model: str, folder: Path) -> list[str]:
-    """A sample model, searched and swept. Returns a row of the table."""
-    repository = ROOT / "model_repository"
-    found, took = search(model, repository, folder / "plans", 600, "--objective", "throughput")
-    swept, swept_took = search(model, repository, folder / "swept", 3600, "--objective", "throughput", "--exhaustive")
-    speed, best = (max(row.speedup or 0.0 for row in one.rows if row.fate == "chosen") for one in (found, swept))
-    good = speed >= EVEN * best and took <= SHARE * swept_took
-    return [
-        model,
-        f"{speed:.2f} x",
-        f"{best:.2f} x",
-        f"{speed / best:.0%}",
-        f"{took:.0f} s",
-        f"{swept_took:.0f} s",
-        f"{took / swept_took:.0%}",
-        "met" if good else "missed",
-    ]
+def run_served(folder: Path, console: Console, *, quick: bool) -> Served:
+    """Build the model's folder, drop it into a server, watch.
+
+    Raises:
+        Missing, ServerFailure, RuntimeError, ImportError: it cannot be run.
+    """
+    case, plan = (QUICK_SERVED, served.QUICK) if quick else (SERVED, served.FULL)
+    place = folder / "built" / case.name
+    place.mkdir(parents=True)
+    case.build(place)
+    with (place / "config.yaml").open("a") as config:
+        config.write(f"  objective: throughput\n  time_limit_s: {2 * QUICK_S if quick else case.seconds}\n")
+    return served.run(place, folder, plan, lambda line: console.print(line, markup=False, highlight=False))
 
 
-def describe(row: Row) -> dict[str, object]:
-    """One candidate, for the file."""
-    return {
-        "form": row.form.name,
-        "layout": row.form.layout,
-        "fate": str(row.fate),
-        "speedup": row.speedup,
-        "reason": row.reason,
-        "errors": None if row.errors is None else msgspec.to_builtins(row.errors),
-        "held_back": None if row.held_back is None else msgspec.to_builtins(row.held_back),
-        "file_bytes": row.file_bytes,
-        "build_s": row.build_s,
-        "notes": list(row.notes),
-    }
+def run_sweep(model: str, repository: Path, work: Path, limit_s: int, cap_s: int) -> Sweep:
+    """Search and sweep one model of a repository."""
+
+    def searched(name: str, plans: Path, seconds: int, options: Sequence[str]) -> tuple[Findings, float]:
+        return search(name, repository, plans, seconds, *options)
+
+    return sweep(model, repository, work, limit_s, cap_s, searched)
 
 
-def table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a case."""
-    drawn = Table(title="The chosen form over the model as it was dropped in")
-    for heading in ("case", "chosen", "x dropped in", "x ONNX Runtime", "on the held-back half", "s", ""):
-        drawn.add_column(heading, justify="right" if heading.startswith("x") or heading == "s" else "left")
-    for one in verdicts:
-        over = "-" if one.over_onnxruntime is None else f"{one.over_onnxruntime:.2f}"
-        result = "; ".join(one.missed) or "met"
-        drawn.add_row(one.case, one.form, f"{one.speedup:.2f}", over, one.held_back, f"{one.seconds:.0f}", result)
-    return drawn
-
-
-def main(
-    *,
-    case: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(CASES)}; may be repeated")] = None,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="sweep the sample models too: half an hour")] = False,
-    name: Annotated[str | None, typer.Option(help="of the file in loadtests/results; default local/DATE")] = None,
-) -> None:
-    """Optimise the models of the cases, and say which goals were reached."""
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    if unknown := sorted(set(case or ()) - set(CASES)):
-        console.print(f"error: no case {', '.join(unknown)}; there are {', '.join(CASES)}")
-        raise typer.Exit(1)
-    verdicts: list[Verdict] = []
-    failures: dict[str, str] = {}
-    swept: list[list[str]] = []
-    candidates: dict[str, list[dict[str, object]]] = {}
-    with tempfile.TemporaryDirectory(prefix="headrace-optimize-") as scratch:
-        for one in case or ([] if exhaustive else CASES):
-            console.print(f"{one}: {(CASES[one].build.__doc__ or '').strip()}", highlight=False)
-            try:
-                verdict, findings = run_case(CASES[one], Path(scratch) / one)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - one case that cannot be run stops no other
-                failures[one] = f"{type(error).__name__}: {error}"
-                console.print(f"  failed: {failures[one]}", markup=False, highlight=False)
-                continue
-            finally:
-                shutil.rmtree(Path(scratch) / one, ignore_errors=True)
-            verdicts.append(verdict)
-            candidates[one] = [describe(row) for row in findings.rows]
-            for row in findings.rows:
-                told = f"  {row.fate:9} {row.speedup or 0:6.2f} x  {row.form.name}; {row.form.layout}: {row.reason}"
-                console.print(told, markup=False, highlight=False)
-        for model in SAMPLES if exhaustive else ():
-            try:
-                swept.append(sweep(model, Path(scratch) / model))
-            except Exception as error:  # noqa: BLE001
-                failures[model] = str(error)
-    console.print(table(verdicts))
-    if swept:
-        drawn = Table(*("model", "search", "sweep", "of the best", "search took", "sweep took", "of its time", ""))
-        for row in swept:
-            drawn.add_row(*row)
-        console.print(drawn)
-    for one, reason in failures.items():
-        console.print(f"failed: {one}: {reason}", markup=False, highlight=False)
-    path = RESULTS / f"{name or datetime.now(UTC).strftime('local/optimize-%Y%m%d-%H%M%S')}.json"
+def write(results: Results, path: Path) -> None:
+    """Everything as one JSON file, and the plots beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {
+    document: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", "-m", "loadtests.optimize", *sys.argv[1:]],
         "machine": describe_machine(),
         "versions": describe_versions(),
-        "cases": [asdict(one) for one in verdicts],
-        "candidates": candidates,
-        "sweeps": swept,
-        "failures": failures,
+        "cases": [asdict(one) for one in results.verdicts],
+        "candidates": {
+            name: [optimize_report.describe(row) for row in findings.rows]
+            for name, findings in results.findings.items()
+        },
+        "sweeps": [asdict(one) | {"share": one.share, "missed": one.missed} for one in results.sweeps],
+        "served": None
+        if results.served is None
+        else msgspec.to_builtins(results.served) | {"rise": results.served.rise},
+        "failures": results.failures,
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
+    if results.findings or results.sweeps:
+        optimize_report.plot([*CASES.values()], results.findings, results.sweeps, path.with_suffix(".png"))
+    if results.served is not None:
+        served_report.plot(results.served, path.with_name(f"{path.stem}-served.png"))
+
+
+def main(
+    *,
+    case: Annotated[
+        list[str] | None, typer.Option(help=f"of {', '.join((*CASES, SERVED.name))}; may be repeated")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a smoke test: a few seconds for each search, whatever goals that misses")
+    ] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="search and sweep sample models, and nothing else without --case")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option(help="to sweep; may be repeated; default all samples")] = None,
+    repository: Annotated[Path, typer.Option(help="that has the models to sweep")] = SAMPLES,
+    cap: Annotated[int, typer.Option(min=1, help="seconds that the sweep of a model may take at most")] = 3600,
+    name: Annotated[str | None, typer.Option(help="of the files in loadtests/results; default local/DATE")] = None,
+) -> None:
+    """Optimise the models of the cases, and say which goals were reached."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if unknown := sorted(set(case or ()) - {*CASES, SERVED.name}):
+        console.print(f"error: no case {', '.join(unknown)}; there are {', '.join((*CASES, SERVED.name))}")
+        raise typer.Exit(1)
+    swept = (model or sweepable(repository)) if exhaustive else []
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="headrace-optimize-") as scratch:
+        for one in case or ([] if exhaustive else QUICK_CASES if quick else [*CASES, SERVED.name]):
+            folder = Path(scratch) / one
+            folder.mkdir()
+            try:
+                _run_one(one, folder, results, console, quick=quick)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - one case that cannot be run stops no other
+                results.failures[one] = f"{type(error).__name__}: {error}"
+                console.print(f"  failed: {results.failures[one]}", markup=False, highlight=False)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        for one in swept:
+            console.print(f"sweeping {one}", highlight=False)
+            try:
+                limit_s = QUICK_S if quick else SEARCH_S
+                results.sweeps.append(run_sweep(one, repository, Path(scratch) / f"sweep-{one}", limit_s, cap))
+            except Exception as error:  # noqa: BLE001 - as above
+                results.failures[one] = f"{type(error).__name__}: {error}"
+                console.print(f"  failed: {results.failures[one]}", markup=False, highlight=False)
+    _tell(results, console)
+    path = RESULTS / f"{name or datetime.now(UTC).strftime('local/optimize-%Y%m%d-%H%M%S')}.json"
+    write(results, path)
     console.print(f"written to {path}", highlight=False)
-    raise typer.Exit(1 if failures or any(one.missed for one in verdicts) else 0)
+    raise typer.Exit(1 if results.failures or (results.missed and not quick) else 0)
+
+
+def _run_one(name: str, folder: Path, results: Results, console: Console, *, quick: bool) -> None:
+    if name == SERVED.name:
+        console.print(f"{name}: {(served.__doc__ or '').splitlines()[0]}", highlight=False)
+        results.served = run_served(folder, console, quick=quick)
+        return
+    case = CASES[name]
+    console.print(f"{name}: {(case.build.__doc__ or '').strip()}", highlight=False)
+    verdict, findings = run_case(case, folder, QUICK_S if quick else case.seconds)
+    results.verdicts.append(verdict)
+    results.findings[name] = findings
+    for row in findings.rows:
+        told = f"  {row.fate:9} {row.speedup or 0:6.2f} x  {row.form.name}; {row.form.layout}: {row.reason}"
+        console.print(told, markup=False, highlight=False)
+
+
+def _tell(results: Results, console: Console) -> None:
+    if results.verdicts:
+        console.print(optimize_report.table(results.verdicts))
+    if results.sweeps:
+        console.print(optimize_report.sweep_table(results.sweeps))
+    if results.served is not None:
+        for line in served_report.lines(results.served):
+            console.print(line, markup=False, highlight=False)
+    for one, reason in results.failures.items():
+        console.print(f"failed: {one}: {reason}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 CROPS = 160  # photographs cut out of larger ones
-SENTENCES = 200
+SENTENCES = 512  # as many as a search uses
 TOKENS = 32
+_PROSE = re.compile(r"[A-Z][A-Za-z0-9 ,;:'()./\-]*[.!?]")  # no code, no tables
 
 
 class Missing(Exception):
@@ -88,7 +89,7 @@ def batches(training):
 
 
 def minilm(folder: Path) -> None:
-    """The sentence encoder all-MiniLM-L6-v2, pretrained, on sentences of scikit-learn's descriptions."""
+    """The sentence encoder all-MiniLM-L6-v2, pretrained, on English sentences."""
     from loadtests.torch_nets import minilm as build
 
     module, ids, mask = build(sentences(), TOKENS)
@@ -167,6 +168,10 @@ CASES = {
     )
 }
 
+# Dropped into a running server instead; their goals are served.py's.
+SERVED = Case("served", minilm, 1.0)
+QUICK_SERVED = Case("served", fragile, 1.0)
+
 
 def crops(count: int = CROPS) -> np.ndarray:
     """FP32 [count, 3, 224, 224]: crops of the photographs of scikit-learn and, where it is there, of scikit-image."""
@@ -201,13 +206,34 @@ def _photographs() -> list[Path]:
 
 
 def sentences(count: int = SENTENCES) -> list[str]:
-    """Sentences of the texts that describe scikit-learn's datasets."""
+    """Different English sentences: scikit-learn's descriptions of its datasets, then Python's own reference."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "descr"
-    text = " ".join(file.read_text() for file in sorted(folder.glob("*.rst")))
-    found = [part.strip().replace("\n", " ") for part in re.split(r"(?<=[.!?])\s+", text)]
-    return [sentence for sentence in found if 30 < len(sentence) < 300][:count]
+    described = _sentences(" ".join(file.read_text() for file in sorted(folder.glob("*.rst"))))
+    reference = [one for one in _sentences(_python_reference()) if _PROSE.fullmatch(one)]
+    np.random.default_rng(20240229).shuffle(reference)
+    found = list(dict.fromkeys([*described, *reference]))
+    if len(found) < count:
+        raise Missing(
+            f"the installed packages have {len(found)} sentences, expected {count}: has Python no pydoc_data?"
+        )
+    return found[:count]
+
+
+def _sentences(text: str) -> list[str]:
+    parts = [part.strip().replace("\n", " ") for part in re.split(r"(?<=[.!?])\s+", text)]
+    return [sentence for sentence in parts if 30 < len(sentence) < 300]
+
+
+def _python_reference() -> str:
+    """What ``help("...")`` shows, paragraph by paragraph, so that no sentence runs on into another topic."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return ""
+    paragraphs = [part for name in sorted(topics) for part in re.split(r"\n\s*\n", topics[name])]
+    return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _mnist(folder: Path, name: str, allow: str, more: str, below: float = 0.005) -> None:

@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 def fake_subject(tmp_path):
     x, y = (TensorSpec(name, DataType.FP32, (-1, 2)) for name in "xy")
-    return Subject("echo", "1", tmp_path, "fake", tmp_path, {"fake_delay_ms": 2}, (x,), (y,), 8)
+    return Subject("echo", "1", tmp_path, "fake", tmp_path, {"fake_delay_ms": 60}, (x,), (y,), 8)
 
 
 class Counted(Trial):
@@ -68,7 +68,8 @@ def contest(tmp_path, free_bytes):
 
 
 def test_forms_are_measured_together_where_there_is_memory_and_one_by_one_where_not(contest, free_bytes):
-    asked = [Row(Form("fake", parameters={"fake_delay_ms": delay}), Fate.KEPT, memory_bytes=GIB) for delay in (0, 1, 2)]
+    forms = [Form("fake", parameters={"fake_delay_ms": delay}) for delay in (0, 1, 60)]
+    asked = [Row(form, Fate.KEPT, memory_bytes=GIB) for form in forms]
     assert len(contest.final(asked)) == 3
     assert Counted.most == 4
     free_bytes["now"], Counted.most = 0, 0
@@ -91,7 +92,7 @@ def test_the_best_so_far_is_let_go_of_where_memory_is_short(contest, free_bytes)
     assert Counted.now == 2  # the reference and the best so far
     free_bytes["now"] = 0
     Counted.most = 0
-    slower = contest.try_form(Form("fake", parameters={"fake_delay_ms": 1}), 60.0)
+    slower = contest.try_form(Form("fake", parameters={"fake_delay_ms": 30}), 60.0)
     assert Counted.most == 2
     assert slower.fate is Fate.SLOWER  # it is still known how fast the best was
     assert "the best so far" in slower.reason

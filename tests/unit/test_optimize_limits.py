@@ -178,6 +178,13 @@ def test_no_more_than_a_few_are_judged():
     assert len(judge.judged) == FINALISTS
 
 
+def test_a_sweep_tries_every_form_in_every_layout():
+    every = [kept(name, 1.5 + place / 10) for place, name in enumerate("abcdef")]
+    decision, judge, _ = finals(*every, goal=Goal(exhaustive=True), cpus=4)
+    assert sorted(judge.judged) == list("abcdef")
+    assert len(decision.rows) == 7 * 3  # six and the reference, each on all, one and four threads
+
+
 def test_of_equal_ones_that_is_taken_which_changes_least():
     int8 = kept("int8", 2.02, techniques=(Technique.INT8_STATIC,))
     decision, _, _ = finals(int8, kept("plain", 2.0), goal=Goal(Budget("cosine", min=0.9)))
@@ -200,6 +207,28 @@ def test_what_could_not_be_proved_in_time_is_not_chosen():
     assert chosen(decision) == "reference"
     assert "nothing within the budget is clearly faster" in decision.why
     assert [row.fate for row in decision.rows if row.form.steps] == [Fate.KEPT]
+
+
+def test_what_the_last_race_had_no_time_for_may_still_be_chosen():
+    """Where memory is short forms are measured one at a time, and the reference may be all that there is time for."""
+
+    class OneByOne(Judge):
+        def final(self, rows):
+            found = []
+            for row in rows:
+                self.clock.now_s += 10
+                if not self.deadline.over:
+                    found.append(self.measured(row))
+            return found
+
+    clock = Clock()
+    deadline = Deadline(clock)
+    deadline.move(clock.now_s + 35)
+    judge = OneByOne(clock, deadline)
+    judge.speeds = {"onnxruntime + a": 3.0}
+    row = kept("a", 3.0, proved=True)
+    decision = Finals(judge, Goal(), 1, deadline, SilentListener()).run(REFERENCE, [row])
+    assert chosen(decision) == "a"
 
 
 @pytest.mark.parametrize("left_s", [0.0, 5.0, 15.0, 25.0, 35.0, 45.0, 55.0, 65.0])

@@ -53,7 +53,9 @@ class Finals:
         best = [self._in_its_best_layout(one) for one in [*self._finalists(kept), reference]]
         best = [best[-1], *best[:-1]]  # of several that are even and change as little, the first is chosen
         self._listener.progress("measuring the best forms beside each other")
-        measured = self._judge.final(best) or best  # out of time: their own measurements beside the reference stand
+        measured = self._judge.final(best)
+        if self._deadline.over or not measured:  # for the others their own measurements beside the reference stand
+            measured += [row for row in best if all(row.form != one.form for one in measured)]
         found = best_of(measured)
         chosen = msgspec.structs.replace(found, fate=Fate.CHOSEN)
         for row in measured:
@@ -64,7 +66,7 @@ class Finals:
         """The fastest that are proved on the held-back half."""
         finalists: list[Row] = []
         for row in sorted(kept, key=lambda one: -(one.speedup or 0.0)):
-            if len(finalists) == FINALISTS:
+            if len(finalists) == FINALISTS and not self._goal.exhaustive:
                 break
             judged = row
             if row.held_back is None and not self._deadline.over:
