@@ -169,6 +169,7 @@ def test_the_fastest_that_is_proved_wins_in_its_best_layout():
     assert chosen(decision) == "b"
     assert decision.chosen.form.threads == 1
     assert judge.judged == ["wrong", "b", "a"]
+    assert decision.complete
     assert "4.50 times as fast" in decision.why
     assert [row.fate for row in decision.rows if row.form.name == "onnxruntime + wrong"] == [Fate.REFUSED]
 
@@ -234,6 +235,7 @@ def test_what_the_last_race_had_no_time_for_may_still_be_chosen():
 @pytest.mark.parametrize("left_s", [0.0, 5.0, 15.0, 25.0, 35.0, 45.0, 55.0, 65.0])
 def test_whenever_they_are_cut_short_the_finals_are_over_soon_and_something_proved_wins(left_s):
     decision, _, took_s = finals(kept("a", 4.0), kept("b", 3.0), kept("c", 2.0, proved=True), left_s=left_s)
+    assert decision.complete == (took_s < left_s)
     assert took_s <= left_s + 20  # the call under way, and one that finds that there is no time
     assert decision.chosen.held_back is not None
     assert chosen(decision) == ("c" if left_s < 15 else "a")

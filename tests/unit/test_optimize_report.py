@@ -133,7 +133,7 @@ def test_the_page_of_a_search_that_found_nothing_says_so():
     text = Page(render(bare())).text
     assert "efficientnet_lite0 is served as it was dropped in" in text
     assert "None besides the reference was tried" in text
-    assert "The search ended before every candidate had been tried" in text
+    assert "The search ended before everything had been tried" in text
     assert "Sensitivity" not in text
     assert "Time by operator" not in text
     assert "Graph" not in text

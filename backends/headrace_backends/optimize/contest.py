@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,13 +11,15 @@ import msgspec
 from headrace.core.machine_memory import read_memory
 from headrace.core.model import Signature
 from headrace_backends.base import Array
-from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed, Outputs, compare, judged
-from headrace_backends.optimize.batches import batches, filling, glance_sizes, judging_sizes
+from headrace_backends.optimize import halves
+from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed
+from headrace_backends.optimize.batches import filling, glance_sizes, judging_sizes
 from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
-from headrace_backends.optimize.examples import Example, Examples, merged
+from headrace_backends.optimize.examples import Example, Examples
 from headrace_backends.optimize.findings import Fate, Point, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.halves import Half, answered, refuse_unsteady
 from headrace_backends.optimize.memory_room import fits, groups
 from headrace_backends.optimize.misfit import misfit
 from headrace_backends.optimize.subject import Subject
@@ -26,25 +27,10 @@ from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Artifact, Workshop
 
 LOAD_TIMEOUT_S = 300.0
-_ANSWER_TIMEOUT_S = 300.0
-_RECORDED = 8  # requests that a plan is checked with
-_TWICE = 32  # examples that the reference is asked a second time
+_RECORDED = 8
 _CLEARLY = 0.85  # of the best so far: what is slower than that in a glance is not looked at again
 _GLANCE = (3, 0.08)  # rounds and seconds of each
 _LOOK = (7, 0.15)
-
-
-Sizes = Callable[[int], Sequence[int]]  # of the batches in turn, for a model that merges so many rows
-
-
-@dataclass(frozen=True, slots=True)
-class Half:
-    """Some examples, what the reference answers, and how they are batched; ``count`` of them are different ones."""
-
-    examples: Examples
-    answers: tuple[Outputs, ...]
-    sizes: Sizes
-    count: int
 
 
 class Contest:
@@ -72,6 +58,7 @@ class Contest:
         self.held_back: Half
         self._metric = metric
         self._free_bytes = free_bytes
+        self._requests: Sequence[Example] = ()  # held-back ones: what a plan is checked with
         self._instance_bytes: dict[str, int] = {}  # what one process of a form takes, by the form's name
         self._recorded: dict[str, list[dict[str, Array]]] = {}  # answers of forms that were judged, by their names
         self._reference: Runner
@@ -105,10 +92,11 @@ class Contest:
         Raises:
             TrialFailed: it refuses the examples, it answers them anew each time, or it died.
         """
-        self.first = self._half(first, glance_sizes, len(first))
-        self._refuse_unsteady(self.first)
+        self.first = answered(self._reference, first, glance_sizes, len(first))
+        refuse_unsteady(self._reference, self.first)
         sizes = judging_sizes(self.signature.max_batch_size)
-        self.held_back = self._half(filling(held_back, sizes), judging_sizes, len(held_back))
+        self.held_back = answered(self._reference, filling(held_back, sizes), judging_sizes, len(held_back))
+        self._requests = held_back.first(_RECORDED).inputs
         self._recorded[self.subject.reference.name] = self._record(self._reference)
         (laps,) = self._race([self._reference], _GLANCE)
         return Row(
@@ -117,8 +105,8 @@ class Contest:
             "the model as it was dropped in",
             1.0,
             laps.points(),
-            self._errors(self.first, self.first.answers),
-            self._errors(self.held_back, self.held_back.answers),
+            self.first.errors(self.first.answers, self._metric),
+            self.held_back.errors(self.held_back.answers, self._metric),
             self.subject.path.stat().st_size if self.subject.path.is_file() else None,
             self._weighed(self._reference),
             load_s=load_s,
@@ -140,7 +128,7 @@ class Contest:
                 unfit = misfit(self.signature, runner.signature)
                 if unfit:
                     return _with(row, reason=unfit)
-                errors = self._errors(self.first, self._answers(runner, self.first))
+                errors = self.first.errors(self.first.ask(runner), self._metric)
                 row = _with(row, errors=errors, memory_bytes=self._weighed(runner))
                 problem = self._problem(form, errors)
                 if problem:
@@ -239,30 +227,9 @@ class Contest:
                 alone = msgspec.structs.replace(form, instances=1)
                 runner, _, _ = self._load(alone, self._artifact(form).path, stack, patient=True)
                 self._recorded[form.name] = self._record(runner)
-        return list(self._requests()), self._recorded[form.name]
+        return list(self._requests), self._recorded[form.name]
 
     # -- parts --------------------------------------------------------------------------------------------
-
-    def _half(self, examples: Examples, sizes: Sizes, count: int) -> Half:
-        half = Half(examples, (), sizes, count)
-        return replace(half, answers=self._answers(self._reference, half))
-
-    def _refuse_unsteady(self, half: Half) -> None:
-        """What is random in the reference looks like an error of every form."""
-        sizes = half.sizes(self.signature.max_batch_size)
-        count = 0
-        for batch in batches(half.examples.inputs, sizes):
-            count += len(batch)  # whole batches, so that they are the same as the first time
-            if count >= _TWICE:
-                break
-        once = Half(half.examples.first(count), half.answers[:count], half.sizes, count)
-        errors = compare(once.answers, self._answers(self._reference, once))
-        if not errors.faithful:
-            told = f"{errors.mismatches} values" if errors.mismatches else f"max_rel {errors.max_rel:.2g}"
-            raise TrialFailed(
-                f"answers the same inputs differently each time ({told}, between two runs of {count} examples): is "
-                "dropout left on, or something drawn at random? Nothing can be compared with it"
-            )
 
     def _artifact(self, form: Form) -> Artifact:
         return self.workshop.make(form.steps, self.signature, self.first.examples, LOAD_TIMEOUT_S)
@@ -293,7 +260,7 @@ class Contest:
 
     def _judged(self, row: Row, runner: Runner) -> Row:
         """The row with its errors on the held-back half; refused where the budget does not hold there."""
-        errors = self._errors(self.held_back, self._answers(runner, self.held_back))
+        errors = self.held_back.errors(self.held_back.ask(runner), self._metric)
         problem = self._problem(row.form, errors)
         if problem:
             return _with(row, fate=Fate.REFUSED, reason=f"on the held-back examples, {problem}", held_back=errors)
@@ -305,30 +272,8 @@ class Contest:
             return "there are no real examples to judge it by"
         return self.goal.problem(errors)
 
-    def _errors(self, half: Half, answers: Sequence[Outputs]) -> Errors:
-        errors = msgspec.structs.replace(compare(half.answers, answers), examples=half.count)
-        if self._metric is None:
-            return errors
-        return msgspec.structs.replace(errors, own=judged(self._metric, answers, half.examples.labels))
-
-    def _answers(self, runner: Runner, half: Half) -> tuple[Outputs, ...]:
-        """Answers to all examples, in batches as large as both the half and the form ask for."""
-        made = batches(half.examples.inputs, half.sizes(runner.signature.max_batch_size))
-        requests = [merged(batch) if len(batch) > 1 else batch[0] for batch in made]
-        answers: list[Outputs] = []
-        for batch, outputs in zip(made, runner.trials[0].answer(requests, _ANSWER_TIMEOUT_S), strict=True):
-            if len(batch) == 1:
-                answers.append(outputs)
-                continue
-            for place in range(len(batch)):
-                answers.append({name: array[place : place + 1] for name, array in outputs.items()})  # noqa: PERF401
-        return tuple(answers)
-
-    def _requests(self) -> Sequence[Example]:
-        return self.held_back.examples.first(min(_RECORDED, self.held_back.count)).inputs
-
     def _record(self, runner: Runner) -> list[dict[str, Array]]:
-        return runner.trials[0].answer(self._requests(), _ANSWER_TIMEOUT_S)
+        return runner.trials[0].answer(self._requests, halves.ANSWER_TIMEOUT_S)
 
     def _timed(self, row: Row, runner: Runner) -> Row:
         """The row with its speed. Those that are allowed and clearly slower than the champion are cut at a glance."""

@@ -30,11 +30,15 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The chosen row, why it was chosen, and all rows that were looked at, the chosen one among them."""
+    """The chosen row, why it was chosen, and all rows that were looked at, the chosen one among them.
+
+    ``complete`` says that there was time for everything.
+    """
 
     chosen: Row
     why: str
     rows: tuple[Row, ...]
+    complete: bool
 
 
 class Finals:
@@ -60,7 +64,7 @@ class Finals:
         chosen = msgspec.structs.replace(found, fate=Fate.CHOSEN)
         for row in measured:
             self._put(chosen if row is found else row)
-        return Decision(chosen, self._why(chosen, reference, measured), tuple(self._rows))
+        return Decision(chosen, self._why(chosen, reference, measured), tuple(self._rows), not self._deadline.over)
 
     def _finalists(self, kept: Sequence[Row]) -> list[Row]:
         """The fastest that are proved on the held-back half."""

@@ -16,7 +16,7 @@ class Fate(StrEnum):
     REFUSED = "refused"  # beyond the budget
     SLOWER = "slower"  # cut early: clearly slower than another
     FAILED = "failed"  # it could not be made, loaded or run; crashes and hangs are among these
-    SKIPPED = "skipped"  # never tried: no time left, or something is not installed
+    SKIPPED = "skipped"  # not tried, or stopped under way: no time was left, or such forms never come near
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -107,4 +107,4 @@ class Findings(msgspec.Struct, frozen=True, omit_defaults=True):
     sensitivities: tuple[LayerSensitivity, ...] = ()
     profiles: tuple[Profile, ...] = ()  # reference first, then the chosen form
     graphs: dict[str, dict[str, int]] = {}  # operator counts by form: the graph before and after
-    complete: bool = True  # False: stopped or out of time before every candidate had been tried
+    complete: bool = True  # False: stopped or out of time before everything had been tried

@@ -191,7 +191,10 @@ class Search:
         """Find how few layers have to stay as they are for the budget to be met."""
         ranked = self._ranked(contest)
         mixing = Mixing(len(ranked))
-        while (count := mixing.next_count()) is not None and not self.workshop.deadline.over:
+        while (count := mixing.next_count()) is not None:
+            if self.workshop.deadline.over:
+                self._cut_short = True
+                return
             mixed = forms.kept_in_full(form, ranked, count)
             if mixed is None:
                 return
@@ -245,10 +248,11 @@ class Search:
     def _decide(self, contest: Contest, reference: Row) -> tuple[Row, str]:
         """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
         finals = Finals(contest, self.goal, self.cpus, self.workshop.deadline, self.listener)
-        verdict = finals.run(reference, [row for row in self._rows if row.fate is Fate.KEPT])
-        for row in verdict.rows:
+        decision = finals.run(reference, [row for row in self._rows if row.fate is Fate.KEPT])
+        for row in decision.rows:
             self._put(row)
-        return verdict.chosen, verdict.why
+        self._cut_short = self._cut_short or not decision.complete
+        return decision.chosen, decision.why
 
     def _put(self, row: Row) -> None:
         """Have the row among the others, in place of the one for the same form and layout."""

@@ -61,7 +61,7 @@ def lines(findings: Findings) -> list[str]:
     told.append(f"  decided on {findings.examples}")
     told.append(f"  machine    {findings.hardware.cpu}, {_counted(findings.hardware.cpus, 'CPU')}{_gpu(findings)}")
     if not findings.complete:
-        told.append("  The search ended before every candidate had been tried.")
+        told.append("  The search ended before everything had been tried.")
     return told
 
 
