@@ -1,5 +1,7 @@
 """Steps on ONNX files: answers before and after, inputs and outputs kept, and reasons where there can be no step."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -8,7 +10,7 @@ from onnx import TensorProto, helper
 from unit.onnx_nets import answers, convolutions, declared, examples_of, save, task_for, two_layers, value
 
 from headrace.core.model import Signature
-from headrace_backends.optimize import onnx_model
+from headrace_backends.optimize import onnx_model, quantizing
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.quantizing import Quantizer, Recipe, int8_layers
 from headrace_backends.optimize.sensitivity import relative_error
@@ -170,6 +172,25 @@ def test_a_bias_may_have_a_dimension_of_one_before_it_as_tensorflow_writes_them(
     made = int8_static.apply(task_for(path, tmp_path))
     assert len(int8_layers(onnx.load(made))) == 1
     assert error(path, made, examples_of(path)) < 0.05
+
+
+def test_shape_inference_that_gives_up_leaves_nothing_in_the_working_directory(tmp_path, monkeypatch):
+    original = quantizing.quant_pre_process
+
+    def gives_up(source, target, *, skip_symbolic_shape):
+        if not skip_symbolic_shape:
+            Path("sym_shape_infer_temp.onnx").write_bytes(b"the model")
+            raise RuntimeError("Incomplete symbolic shape inference")
+        original(source, target, skip_symbolic_shape=True)
+
+    monkeypatch.setattr(quantizing, "quant_pre_process", gives_up)
+    path = convolutions(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    made = int8_static.apply(task_for(path, tmp_path))
+    assert [file.name for file in made.parent.iterdir()] == ["model.onnx"]
+    assert not list(here.iterdir())
 
 
 def test_weights_in_other_files_come_along(tmp_path):
