@@ -4,7 +4,6 @@ A backend is loaded by name from registry.py, in a worker process and nowhere el
 ``headrace.core`` and its own framework. One worker runs one call at a time, always on the same thread.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.core.custom_metric import CustomMetric
+from headrace.core.device import gpu_number
 from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import Parameters
@@ -130,7 +130,7 @@ class ModelSource:
     name: str
     version: str
     path: Path  # the model file, or the version's folder where a backend takes folders
-    device: str = "cpu"  # cpu | gpu:N
+    device: str = "cpu"  # cpu | gpu:N | gpu:UUID
     threads: int = 1  # how many the backend may keep busy, the calling one included
     inputs: tuple[TensorSpec, ...] = ()  # as configured; empty where the file is to tell
     outputs: tuple[TensorSpec, ...] = ()
@@ -144,17 +144,15 @@ class ModelSource:
 
     @property
     def gpu(self) -> int | None:
-        """The number of the GPU that ``device`` means, None for the CPU.
+        """The number of the GPU that ``device`` means in this process, None for the CPU.
 
         Raises:
             LoadError: it means neither.
         """
-        if self.device == "cpu":
-            return None
-        match = re.fullmatch(r"gpu:(\d+)", self.device)
-        if match is None:
-            raise LoadError(f"device '{self.device}' is unknown, expected cpu or gpu:N")
-        return int(match[1])
+        try:
+            return gpu_number(self.device)
+        except ValueError as error:
+            raise LoadError(str(error)) from None
 
 
 class Backend(ABC):

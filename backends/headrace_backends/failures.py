@@ -1,8 +1,11 @@
 """Whose fault it was that a framework refused to run a model that had loaded, told by its message."""
 
 import re
+from collections.abc import Callable
 
+from headrace.core.errors import HeadraceError
 from headrace_backends.base import DeviceLost, InputError
+from headrace_backends.tensorrt.cuda import context_is_well
 
 _OUT_OF_MEMORY = re.compile(
     r"allocate (?:memory|\d+ bytes)|out of memory|bad_alloc|ALLOC_FAILED|bad allocation", re.IGNORECASE
@@ -11,17 +14,45 @@ _OUT_OF_MEMORY = re.compile(
 _DEVICE_LOST = re.compile(
     r"illegal memory access|unspecified launch failure|device-side assert|uncorrectable ECC|launch timed out|"
     r"misaligned address|illegal instruction|invalid program counter|hardware stack error|"
-    r"CUDA-capable device\(s\) is/are busy or unavailable"
+    r"CUDA-capable device\(s\) is/are busy or unavailable|"
+    r"cudaError(?:IllegalAddress|LaunchFailure|LaunchTimeout|Assert|ECCUncorrectable|HardwareStackError|"
+    r"IllegalInstruction|MisalignedAddress|InvalidAddressSpace|InvalidPc)|"
+    r"CUDA_ERROR_(?:ILLEGAL_ADDRESS|LAUNCH_FAILED|LAUNCH_TIMEOUT|ASSERT|ECC_UNCORRECTABLE|HARDWARE_STACK_ERROR|"
+    r"ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS|INVALID_ADDRESS_SPACE|INVALID_PC|CONTEXT_IS_DESTROYED)"
 )
-_DEVICE_FAILURE = re.compile(r"\bCUDA|\bcuDNN|\bCUDNN|\bCUBLAS|\bCUFFT")
+_DEVICE_FAILURE = re.compile(r"\bCUDA|\bcuda|\bcuDNN|\bCUDNN|\bCUBLAS|\bCUFFT")
+# What code says of its input, and may quote that.
+_OF_INPUT = (HeadraceError, ValueError, LookupError, TypeError)
 
 
 def blamed(text: str, message: str) -> Exception:
     """The exception to raise with ``message``: the input's fault, unless ``text`` speaks of memory or the device."""
-    if "CUDA" in text and _DEVICE_LOST.search(text):
+    if _speaks_of_loss(text):
         return DeviceLost(f"the GPU is lost to this process: {message}")
     if _OUT_OF_MEMORY.search(text):
         return MemoryError(message)
     if _DEVICE_FAILURE.search(text):
         return RuntimeError(message)
     return InputError(message)
+
+
+def device_lost(
+    error: BaseException, text: str, is_well: Callable[[], bool | None] = context_is_well
+) -> DeviceLost | None:
+    """What a model's own code raised, as a loss of the GPU, if it is one. ``text`` is the error's.
+
+    Where it speaks of CUDA the driver is asked: a GPU whose memory was full, for one, is none the worse for it. Where
+    the driver cannot tell, the words count.
+    """
+    if isinstance(error, DeviceLost):
+        return error
+    if isinstance(error, _OF_INPUT) or not _DEVICE_FAILURE.search(f"{type(error).__name__} {text}"):
+        return None
+    well = is_well()
+    if well or (well is None and not _speaks_of_loss(text)):
+        return None
+    return DeviceLost(f"the GPU is lost to this process: {text}")
+
+
+def _speaks_of_loss(text: str) -> bool:
+    return "cuda" in text.lower() and _DEVICE_LOST.search(text) is not None

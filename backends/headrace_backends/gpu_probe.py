@@ -34,6 +34,7 @@ def driver() -> dict[str, Any]:
             "name": gpu.name,
             "capability": f"{gpu.capability[0]}.{gpu.capability[1]}",
             "total_bytes": gpu.total_bytes,
+            "uuid": gpu.uuid,
         }
         for gpu in found.gpus()
     ]

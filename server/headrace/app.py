@@ -60,6 +60,8 @@ from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
 from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
 from headrace.workers.cpus import usable_cpus
+from headrace.workers.gpu_budget import GpuLimits
+from headrace.workers.gpu_room import GpuRoom
 from headrace.workers.growth import GrowthLimits
 from headrace.workers.numa import read_nodes
 from headrace.workers.placement import PlacementLimits
@@ -346,6 +348,7 @@ def build_supervisor(settings: Settings) -> Supervisor:
         counts = parse_counts(settings.rate_limit_resource)
     except ValueError as error:
         raise CannotStart(str(error)) from None
+    limits = GpuLimits(settings.gpu_memory_bytes, settings.gpu_memory_fraction)
     return Supervisor(
         cpus=usable_cpus,
         limiter=RateLimiter(Resources(counts)) if settings.rate_limit != "off" else None,
@@ -354,6 +357,7 @@ def build_supervisor(settings: Settings) -> Supervisor:
         log_format=settings.log_format,
         nodes=read_nodes(),
         keeps_shared=settings.resident_bytes > 0,
+        gpus=GpuRoom(limits) if limits else None,
     )
 
 

@@ -47,6 +47,12 @@ class Settings:
     resident_bytes: int = _option(
         0, "Memory for models: those used longest ago leave it, and come back when they are asked; 0: no bound.", min=0
     )
+    gpu_memory_bytes: int = _option(
+        0, "Memory of each GPU that models may have together; one for which there is no room is refused; 0: all.", min=0
+    )
+    gpu_memory_fraction: float = _option(
+        0.0, "The same as a share of each GPU's memory, as 0.9; the smaller of both counts; 0: all.", min=0, max=1
+    )
     worker_memory_growth: float = _option(
         0.0, "Replace a worker whose memory has grown to so many times what it was at first; 0: never.", min=0
     )

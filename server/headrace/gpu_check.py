@@ -1,15 +1,13 @@
 """``headrace check --gpu``: what a GPU needs, what of it is here, and the command that brings the rest."""
 
 import asyncio
-import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-PROBE_MODULE = "headrace_backends.gpu_probe"
+from headrace.workers import gpu_probing
+from headrace.workers.gpu_probing import Facts
+
 PROBES = ("driver", "nvml", "onnxruntime", "torch", "tensorrt")
-PROBE_TIMEOUT_S = 60.0  # importing torch from a cold disk takes its time
 
 OK, MISSING, OPTIONAL = "ok", "no", "--"
 
@@ -19,7 +17,6 @@ _TORCH = "pip install torch (from PyPI it comes with CUDA), or pip install 'head
 _TENSORRT = "pip install 'headrace[tensorrt]' or 'headrace[tensorrt-rtx]'"
 
 Say = Callable[[str], None]
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class Finding:
 
 async def check_gpu(say: Say) -> int:
     """Look, and say what there is, a line each. Returns 1 where no model could be served on a GPU."""
-    facts = dict(zip(PROBES, await asyncio.gather(*map(_probe, PROBES)), strict=True))
+    facts = dict(zip(PROBES, await asyncio.gather(*map(gpu_probing.ask, PROBES)), strict=True))
     found = findings(facts)
     for finding in found:
         say(str(finding))
@@ -98,7 +95,7 @@ def _nvml(facts: Facts) -> list[Finding]:
     for index, gpu in enumerate(facts["gpus"]):
         if gpu.get("mig_mode"):
             parts = ", ".join(gpu["mig"]) or "no parts yet"
-            advice = "choose one with CUDA_VISIBLE_DEVICES=UUID: it is gpu:0 then"
+            advice = "choose one by its UUID: instances: [{device: gpu:UUID}]"
             found.append(Finding(OK, "MIG", f"on for GPU {index} {gpu['name']}: {parts}", advice))
     return found
 
@@ -147,34 +144,3 @@ def _tensorrt(facts: Facts, there: bool) -> Finding:
         )
         return Finding(OPTIONAL, "TensorRT", f"{facts['library']} {builds}")
     return Finding(OK, "TensorRT", str(facts["library"]), serves=True)
-
-
-async def _probe(name: str) -> Facts:
-    """A probe's answer; where it breaks, what it said last is the error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        PROBE_MODULE,
-        name,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            told, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return broken(name, f"gave no answer within {PROBE_TIMEOUT_S:.0f} s")
-    lines = told.decode(errors="replace").strip().splitlines()  # a library may print before the answer
-    if process.returncode or not lines:
-        said = errors.decode(errors="replace").strip().splitlines()
-        return broken(name, f"ended with status {process.returncode}" + (f": {said[-1]}" if said else ""))
-    facts: Facts = json.loads(lines[-1])
-    return facts
-
-
-def broken(name: str, error: str) -> Facts:
-    """The facts of a probe that gave none."""
-    return {"error": error, **({"library": "TensorRT"} if name == "tensorrt" else {})}

@@ -3,7 +3,7 @@
 import pytest
 
 from headrace_backends.base import DeviceLost, InputError
-from headrace_backends.failures import blamed
+from headrace_backends.failures import blamed, device_lost
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,42 @@ def test_blame(text, kind):
     error = blamed(text, "what is told")
     assert type(error) is kind
     assert "what is told" in str(error)
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+class CUDARuntimeError(RuntimeError):
+    """As cupy has it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "well", "lost"),
+    [
+        (RuntimeError(ILLEGAL), None, True),
+        (RuntimeError(ILLEGAL), False, True),
+        (RuntimeError(ILLEGAL), True, False),  # said of something else
+        (CUDARuntimeError("cudaErrorLaunchFailure: unspecified launch failure"), None, True),
+        (Exception("cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS"), None, True),
+        (MemoryError(FULL), None, False),
+        (RuntimeError(FULL), True, False),
+        (RuntimeError(FULL), False, True),  # the GPU was lost before
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
+        (RuntimeError("weights are missing"), False, False),
+        (ValueError(f"unknown word '{ILLEGAL}'"), False, False),
+        (InputError(ILLEGAL), False, False),
+        (DeviceLost("gone"), True, True),
+    ],
+)
+def test_a_loss_in_a_model_s_own_code(error, well, lost):
+    found = device_lost(error, str(error), lambda: well)
+    assert (type(found) is DeviceLost) == lost
+    assert found is None or str(error) in str(found)
+
+
+def test_the_driver_is_asked_only_where_the_words_are_of_cuda():
+    def never():
+        raise AssertionError("it was asked")
+
+    assert device_lost(RuntimeError(), "shapes do not fit", never) is None

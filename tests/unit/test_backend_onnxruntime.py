@@ -417,7 +417,7 @@ def test_devices(tmp_path):
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(LoadError, match=r"'gpu:0' needs an onnxruntime with CUDA.*--force-reinstall onnxruntime-gpu"):
         linear(tmp_path, device="gpu:0")
-    with pytest.raises(LoadError, match="'tpu' is unknown, expected cpu or gpu:N"):
+    with pytest.raises(LoadError, match="'tpu' is unknown, expected 'cpu', 'gpu:N' or"):
         linear(tmp_path, device="tpu")
 
 

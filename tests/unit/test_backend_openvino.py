@@ -366,7 +366,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused_and_another_is_used(tmp_path,
 def test_devices(tmp_path):
     with pytest.raises(LoadError, match="'gpu:0' is not one for the backend openvino, expected cpu"):
         linear(tmp_path, device="gpu:0")
-    with pytest.raises(LoadError, match="'tpu' is unknown, expected cpu or gpu:N"):
+    with pytest.raises(LoadError, match="'tpu' is unknown, expected 'cpu', 'gpu:N' or"):
         linear(tmp_path, device="tpu")
 
 

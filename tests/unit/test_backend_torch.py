@@ -312,7 +312,7 @@ def test_devices(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(LoadError, match=r"'gpu:0' is not here: torch .* sees 0 GPUs"):
             load(path, device="gpu:0")
-    with pytest.raises(LoadError, match="'cuda' is unknown, expected cpu or gpu:N"):
+    with pytest.raises(LoadError, match="'cuda' is unknown, expected 'cpu', 'gpu:N' or"):
         load(path, device="cuda")
 
 

@@ -8,7 +8,9 @@ import onnxruntime
 import pytest
 
 from headrace import gpu_check
-from headrace.gpu_check import MISSING, OK, OPTIONAL, broken, check_gpu, findings
+from headrace.gpu_check import MISSING, OK, OPTIONAL, check_gpu, findings
+from headrace.workers import gpu_probing
+from headrace.workers.gpu_probing import broken
 from headrace_backends import gpu_probe
 
 GPU = {"index": 0, "name": "NVIDIA H200", "capability": "9.0", "total_bytes": 139 << 30}
@@ -119,7 +121,7 @@ async def test_a_probe_that_breaks_is_told_and_the_others_go_on(monkeypatch):
     async def facts_of(name):
         return broken(name, "ended with status -11") if name != "driver" else WORKING["driver"]
 
-    monkeypatch.setattr(gpu_check, "_probe", facts_of)
+    monkeypatch.setattr(gpu_probing, "ask", facts_of)
     lines = []
     assert await check_gpu(lines.append) == 1
     assert "ok  driver: takes programs made with CUDA up to 13.0" in lines
@@ -131,7 +133,7 @@ async def test_a_machine_that_serves_says_so(monkeypatch):
     async def facts_of(name):
         return WORKING[name]
 
-    monkeypatch.setattr(gpu_check, "_probe", facts_of)
+    monkeypatch.setattr(gpu_probing, "ask", facts_of)
     lines = []
     assert await check_gpu(lines.append) == 0
     assert lines[-1] == "models can be served on a GPU here: set instances: [{device: gpu:0}]"
@@ -141,11 +143,11 @@ async def test_crashes_and_silence_of_a_probe(monkeypatch, tmp_path):
     (tmp_path / "crasher.py").write_text("import os, sys; print('noise'); sys.stderr.write('boom\\n'); os._exit(9)")
     (tmp_path / "sleeper.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(gpu_check, "PROBE_MODULE", "crasher")
-    assert await gpu_check._probe("torch") == {"error": "ended with status 9: boom"}
-    monkeypatch.setattr(gpu_check, "PROBE_MODULE", "sleeper")
-    monkeypatch.setattr(gpu_check, "PROBE_TIMEOUT_S", 0.3)
-    assert await gpu_check._probe("torch") == {"error": "gave no answer within 0 s"}
+    monkeypatch.setattr(gpu_probing, "PROBE_MODULE", "crasher")
+    assert await gpu_probing.ask("torch") == {"error": "ended with status 9: boom"}
+    monkeypatch.setattr(gpu_probing, "PROBE_MODULE", "sleeper")
+    monkeypatch.setattr(gpu_probing, "PROBE_TIMEOUT_S", 0.3)
+    assert await gpu_probing.ask("torch") == {"error": "gave no answer within 0 s"}
 
 
 def test_the_tiny_model_is_one():
@@ -156,7 +158,7 @@ def test_the_tiny_model_is_one():
 @pytest.mark.parametrize("name", gpu_check.PROBES)
 def test_every_probe_answers_here(name):
     done = subprocess.run(
-        [sys.executable, "-m", gpu_check.PROBE_MODULE, name], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", gpu_probing.PROBE_MODULE, name], capture_output=True, text=True, timeout=60, check=True
     )
     facts = json.loads(done.stdout.splitlines()[-1])
     assert findings({**WORKING, name: facts})

@@ -566,7 +566,10 @@ def info(signature=BATCHING, name="digits"):
 def test_message_tells_what_is_served():
     config = parse_config("""
 outputs: [{name: y, datatype: BF16, shape: [-1, 10], labels: labels.txt}]
-instances: [{device: "gpu:1", count: 2}, {device: cpu}]
+instances:
+- {device: "gpu:1", count: 2}
+- {device: cpu}
+- {device: "gpu:MIG-5a3c1f00-0b1d-4f5e-9c7a-0123456789ab"}
 batching: {preferred_sizes: [4], max_queue_delay_us: 5, priority_levels: 3}
 parameters: {threads: 2, fast: true}
 versions: {latest: 2}
@@ -580,6 +583,7 @@ versions: {latest: 2}
     assert [(one.name, one.kind, one.count, list(one.gpus)) for one in message.instance_group] == [
         ("digits_0", pb.ModelInstanceGroup.KIND_GPU, 2, [1]),
         ("digits_1", pb.ModelInstanceGroup.KIND_CPU, 1, []),
+        ("digits_2", pb.ModelInstanceGroup.KIND_GPU, 1, []),
     ]
     assert message.version_policy.latest.num_versions == 2
     assert message.default_model_filename == "model.onnx"

@@ -115,3 +115,12 @@ def test_the_first_start_is_at_once_and_later_ones_wait_longer_up_to_a_bound():
 
 def test_a_worker_that_has_died_all_week_is_still_started_again():
     assert backoff_s(20_000) == 5.0
+
+
+def test_models_of_one_device_share_and_others_do_not():
+    limits = PlacementLimits(own=0, shared=1)
+    hosting = [Hosting("shared-1", shared=True, instances=1), Hosting("shared-2", True, 2, device="gpu:0")]
+    assert place(Needs(1, True), hosting, limits) == "shared-1"
+    assert place(Needs(1, True, "gpu:0"), hosting, limits) == "shared-2"
+    assert place(Needs(1, True, "gpu:1"), hosting, limits) == NewProcess(shared=True)
+    assert place(Needs(1, True, "gpu:0", again=True), hosting, limits) == "shared-2"

@@ -4,9 +4,11 @@ Nothing has to be installed for it, and a machine without a driver says so here 
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,7 @@ _LOST = {
     719: "CUDA_ERROR_LAUNCH_FAILED",
 }
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_UUID_BYTES = 16
 _NON_BLOCKING_STREAM = 1
 _CAPTURE_OF_THIS_THREAD = 1
 
@@ -48,6 +51,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetName": (ctypes.c_char_p, _int, _int),
     "cuDeviceGetAttribute": (_out(_int), _int, _int),
     "cuDeviceTotalMem_v2": (_out(_size), _int),
+    "cuDeviceGetUuid_v2": (ctypes.c_char_p, _int),
     "cuDevicePrimaryCtxRetain": (_out(_handle), _int),
     "cuDevicePrimaryCtxRelease_v2": (_int,),
     "cuCtxSetCurrent": (_handle,),
@@ -85,6 +89,7 @@ class Gpu:
     name: str
     capability: Capability
     total_bytes: int
+    uuid: str = ""  # as GPU-...; of a part of a GPU (MIG) it is the part's
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,9 @@ class CudaDriver:
         gpus = self.gpus()
         if index >= len(gpus):
             names = ", ".join(f"gpu:{gpu.index} {gpu.name}" for gpu in gpus) or "none"
-            raise LoadError(f"device 'gpu:{index}' is not here; the driver sees {names}")
+            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+            hidden = f" (CUDA_VISIBLE_DEVICES is '{shown}')" if shown is not None else ""
+            raise LoadError(f"device 'gpu:{index}' is not here; the driver sees {names}{hidden}")
         return CudaDevice(self, gpus[index])
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -235,7 +242,15 @@ class CudaDriver:
         self.call("cuDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, device)
         self.call("cuDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, device)
         self.call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
-        return Gpu(index, name.value.decode(errors="replace"), (major.value, minor.value), total.value)
+        uuid = ctypes.create_string_buffer(_UUID_BYTES)
+        self.call("cuDeviceGetUuid_v2", uuid, device)
+        return Gpu(
+            index,
+            name.value.decode(errors="replace"),
+            (major.value, minor.value),
+            total.value,
+            f"GPU-{UUID(bytes=uuid.raw)}",
+        )
 
 
 class CudaDevice:
@@ -324,6 +339,20 @@ class CudaDevice:
     def close(self) -> None:
         """Let go of the GPU."""
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+
+def context_is_well(library: str = LIBRARY) -> bool | None:
+    """Whether the GPU that this thread uses, by whatever library, still does what it is asked; None: nobody can tell.
+
+    It waits for what the GPU was given.
+    """
+    try:
+        status = ctypes.CDLL(library).cuCtxSynchronize()  # which is loaded, where CUDA is in use
+    except (OSError, AttributeError):
+        return None
+    if status in _LOST:
+        return False
+    return True if status == 0 else None  # the others: there is no context on this thread
 
 
 def hardware(gpus: Sequence[Gpu]) -> str:

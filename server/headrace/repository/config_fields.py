@@ -1,11 +1,11 @@
 """The values that a model's configuration is made of: their types and bounds, and the section that holds them."""
 
-import re
 import reprlib
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from headrace.core.device import EXPECTED, is_device
 from headrace.core.request import Parameter
 
 _INT32_MAX = 2**31 - 1
@@ -19,8 +19,8 @@ def _file_name(value: str) -> str:
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch(r"cpu|gpu:(0|[1-9][0-9]{0,2})", value):
-        raise ValueError(f"should be 'cpu' or 'gpu:N', got {value!r}")
+    if not is_device(value):
+        raise ValueError(f"should be {EXPECTED}, got {value!r}")
     return value
 
 

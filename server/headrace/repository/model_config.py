@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, ValidationError, model_validator
 
 from headrace.batching.queue_policy import QueuePolicy
+from headrace.core.device import CPU
 from headrace.core.ensemble import Step
 from headrace.core.model import ReshapeSpec, TensorSpec
 from headrace.core.tensor import DataType
@@ -155,6 +156,14 @@ class InstanceConfig(Section):
     device: Device = "cpu"
     count: Annotated[int, Field(strict=True, ge=1, le=_MAX_INSTANCES)] = 1
     rate_limit: RateLimitConfig = RateLimitConfig()
+    gpu_memory_bytes: SizeBytes = 0
+    """What one copy takes of its GPU's memory at most, where the server bounds that; 0: it is measured at load."""
+
+    @model_validator(mode="after")
+    def _memory_is_of_a_gpu(self) -> "InstanceConfig":
+        if self.gpu_memory_bytes and self.device == CPU:
+            raise ValueError(f"gpu_memory_bytes is {self.gpu_memory_bytes}, and the device is cpu, expected a GPU")
+        return self
 
 
 class VersionPolicy(Section):

@@ -11,6 +11,7 @@ from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.sequence_queue import SequenceQueue
 from headrace.batching.service_times import ServiceTimes
+from headrace.core.device import CPU
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
@@ -161,6 +162,8 @@ class ServedVersion:
 
     async def drain(self) -> None:
         """Answer what was accepted, then stop the instances. Nobody may put requests into the queue any more."""
+        for instance in self.instances:
+            self._supervisor.expect_leave(instance)
         await self.queue.drained()
         if self._residence is None:
             await self.stop_instances()
@@ -316,6 +319,10 @@ class ServedVersion:
         return Needs(
             self._run_files.model_bytes,
             self._shareable,
+            # Of what is configured for the CPU, TensorRT runs on the first GPU all the same.
+            "gpu:0" if group.device == CPU and self._run_files.backend == "tensorrt" else group.device,
+            # The file's size before anybody knows more: nobody is refused for a larger guess.
+            max(group.gpu_memory_bytes or self._run_files.model_bytes, self._loaded.gpu_bytes if self._loaded else 0),
             pages=pages,
             again=self._loaded is not None,
             resources=resources,

@@ -1,6 +1,7 @@
 """Our configuration of a model in Triton's form: what clients and models are told of it."""
 
 from headrace.batching.queue_policy import QueuePolicy
+from headrace.core.device import gpu_number, gpu_uuid
 from headrace.core.model import ModelInfo, TensorSpec
 from headrace.repository.model_config import InstanceConfig, ModelConfig, RateLimitConfig
 from headrace.repository.triton_ensemble import ensemble_message
@@ -96,14 +97,15 @@ def _queue_policy(policy: QueuePolicy) -> pb.ModelQueuePolicy:
 
 
 def _instance_group(name: str, instance: InstanceConfig) -> pb.ModelInstanceGroup:
-    kind, _, number = instance.device.partition(":")
+    """One group. The message has numbers only, so that a GPU named by its UUID is one without a number there."""
     limiter = _rate_limiter(instance.rate_limit)
-    if kind == "gpu":
+    number = gpu_number(instance.device)
+    if number is not None:
         return pb.ModelInstanceGroup(
             name=name,
             kind=pb.ModelInstanceGroup.KIND_GPU,
             count=instance.count,
-            gpus=[int(number)],
+            gpus=[] if gpu_uuid(instance.device) else [number],
             rate_limiter=limiter,
         )
     return pb.ModelInstanceGroup(

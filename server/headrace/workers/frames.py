@@ -76,6 +76,7 @@ class Load(msgspec.Struct, frozen=True, tag=1, array_like=True):
     repository: str = ""  # the model's folder
     replay: str = ""  # the file of recorded requests that it has to answer as it did; empty where there is none
     tolerance: float = 0.0  # of those answers
+    gpu_uuid: str = ""  # of the GPU whose memory is to be measured around the load; empty for none
 
 
 class Unload(msgspec.Struct, frozen=True, tag=2, array_like=True):
@@ -167,6 +168,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=5, array_like=True):
     seconds: float
     remembers: bool = False  # whether its own code may keep what it was given
     memory_bytes: int = 0  # that the worker's own memory has grown by
+    gpu_bytes: int = 0  # that its memory on the GPU has grown by; 0 where it was not measured
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=6, array_like=True):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from headrace.core.device import CPU
 from headrace.workers.resources import Resource
 
 
@@ -13,6 +14,7 @@ class Hosting:
     name: str
     shared: bool
     instances: int
+    device: str = CPU  # of all its instances
     active: bool = False  # whether a model of it was used just now, or is being loaded
     used_at_ns: int = 0  # when one was used last
 
@@ -27,6 +29,8 @@ class Needs:
 
     file_bytes: int
     shareable: bool
+    device: str = CPU
+    gpu_bytes: int = 0  # that it is expected to take of the device's memory, if that is a GPU
     pages: bool = False
     again: bool = False
     resources: Mapping[Resource, int] = field(default_factory=dict)
@@ -57,11 +61,14 @@ def place(needs: Needs, processes: Sequence[Hosting], limits: PlacementLimits) -
 
     Small models that come and go share from the first: a process of its own takes more memory than one of them, and
     longer to start. Loading holds up the neighbours, so what comes in goes where nobody is at work.
+
+    Only models of one device share: a GPU that is lost takes nobody with it who does not use it, and a process may see
+    no other GPU than its own.
     """
     own = sum(1 for process in processes if not process.shared)
     if not needs.shareable or needs.file_bytes > limits.shareable_bytes or (own < limits.own and not needs.pages):
         return NewProcess(shared=False)
-    shared = [process for process in processes if process.shared]
+    shared = [process for process in processes if process.shared and process.device == needs.device]
     if needs.again:
         quiet = [process for process in shared if not process.active]
         if quiet:

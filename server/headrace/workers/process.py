@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from headrace.core.device import CPU
 from headrace.log import LogLevels
 from headrace.workers import channel, frames
 from headrace.workers.arena import Segment
@@ -71,9 +72,13 @@ class WorkerProcess:
         log_format: str,
         desk: CallDesk | None = None,
         node: Node | None = None,
+        device: str = CPU,
+        visible_gpus: str | None = None,
     ) -> None:
         self.name = name
         self.shared = shared
+        self.device = device  # of everything that it hosts
+        self._visible_gpus = visible_gpus  # CUDA_VISIBLE_DEVICES for it; None for the server's own
         self.hosted: dict[int, Instance] = {}
         self.restarts = -1
         self.threads = threads
@@ -274,6 +279,7 @@ class WorkerProcess:
             threads=self.threads,
             log_format=self._log_format,
             cpus=self.node.cpus if self.node is not None else None,
+            visible_gpus=self._visible_gpus,
         )
         self._process = spawned.process
         self._channel = channel.Channel(spawned.socket, self._on_frame)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 
+from headrace.core.device import is_device
 from headrace.workers.resources import EVERY_DEVICE, Claim, Resource, Resources
 
 
@@ -61,21 +62,23 @@ class RateLimiter:
 
 
 def parse_counts(given: Iterable[str]) -> dict[Resource, int]:
-    """The counts that ``NAME:COUNT`` and ``NAME:COUNT:DEVICE`` stand for; DEVICE is a GPU's number, gpu:N or cpu.
+    """The counts that ``NAME:COUNT`` and ``NAME:COUNT:DEVICE`` stand for.
+
+    DEVICE is a GPU's number, or a device as models are configured with.
 
     Raises:
         ValueError: one of them is neither.
     """
     counts: dict[Resource, int] = {}
     for text in given:
-        found = re.fullmatch(r"(?P<name>[^:]+):(?P<count>[0-9]{1,9})(?::(?P<device>cpu|(?:gpu:)?[0-9]{1,3}))?", text)
-        if found is None:
+        found = re.fullmatch(r"(?P<name>[^:]+):(?P<count>[0-9]{1,9})(?::(?P<device>.+))?", text)
+        device = found["device"] or EVERY_DEVICE if found is not None else ""
+        if re.fullmatch(r"(gpu:)?[0-9]{1,3}", device):
+            device = f"gpu:{int(device.removeprefix('gpu:'))}"
+        if found is None or not (device == EVERY_DEVICE or is_device(device)):
             raise ValueError(
-                f"--rate-limit-resource '{text}' is not NAME:COUNT or NAME:COUNT:DEVICE, with a GPU's number or cpu "
-                "as the device"
+                f"--rate-limit-resource '{text}' is not NAME:COUNT or NAME:COUNT:DEVICE, with a GPU's number, "
+                "gpu:UUID or cpu as the device"
             )
-        device = found["device"] or EVERY_DEVICE
-        if device.isdigit():
-            device = f"gpu:{int(device)}"
         counts[device, found["name"]] = int(found["count"])
     return counts

@@ -22,8 +22,16 @@ class Spawned:
     exited: asyncio.Future[None]
 
 
-def spawn(name: str, *, shared: bool, threads: int, log_format: str, cpus: Collection[int] | None = None) -> Spawned:
-    """Start a worker process, on these CPUs only if any are named.
+def spawn(
+    name: str,
+    *,
+    shared: bool,
+    threads: int,
+    log_format: str,
+    cpus: Collection[int] | None = None,
+    visible_gpus: str | None = None,
+) -> Spawned:
+    """Start a worker process, on these CPUs only and seeing these GPUs only if any are named.
 
     Raises:
         OSError: the system gives none now; nothing is left of the attempt.
@@ -35,7 +43,8 @@ def spawn(name: str, *, shared: bool, threads: int, log_format: str, cpus: Colle
                 [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), name, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=model_environment(shared=shared, threads=threads),
+                env=model_environment(shared=shared, threads=threads)
+                | ({} if visible_gpus is None else {"CUDA_VISIBLE_DEVICES": visible_gpus}),
             )
         if cpus is not None:
             with contextlib.suppress(OSError):  # it has ended already, or the CPUs are not this process's any more

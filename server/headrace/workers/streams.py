@@ -16,7 +16,8 @@ from headrace.workers import frames
 from headrace.workers.calls import Calls
 from headrace.workers.conversation import Conversation
 from headrace.workers.slot_memory import checked_parameters, described, wire_form
-from headrace_backends.base import Answer, Backend, RequestInfo
+from headrace_backends.base import Answer, Backend, DeviceLost, RequestInfo
+from headrace_backends.failures import device_lost
 
 log = logging.getLogger("headrace.worker")
 
@@ -163,6 +164,7 @@ class Streams:
         self._open: dict[int, Stream] = {}
         self._ready: deque[_Turn] = deque()
         self._aside: dict[int, _Turn] = {}
+        self.lost: DeviceLost | None = None  # the worker has to end
 
     def begin(
         self,
@@ -183,7 +185,7 @@ class Streams:
         try:
             iterator = backend.begin(inputs, stream)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
-            _fail(name, stream, error)
+            self._fail(name, stream, error)
             return
         if iterator is not None:
             self._ready.append(_Turn(name, sequence, stream, iterator, calls))
@@ -213,7 +215,7 @@ class Streams:
         if not self._ready:
             return
         turn = self._ready.popleft()
-        if turn.stream.waits or _advance(turn):  # it may wait already, when its model sends things by itself too
+        if turn.stream.waits or self._advance(turn):  # it may wait already, when its model sends things by itself too
             self._put_aside(turn)
 
     def _put_aside(self, turn: _Turn) -> None:
@@ -231,32 +233,34 @@ class Streams:
         self._open.pop(sequence, None)
         self._call_back(sequence)
 
-
-def _advance(turn: _Turn) -> bool:
-    """Whether more may come."""
-    stream = turn.stream
-    turn.calls.on_behalf_of = turn.sequence
-    try:
-        if stream.cancelled or stream.ended:
-            close = getattr(turn.iterator, "close", None)
-            if close is not None:
-                close()
-            stream.end()
+    def _advance(self, turn: _Turn) -> bool:
+        """Whether more may come."""
+        stream = turn.stream
+        turn.calls.on_behalf_of = turn.sequence
+        try:
+            if stream.cancelled or stream.ended:
+                close = getattr(turn.iterator, "close", None)
+                if close is not None:
+                    close()
+                stream.end()
+                return False
+            answer = next(turn.iterator, None)
+            if answer is None:
+                stream.end()
+                return False
+            stream.send(answer)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            self._fail(turn.name, stream, error)
             return False
-        answer = next(turn.iterator, None)
-        if answer is None:
-            stream.end()
-            return False
-        stream.send(answer)
-    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
-        _fail(turn.name, stream, error)
-        return False
-    finally:
-        turn.calls.on_behalf_of = 0
-    return True
+        finally:
+            turn.calls.on_behalf_of = 0
+        return True
 
-
-def _fail(name: str, stream: Stream, error: Exception) -> None:
-    if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
-        log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
-    stream.end(error)
+    def _fail(self, name: str, stream: Stream, error: Exception) -> None:
+        if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
+            log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
+        stream.end(error)
+        lost = device_lost(error, described(error)[1])
+        if lost is not None:
+            log.error("model %s: %s; this worker ends, to be started again", name, lost)
+            self.lost = lost

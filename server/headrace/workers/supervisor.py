@@ -2,12 +2,16 @@
 
 import asyncio
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from time import monotonic, monotonic_ns
 
+from headrace.core.device import CPU, visible_gpus
 from headrace.core.process_memory import process_memory
 from headrace.log import LogLevels
+from headrace.workers.gpu_room import GpuRoom
 from headrace.workers.instance import Instance
 from headrace.workers.numa import Node, assign
 from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
@@ -17,6 +21,7 @@ from headrace.workers.resources import Claim, Unschedulable
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
+NO_GPU = Needs(0, shareable=False)
 QUIET_NS = 10 * 10**9  # a process of which no model was used for so long has nobody to disturb
 
 
@@ -37,11 +42,14 @@ class Supervisor:
         keeps_shared: bool = False,
         nodes: Sequence[Node] = (),
         limiter: RateLimiter | None = None,
+        gpus: GpuRoom | None = None,
     ) -> None:
         self.cpus = cpus  # that may be used now: a container's quota can change
         self.turns = CpuTurns(cpus())
         self.limiter = limiter  # None: whoever is idle may run
         self._claims: dict[int, Claim] = {}
+        self._gpus = gpus  # None: models may have all of a GPU's memory
+        self._gpu_needs: dict[int, Needs] = {}
         self._nodes = nodes
         self._limits = limits
         self._keeps_shared = keeps_shared
@@ -87,7 +95,7 @@ class Supervisor:
         try:
             if self.limiter is not None and needs.resources:
                 self._limit(self.limiter, instance, Claim(instance.load.name, needs.resources, needs.priority))
-            async with self._loads:
+            async with self._gpu_room(instance, needs), self._loads:
                 process = self._place(needs, instance.load.threads)
                 self._homes[number] = process
                 await process.load(instance)
@@ -104,6 +112,11 @@ class Supervisor:
         memory = None if process.shared else process_memory(process.pid)
         return memory.own_bytes if memory is not None else loaded.memory_bytes
 
+    def expect_leave(self, instance: Instance) -> None:
+        """It will be stopped once it has answered what it was given."""
+        if self._gpus is not None:
+            self._gpus.leaves(instance.load.instance)
+
     async def stop_instance(self, instance: Instance) -> None:
         """Unload the instance; a process that hosts nothing more is ended."""
         self.turns.resize(self.cpus())
@@ -116,6 +129,9 @@ class Supervisor:
             self.limiter.remove(claim)
         if process is not None:
             await self._end_if_empty(process)
+        self._gpu_needs.pop(number, None)
+        if self._gpus is not None:
+            self._gpus.release(number)
 
     async def close(self) -> None:
         """End every process."""
@@ -134,7 +150,7 @@ class Supervisor:
             LoadRefused: a model cannot be loaded in the new one; all is as it was then.
         """
         old.leaving = True
-        successor = self._start_process(shared=old.shared, threads=old.threads)
+        successor = self._start_process(shared=old.shared, threads=old.threads, device=old.device)
         twins: list[tuple[Instance, Instance]] = []
         try:
             for instance in list(old.hosted.values()):
@@ -167,7 +183,8 @@ class Supervisor:
         if self.limiter is not None and claim is not None:
             self._limit(self.limiter, twin, Claim(claim.model, claim.needs, claim.priority))
         self._homes[twin.load.instance] = successor
-        async with self._loads:
+        needs = self._gpu_needs.get(instance.load.instance, NO_GPU)
+        async with self._gpu_room(twin, needs), self._loads:
             await successor.load(twin)
         if twin.broken:
             raise LoadRefused(twin.broken)
@@ -189,6 +206,13 @@ class Supervisor:
         if not process.hosted and not stays and self._processes.pop(process.name, None) is not None:
             await process.stop()
 
+    def _gpu_room(self, instance: Instance, needs: Needs) -> AbstractAsyncContextManager[None]:
+        """Room on its GPU, where models are bounded there."""
+        if self._gpus is None or needs.device == CPU:
+            return nullcontext()
+        self._gpu_needs[instance.load.instance] = needs
+        return self._gpus.loading(instance, needs.gpu_bytes)
+
     def _limit(self, limiter: RateLimiter, instance: Instance, claim: Claim) -> None:
         try:
             limiter.resources.add(claim)
@@ -205,6 +229,7 @@ class Supervisor:
                 one.name,
                 one.shared,
                 len(one.hosted),
+                one.device,
                 one.is_loading or now_ns - one.used_at_ns < QUIET_NS,
                 one.used_at_ns,
             )
@@ -213,9 +238,13 @@ class Supervisor:
         where = place(needs, hosting, self._limits)
         if not isinstance(where, NewProcess):
             return self._processes[where]
-        return self._start_process(shared=where.shared, threads=1 if where.shared else threads)
+        return self._start_process(shared=where.shared, threads=1 if where.shared else threads, device=needs.device)
 
-    def _start_process(self, *, shared: bool, threads: int) -> WorkerProcess:
+    def _start_process(self, *, shared: bool, threads: int, device: str) -> WorkerProcess:
+        try:
+            visible = visible_gpus(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        except ValueError as error:
+            raise LoadRefused(str(error)) from None
         name = f"{'shared' if shared else 'worker'}-{next(self._names)}"
         assigned: Counter[int] = Counter()
         for one in self._processes.values():
@@ -228,6 +257,8 @@ class Supervisor:
             log_format=self._log_format,
             desk=self.desk,
             node=assign(threads, self._nodes, assigned),
+            device=device,
+            visible_gpus=visible,
         )
         if self._levels is not None:
             process.set_logging(self._levels)

@@ -21,6 +21,7 @@ from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.lookout import Lookout
+from headrace.workers.gpu_usage import UNMEASURED, GpuUsage, grown_bytes
 from headrace.workers.replayed import replay
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (
@@ -36,6 +37,7 @@ from headrace.workers.stateful import Stateful
 from headrace.workers.streams import Streams
 from headrace.workers.warmup import warm_up
 from headrace_backends.base import Backend, BackendUnavailable, DeviceLost, LoadError, ModelSource, RequestInfo
+from headrace_backends.failures import device_lost
 from headrace_backends.registry import resolve
 
 log = logging.getLogger("headrace.worker")
@@ -70,6 +72,7 @@ class Worker:
         self._desk = desk
         self._lookout = Lookout(usable_cpus())
         self._models: dict[int, _Model] = {}
+        self._lost: DeviceLost | None = None  # why no more can be run here, told already
         self._attached: dict[int, memoryview] = {}  # other workers' segments, by the front's numbers
 
     def serve(self) -> None:
@@ -91,6 +94,9 @@ class Worker:
                     close_all(descriptors)
             if self._streams.runnable:
                 self._streams.step()  # also after a frame: under load there is always another one
+            lost = self._lost or self._streams.lost
+            if lost is not None:
+                raise lost
 
     def close(self) -> None:
         """Close every model."""
@@ -116,6 +122,8 @@ class Worker:
         try:
             kind = resolve(frame.backend)
             before_bytes = _own_bytes()  # with the framework, which others use as well
+            usage = GpuUsage(frame.gpu_uuid) if frame.gpu_uuid else None
+            gpu_before = usage.read() if usage is not None else None
             backend = kind.load(_source(frame, calls))
             notes = backend.notes()
             if frame.replay:
@@ -135,6 +143,9 @@ class Worker:
             model = self._models[frame.instance] = _Model(frame.name, backend, calls)
             give_back()  # what only the load needed
             seconds = (monotonic_ns() - started_ns) * 1e-9
+            gpu_bytes = grown_bytes(gpu_before, usage.read()) if usage is not None else 0
+            if usage is not None and usage.why_not:
+                notes = [*notes, UNMEASURED.format(why=usage.why_not)]
             self._conversation.send(
                 frames.Loaded(
                     frame.instance,
@@ -145,6 +156,7 @@ class Worker:
                     seconds,
                     backend.remembers,
                     max(0, _own_bytes() - before_bytes),
+                    gpu_bytes,
                 )
             )
             self._tell_metrics(frame.instance, model)
@@ -187,10 +199,17 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             log.error("model %s: %s", model.name, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
+            self._note_loss(model, error)
         finally:
             model.calls.on_behalf_of = 0
         if model.keeps_metrics:
             self._tell_metrics(frame.instance, model)
+
+    def _note_loss(self, model: _Model, error: Exception) -> None:
+        """A model's own code does not know that its process must end, where it is the GPU that failed."""
+        self._lost = device_lost(error, described(error)[1])
+        if self._lost is not None:
+            log.error("model %s: %s; this worker ends, to be started again", model.name, self._lost)
 
     def _execute(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
         started_ns = monotonic_ns()
@@ -226,6 +245,9 @@ class Worker:
             raise
         finally:
             close_all(passed)
+        for answer in result if isinstance(result, list | tuple) else ():
+            if answer.error is not None and self._lost is None:
+                self._note_loss(model, answer.error)
 
     def _gather(self, frame: frames.Run, slot: SlotMemory, *, in_place: bool) -> dict[int, memoryview]:
         """Fetch input data from other workers' outputs to where it belongs.

@@ -1,0 +1,73 @@
+"""A libcuda of our own: calls of the driver are checked, and answered as a machine with GPUs would."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+# It has 2 GPUs, and memory that is the host's. Its status is what the environment says for the function.
+SOURCE = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+typedef void *handle;
+static int at_work[8];
+static int status(const char *name) {
+  const char *wanted = getenv("FAKE_CUDA");
+  size_t length = strlen(name);
+  return wanted && !strncmp(wanted, name, length) && wanted[length] == '=' ? atoi(wanted + length + 1) : 0;
+}
+#define SAY(name) do { int failed = status(name); if (failed) return failed; } while (0)
+int cuInit(unsigned flags) { SAY("cuInit"); return flags; }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+/* Which of them CUDA_VISIBLE_DEVICES shows, if it names one by its UUID: all of a UUID's digits are its number's. */
+static int only(void) {
+  const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+  return !shown || strchr(shown, ',') ? 0 : strstr(shown, "-28282828-") ? 40 : strstr(shown, "-29292929-") ? 41 : -1;
+}
+int cuDeviceGetCount(int *count) { *count = !only() ? 2 : only() > 0; return 0; }
+int cuDeviceGet(int *device, int index) { *device = only() > 0 ? only() : index + 40; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Fake %d", device); return 0; }
+int cuDeviceGetAttribute(int *value, int what, int device) {
+  *value = what == 75 ? 8 : what == 76 ? 9 : -1; return device < 40; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)device << 30; return 0; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { memset(uuid, device, 16); return device < 40; }
+int cuDevicePrimaryCtxRetain(handle *context, int device) { *context = &at_work[device - 40]; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return device < 40; }
+int cuCtxSetCurrent(handle context) { return context != &at_work[1]; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 3; *total = 5000000000; return 0; }
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  SAY("cuMemAlloc_v2"); *address = (uint64_t)malloc(bytes); return 0; }
+int cuMemFree_v2(uint64_t address) { free((void *)address); return 0; }
+int cuMemHostAlloc(handle *address, size_t bytes, unsigned flags) { *address = calloc(bytes, 1); return flags; }
+int cuMemFreeHost(handle address) { free(address); return 0; }
+int cuMemcpyHtoDAsync_v2(uint64_t to, handle from, size_t bytes, handle stream) {
+  memcpy((void *)to, from, bytes); return stream != &at_work[2]; }
+int cuMemcpyDtoHAsync_v2(handle to, uint64_t from, size_t bytes, handle stream) {
+  memcpy(to, (void *)from, bytes); return stream != &at_work[2]; }
+int cuCtxSynchronize(void) { SAY("cuCtxSynchronize"); return 0; }
+int cuStreamCreate(handle *stream, unsigned flags) { *stream = &at_work[2]; return flags != 1; }
+int cuStreamDestroy_v2(handle stream) { return stream != &at_work[2]; }
+int cuStreamSynchronize(handle stream) { SAY("cuStreamSynchronize"); return stream != &at_work[2]; }
+int cuStreamBeginCapture_v2(handle stream, int mode) { return mode != 1 || stream != &at_work[2]; }
+int cuStreamEndCapture(handle stream, handle *graph) { *graph = &at_work[3]; return stream != &at_work[2]; }
+int cuGraphInstantiateWithFlags(handle *made, handle graph, unsigned long long flags) {
+  *made = &at_work[4]; return graph != &at_work[3] || flags; }
+int cuGraphLaunch(handle made, handle stream) { return made != &at_work[4] || stream != &at_work[2]; }
+int cuGraphExecDestroy(handle made) { return made != &at_work[4]; }
+int cuGraphDestroy(handle graph) { return graph != &at_work[3]; }
+int cuGetErrorName(int status, const char **name) {
+  if (status == 100) { *name = "CUDA_ERROR_NO_DEVICE"; return 0; }
+  *name = 0; return 1; }
+"""
+
+
+def make_libcuda(folder: Path) -> Path | None:
+    """The library in the folder, by the driver's name; None where there is no C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    (folder / "cuda.c").write_text(SOURCE)
+    made = folder / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, folder / "cuda.c"], check=True, timeout=60)
+    return made
