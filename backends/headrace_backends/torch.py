@@ -155,7 +155,7 @@ class TorchBackend(Backend):
         free = any(-1 in (spec.shape or ()) for spec in self._signature.inputs)
         began = monotonic()
         with torch_running.compile_folder(self._running.compile_cache) as folder:
-            self._module = torch_running.compiled(self._module, folder, any_size=free)
+            self._module = torch_running.compiled(self._module, folder, any_size=free, mode=self._running.mode)
             for inputs in taken:
                 torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
         self._notes.append(

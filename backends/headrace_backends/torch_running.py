@@ -17,7 +17,8 @@ from headrace_backends import parameters
 from headrace_backends.base import LoadError
 from headrace_backends.torch_model import gist
 
-NAMES = ("compile", "compile_cache", "channels_last", "autocast")
+NAMES = ("compile", "compile_mode", "compile_cache", "channels_last", "autocast")
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own names
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IMAGES = 4  # dimensions of a batch of images, which channels may come last in
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -28,6 +29,7 @@ class Running:
     """What the parameters ask for. ``compile_cache`` is where compiled code is kept for the next load."""
 
     compile: bool = False
+    mode: str = "default"
     compile_cache: Path | None = None
     channels_last: bool = False
     autocast: torch.dtype | None = None
@@ -48,8 +50,14 @@ class Running:
             raise LoadError(f"parameters.compile_cache is {cache!r}, expected the absolute path of a folder")
         if cache is not None and not compiles:
             raise LoadError("parameters.compile_cache is set and parameters.compile is not, so nothing is compiled")
+        mode = given.get("compile_mode", "default")
+        if mode not in _MODES:
+            raise LoadError(f"parameters.compile_mode is {mode!r}, expected one of {', '.join(_MODES)}")
+        if "compile_mode" in given and not compiles:
+            raise LoadError("parameters.compile_mode is set and parameters.compile is not, so nothing is compiled")
         return cls(
             compiles,
+            str(mode),
             None if cache is None else Path(str(cache)),
             parameters.flag(given, "channels_last"),
             None if autocast is None else _AUTOCAST[str(autocast)],
@@ -104,13 +112,18 @@ def compile_folder(cache: Path | None) -> Iterator[Path]:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def compiled(module: Any, folder: Path, *, any_size: bool) -> Callable[..., Any]:
-    """The module compiled by inductor at its first call; ``any_size`` where batches of every size will come."""
+def compiled(module: Any, folder: Path, *, any_size: bool, mode: str = "default") -> Callable[..., Any]:
+    """The module compiled by inductor at its first call; ``any_size`` where batches of every size will come.
+
+    On a GPU the modes but the default launch whole graphs, one of each size that comes.
+    """
     os.environ[_CACHE_VARIABLE] = str(folder)
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # no pool of processes, which would outlive the load
-    function: Callable[..., Any] = torch.compile(module, dynamic=True if any_size else None)
+    function: Callable[..., Any] = torch.compile(
+        module, dynamic=True if any_size else None, mode=None if mode == "default" else mode
+    )
     return function
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 
 from headrace.core.cpus import usable_cpus
+from headrace.core.device import CPU
 from headrace.core.model import Signature
 from headrace.repository.declared import declared_signature
 from headrace.repository.layout import has_model, list_models, read_folder, selected_versions
 from headrace.repository.optimize_config import OptimizeConfig
-from headrace.repository.planned import OWN_CODE, why_no_plan
+from headrace.repository.planned import OWN_CODE, device_of, why_no_plan
 from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
@@ -94,7 +95,7 @@ def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
             listener,
             cpus,
             hardware(),
-            searched_versions(),
+            searched_versions(on_gpu=job.subject.device != CPU),
         )
         outcome = search.run()
     except (CannotOptimize, SearchFailed, BadCalibration, MetricFailed, BackendUnavailable, LoadError) as error:
@@ -162,7 +163,13 @@ def _model_job(arguments: OptimizeArguments) -> Job:
         declared.outputs,
         config.max_batch_size,
         training,
+        device_of(config, files.backend),
     )
+    if subject.device != CPU and not hardware().gpu:
+        raise CannotOptimize(
+            f"model '{folder.name}' is configured on {subject.device}, and no GPU is seen here: a driver is needed, "
+            "and nvidia-ml-py (pip install 'headrace[gpu]'); headrace check --gpu tells more"
+        )
     _refuse_unfit(subject)
     goal = _goal(arguments, wanted)
     digest = digest_of(folder, number)
@@ -179,7 +186,10 @@ def _model_job(arguments: OptimizeArguments) -> Job:
 def _search_key(goal: Goal, subject: Subject, calibration: Path | None) -> str:
     """A short name for what a search's rows and files depend on, the model and the time limit aside."""
     told: list[object] = [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
-    told += [searched_versions(), [version_of(name) for name in ("nncf", "onnx", "onnxslim", "torch-pruning")]]
+    told += [
+        searched_versions(on_gpu=subject.device != CPU),
+        [version_of(name) for name in ("nncf", "onnx", "onnxslim", "torch-pruning")],
+    ]
     budget = goal.budget
     judge = subject.folder / budget.metric.split(":")[0] if budget is not None and budget.is_own else None
     for file in (calibration, subject.training, judge):

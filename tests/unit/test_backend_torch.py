@@ -417,8 +417,13 @@ def test_a_module_that_does_not_run_with_channels_last(tmp_path):
             {"compile": True, "compile_cache": "here"},
             r"compile_cache is 'here', expected the absolute path of a folder",
         ),
+        (
+            {"compile": True, "compile_mode": "fast"},
+            r"compile_mode is 'fast', expected one of default, reduce-overhead",
+        ),
+        ({"compile_mode": "default"}, r"compile_mode is set and parameters\.compile is not"),
         ({"compile_cache": "/tmp/x"}, r"compile_cache is set and parameters\.compile is not"),
-        ({"compiled": True}, "no parameter 'compiled'; it has intra_op_threads, tf32, compile, compile_cache"),
+        ({"compiled": True}, "no parameter 'compiled'; it has intra_op_threads, tf32, compile, compile_mode"),
     ],
 )
 def test_ways_to_run_that_there_are_not(tmp_path, parameters, message):
@@ -457,6 +462,15 @@ def compiled(folder, *arguments, **environment):
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize(("mode", "passed"), [(None, None), ("default", None), ("reduce-overhead", "reduce-overhead")])
+def test_the_mode_is_what_the_compiler_is_told(tmp_path, monkeypatch, mode, passed):
+    told = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: told.append(options["mode"]) or module)
+    path = images(tmp_path)
+    load(path, parameters={"compile": True, **({} if mode is None else {"compile_mode": mode})})
+    assert told == [passed]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile with")

@@ -57,7 +57,10 @@ async def test_a_plan_is_chosen_only_where_there_is_one(plans, cache, model):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ("instances: [{device: 'gpu:0'}]", "its instances are configured on gpu:0, and plans are for the CPU"),
+        (
+            "instances: [{device: 'gpu:0'}, {}]",
+            "its instances are on several devices (cpu, gpu:0), and a plan is for one",
+        ),
         ("decoupled: true", "a decoupled model is served as it was dropped in"),
         ("sequence: {}", "a model of sequences is served as it was dropped in"),
         ("ensemble: [{model: a, outputs: {y: y}}]", "an ensemble runs nothing itself"),

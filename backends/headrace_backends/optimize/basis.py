@@ -64,11 +64,10 @@ def versions(backend: str) -> dict[str, str]:
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
-def searched_versions() -> dict[str, str]:
+def searched_versions(*, on_gpu: bool = False) -> dict[str, str]:
     """The versions of everything that a search may choose, by name."""
-    return {
-        name: number for backend in ("onnxruntime", "openvino", "torch") for name, number in versions(backend).items()
-    }
+    backends = ("onnxruntime", "tensorrt" if on_gpu else "openvino", "torch")
+    return {name: number for backend in backends for name, number in versions(backend).items()}
 
 
 def version_of(distribution: str) -> str:

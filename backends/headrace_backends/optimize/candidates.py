@@ -5,17 +5,15 @@ is measured. Faithful forms come before all others: they are quick to make, and 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from headrace_backends.optimize.facts import TORCH_ENDINGS, Candidate, Facts, steps_to_onnx
 from headrace_backends.optimize.form import Form, Step, Technique
-
-Kind = Literal["convolutional", "transformer", "dense"]
+from headrace_backends.optimize.gpu_candidates import REFERENCE_GAINS_ON_GPU, gpu_candidates
 
 _REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2}
-_TORCH_ENDINGS = (".pt2", ".pt")
 _PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
 _STATIC = Step("int8_static")
 # Options that were seen to bring answers nearer, by the kind of step.
@@ -25,44 +23,17 @@ _MILDER: dict[str, tuple[dict[str, Any], ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What decides which forms there are."""
-
-    ending: str  # of the file that was dropped in
-    backend: str
-    kind: Kind
-    allow: frozenset[Technique] = frozenset()
-    real_examples: bool = True
-    trains: bool = False  # there is training code
-    exhaustive: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A form, and how many times as fast as PyTorch eager such forms have been."""
-
-    form: Form
-    gain: float
-
-
 def candidates(facts: Facts) -> list[Candidate]:
     """Every form to try but the reference, in order; gains are over the reference."""
     reference = Form(facts.backend)
-    found = sorted([*_faithful(facts), *_lossy(facts)], key=lambda one: (not one.form.faithful, -one.gain))
-    usual = _REFERENCE_GAINS.get(facts.backend, 1.0)
+    every = gpu_candidates(facts) if facts.on_gpu else [*_faithful(facts), *_lossy(facts)]
+    found = sorted(every, key=lambda one: (not one.form.faithful, -one.gain))
+    usual = (REFERENCE_GAINS_ON_GPU if facts.on_gpu else _REFERENCE_GAINS).get(facts.backend, 1.0)
     once: dict[str, Candidate] = {}  # a form holds dicts, so there is nothing to hash but its name
     for one in found:
         if one.form != reference:
             once.setdefault(one.form.name, Candidate(one.form, one.gain / usual))
     return list(once.values())
-
-
-def steps_to_onnx(ending: str) -> tuple[Step, ...] | None:
-    """The steps from a file to ONNX; None where there is no way to it."""
-    if ending == ".onnx":
-        return ()
-    return (Step("export_onnx"),) if ending in _TORCH_ENDINGS else None
 
 
 def milder(form: Form) -> list[Form]:
@@ -104,7 +75,7 @@ def _faithful(facts: Facts) -> Iterator[Candidate]:
         if facts.exhaustive:
             for level in ("disabled", "basic", "extended"):
                 yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
-    if facts.ending in _TORCH_ENDINGS:
+    if facts.ending in TORCH_ENDINGS:
         if facts.ending == ".pt2":
             yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
         if facts.kind == "convolutional":
@@ -126,7 +97,7 @@ def _lossy(facts: Facts) -> Iterator[Candidate]:
         step = Step("torch_int8_dynamic")
         gain = 0.3 if facts.kind == "convolutional" else 2.0
         yield Candidate(Form("torch", (step,), techniques=(Technique.INT8_DYNAMIC,)), gain)
-    if Technique.BF16 in facts.allow and facts.ending in _TORCH_ENDINGS:
+    if Technique.BF16 in facts.allow and facts.ending in TORCH_ENDINGS:
         yield Candidate(Form("torch", parameters={"autocast": "bf16"}, techniques=(Technique.BF16,)), 1.1)
 
 

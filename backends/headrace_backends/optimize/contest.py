@@ -254,7 +254,7 @@ class Contest:
         source = self.subject.source(form, path, self.cpus)
         trials: list[Trial] = []
         for _ in range(form.instances):
-            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads, deadline)))
+            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads, deadline, source.device)))
             signature, notes, seconds = trials[-1].load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 

@@ -10,6 +10,7 @@ import msgspec
 class Technique(StrEnum):
     """What changes answers, in the words of the configuration's ``allow``."""
 
+    TF32 = "tf32"  # of GPUs: products of fp32 with 10 bits of each number
     BF16 = "bf16"
     FP16 = "fp16"
     INT8_DYNAMIC = "int8_dynamic"  # int8 weights; activations are quantised as they come, or not at all

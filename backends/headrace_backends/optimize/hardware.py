@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from headrace.core.cpus import usable_cpus
 from headrace_backends.optimize.findings import Hardware
@@ -55,22 +56,36 @@ def _described(cpuinfo: Path) -> dict[str, str]:
 
 @cache
 def _gpus() -> str:
-    """Names of the GPUs; asked once, since that takes a while where there are some."""
+    """The GPUs with their compute capability, and the driver; asked once, since that takes a while."""
     try:
         import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]  # an extra
     except ImportError:
         return ""
+    return told_by(pynvml)
+
+
+def told_by(nvml: Any) -> str:
+    """What nvidia-ml-py's module tells of GPUs, as ``NVIDIA L4 8.9, driver 580.95.05``; empty where there are none."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
         return ""
     try:
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(number))
-            for number in range(pynvml.nvmlDeviceGetCount())
-        ]
-        return ", ".join(name if isinstance(name, str) else name.decode() for name in names)
-    except pynvml.NVMLError:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+        if not handles:
+            return ""
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        return ", ".join([*(_gpu(nvml, handle) for handle in handles), f"driver {driver}"])
+    except nvml.NVMLError:
         return ""
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, handle: Any) -> str:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return f"{_text(nvml.nvmlDeviceGetName(handle))} {major}.{minor}"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

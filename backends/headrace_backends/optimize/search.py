@@ -16,13 +16,14 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.device import CPU
 from headrace.core.model import Signature
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
-from headrace_backends.optimize.candidates import Candidate, Facts, Kind
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.deadline import phases
 from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.facts import Candidate, Facts, Kind, steps_to_onnx
 from headrace_backends.optimize.finals import Finals
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
 from headrace_backends.optimize.form import Form
@@ -123,6 +124,7 @@ class Search:
             self.goal.allow if contest.first.examples.real and not self._alone else frozenset(),
             trains=self.subject.training is not None,
             exhaustive=self.goal.exhaustive,
+            on_gpu=self.subject.device != CPU,
         )
 
     def _kind(self, contest: Contest) -> Kind:
@@ -140,7 +142,7 @@ class Search:
         Raises:
             TrialFailed: the exporter does not take it.
         """
-        steps = forms.steps_to_onnx(self.subject.path.suffix) or ()
+        steps = steps_to_onnx(self.subject.path.suffix) or ()
         return self.workshop.make(steps, contest.signature, contest.first.examples, _SIDE_JOB_S).path
 
     # -- candidates ---------------------------------------------------------------------------------------
@@ -247,7 +249,9 @@ class Search:
 
     def _decide(self, contest: Contest, reference: Row) -> tuple[Row, str]:
         """The fastest of the forms that are within the budget on the held-back half, in its best layout."""
-        finals = Finals(contest, self.goal, self.cpus, self.workshop.deadline, self.listener)
+        # How many instances there are on a GPU says the configuration, which names the GPU.
+        cpus = self.cpus if self.subject.device == CPU else 1
+        finals = Finals(contest, self.goal, cpus, self.workshop.deadline, self.listener)
         decision = finals.run(reference, [row for row in self._rows if row.fate is Fate.KEPT])
         for row in decision.rows:
             self._put(row)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headrace.core.device import CPU
 from headrace.core.model import TensorSpec
 from headrace_backends.base import ModelSource
 from headrace_backends.optimize.form import Form
@@ -24,6 +25,7 @@ class Subject:
     outputs: tuple[TensorSpec, ...] = ()
     max_batch_size: int | None = None
     training: Path | None = None  # the owner's training code
+    device: str = CPU  # where every form runs
 
     @property
     def reference(self) -> Form:
@@ -37,6 +39,7 @@ class Subject:
             self.name,
             self.version,
             path,
+            self.device,
             threads=min(form.threads or cpus, cpus),
             inputs=self.inputs,
             outputs=self.outputs,

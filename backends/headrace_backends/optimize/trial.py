@@ -1,6 +1,7 @@
 """A candidate's own process, seen from the search: calls with a time limit, and a reason for every bad end."""
 
 import math
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from headrace.core.device import CPU, visible_gpus
 from headrace.core.environment import model_environment
 from headrace.core.model import Signature
 from headrace_backends.base import Array, ModelSource
@@ -39,9 +41,13 @@ class Trial:
     Where there is a ``deadline`` the process is killed when that is over before an answer is there.
     """
 
-    def __init__(self, log: Path, threads: int, deadline: Deadline | None = None) -> None:
+    def __init__(self, log: Path, threads: int, deadline: Deadline | None = None, device: str = CPU) -> None:
         self._log = log
         self._deadline = deadline
+        try:
+            visible = visible_gpus(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        except ValueError as error:
+            raise TrialFailed(str(error)) from None
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -50,7 +56,8 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=model_environment(shared=False, threads=threads),
+                env=model_environment(shared=False, threads=threads)
+                | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
             )
         self._connection = Connection(ours.detach())
 

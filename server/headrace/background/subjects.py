@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headrace.background.schedule import Room, Subject
+from headrace.core.device import CPU
 from headrace.core.machine_memory import read_memory
 from headrace.plan_choices import served_form
-from headrace.repository.planned import OWN_CODE, why_no_plan
+from headrace.repository.planned import OWN_CODE, device_of, why_no_plan
 from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served
 from headrace.repository.served import ServedVersion, version_print
@@ -30,6 +31,7 @@ def wants_plan(served: Served) -> bool:
         and config.optimize is not None
         and served.files.backend not in OWN_CODE
         and not why_no_plan(config)
+        and device_of(config, served.files.backend) == CPU  # no measure says that a GPU is idle
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.device import CPU
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.model_config import InstanceConfig, ModelConfig
 from headrace_backends.optimize.form import Form
@@ -62,9 +63,7 @@ def planned_form(plan: Plan, place: Path, folder: ModelFolder, files: VersionFil
                 "backend": form.backend,
                 "parameters": _parameters(form, files.backend, config),
                 "max_batch_size": form.max_batch_size if config.max_batch_size is None else config.max_batch_size,
-                "instances": config.instances
-                if "instances" in config.model_fields_set
-                else (InstanceConfig(count=form.instances),),
+                "instances": _instances(form, files.backend, config),
             }
         ),
         VersionFiles(files.version, form.backend, model_path, files.print, _bytes_below(place, files)),
@@ -81,8 +80,14 @@ def why_no_plan(config: ModelConfig) -> str:
     ):
         if set_:
             return what
-    devices = sorted({group.device for group in config.instances if group.device != "cpu"})
-    return f"its instances are configured on {', '.join(devices)}, and plans are for the CPU" if devices else ""
+    devices = sorted({group.device for group in config.instances})
+    return f"its instances are on several devices ({', '.join(devices)}), and a plan is for one" if devices[1:] else ""
+
+
+def device_of(config: ModelConfig, backend: str) -> str:
+    """Where a model that may have a plan runs, by its first instances: they are all on one device."""
+    device = config.instances[0].device
+    return "gpu:0" if device == CPU and backend == "tensorrt" else device
 
 
 def _check_wishes(plan: Plan, config: ModelConfig) -> None:
@@ -112,6 +117,13 @@ def _parameters(form: Form, backend: str, config: ModelConfig) -> dict[str, Any]
         own = {_THREADS: own[_THREADS]} if _THREADS in own else {}
     asked = {_THREADS: form.threads} if form.threads else {}
     return {**form.parameters, **asked, **own}
+
+
+def _instances(form: Form, backend: str, config: ModelConfig) -> tuple[InstanceConfig, ...]:
+    """As configured, or as many as the form has; all on the device that it was made for."""
+    asked = config.instances if "instances" in config.model_fields_set else (InstanceConfig(count=form.instances),)
+    device = device_of(config, backend)
+    return tuple(one if one.device == device else one.model_copy(update={"device": device}) for one in asked)
 
 
 def _bytes_below(place: Path, files: VersionFiles) -> int:

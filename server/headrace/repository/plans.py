@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.core.device import CPU
 from headrace.repository.fingerprint import fingerprint
 from headrace.repository.layout import ModelFolder
-from headrace.repository.planned import Planned, Unfit, planned_form, why_no_plan
+from headrace.repository.planned import Planned, Unfit, device_of, planned_form, why_no_plan
 from headrace_backends.optimize.basis import model_digest
 from headrace_backends.optimize.plan import BadPlan, Plan
 from headrace_backends.optimize.plan_cache import BrokenPlan, PlanCache, RefusedPlan, StalePlan
@@ -127,7 +128,7 @@ class Plans:
 
 
 def digest_of(folder: ModelFolder, version: int) -> str:
-    """A hash of what a plan of this version depends on: its files, and what is configured of tensors and backend.
+    """A hash of what a plan of this version depends on: its files, and the tensors, backend and device configured.
 
     Labels, batching, queues and the like are not among it: they change nothing of the answers.
 
@@ -144,6 +145,9 @@ def digest_of(folder: ModelFolder, version: int) -> str:
         "outputs": [one.model_dump(mode="json", include=tensors) for one in config.outputs],
         "model_file": config.model_file,
     }
+    device = device_of(config, folder.versions[version].backend)
+    if device != CPU:  # a form that is made for one is none for the other
+        relevant["device"] = device
     return model_digest(folder.path / str(version), relevant)
 
 

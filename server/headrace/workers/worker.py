@@ -20,8 +20,8 @@ from headrace.workers.arena import Segment, mark_begun
 from headrace.workers.calls import CallDesk, Calls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
-from headrace.workers.lookout import Lookout
 from headrace.workers.gpu_usage import UNMEASURED, GpuUsage, grown_bytes
+from headrace.workers.lookout import Lookout
 from headrace.workers.replayed import replay
 from headrace.workers.reshaped import Reshaped
 from headrace.workers.slot_memory import (

@@ -1,0 +1,32 @@
+"""The optimiser on a real GPU: forms are found there, proved against the model as dropped in, and served."""
+
+import re
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from running_server import RunningServer
+from system.load import infer, onnx_model
+
+from headrace_backends.optimize.hardware import hardware
+
+
+def test_a_model_on_a_gpu_is_optimised_and_served(tmp_path):
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    assert re.search(r" \d+\.\d+, driver \d", hardware().gpu), hardware().gpu
+    repository, cache = tmp_path / "repository", tmp_path / "plans"
+    repository.mkdir()
+    onnx_model(repository, "adder", config='backend: tensorrt\ninstances: [{device: "gpu:0"}]\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace", "optimize", "adder", "--repository", repository, "--plan-cache", cache,
+         "--time-limit", "120"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if "does not import" in done.stdout or "imports here" in done.stdout:
+        pytest.skip(done.stdout.strip().splitlines()[-1])
+    assert "plan:" in done.stdout, done.stdout + done.stderr
+    (plan,) = cache.glob("adder/1/*/plan.json")
+    assert msgspec.json.decode(plan.read_bytes())["basis"]["hardware"]["gpu"] == hardware().gpu
+    with RunningServer(repository, "--optimize", "plans", env={"HEADRACE_PLAN_CACHE": str(cache)}) as server:
+        assert infer(server.http, "adder", [1.0]).values == [2.0]
