@@ -29,6 +29,8 @@ FORMS = (
     Form("onnxruntime-cuda", "onnxruntime", {}, 1e-5),
     Form("onnxruntime-cuda-graphs", "onnxruntime", {"cuda_graphs": True}, 1e-5),
     Form("torch-cuda", "torch", {}, 1e-5, "model.pt2"),
+    Form("torch-compiled-graphs", "torch", {"compile": True, "compile_mode": "reduce-overhead"}, 1e-4, "model.pt2"),
+    Form("torch-autocast-fp16", "torch", {"autocast": "fp16", "channels_last": True}, 5e-3, "model.pt2"),
 )
 
 

@@ -90,10 +90,26 @@ def _show(ledger: Ledger, seconds: float) -> dict[str, Any]:
     return facts
 
 
+# What each file of tests shows, the quick ones first: one that takes too long leaves the others their lines.
+_TESTS = {
+    "test_driver.py": "the driver: memory, streams, graphs",
+    "test_other_backends.py": "ONNX Runtime and PyTorch answer as on the CPU",
+    "test_tensorrt.py": "TensorRT: engines, profiles, graphs, the cache",
+    "test_placement.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
+    "test_serving.py": "workers that are killed, GPU metrics",
+    "test_optimizing.py": "a model is optimised on its GPU, and the plan is served",
+}
+
+
 def _show_tests(ledger: Ledger) -> None:
-    with ledger.showing("tests/gpu") as showing:
+    for name, what in _TESTS.items():
+        _show_file(ledger, name, what)
+
+
+def _show_file(ledger: Ledger, name: str, what: str) -> None:
+    with ledger.showing(f"tests/gpu/{name}: {what}") as showing:
         showing.due()
-        done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu", timeout_s=300)
+        done = _run("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"tests/gpu/{name}", timeout_s=300)
         showing.values["output"] = done.stdout[-8000:]
         last = (done.stdout.strip().splitlines() or ["no output"])[-1]
         if done.returncode not in (0, 5):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loadtests.gpu import forms, parts
+from loadtests.gpu import forms, parts, run
 from loadtests.gpu.ledger import BEYOND, FAILED, NOT_SHOWN, SHOWN, Ledger, NotShown
 
 from headrace.repository.model_config import parse_config
@@ -139,3 +139,8 @@ def test_without_a_gpu_everything_is_listed_as_not_shown(tmp_path):
     assert "there is no GPU: there is no NVIDIA driver here" in done.stdout
     for what in ("workers killed under load lose nothing", "MIG: an instance on a part of a GPU"):
         assert what in done.stdout
+
+
+def test_every_file_of_tests_for_gpus_has_its_line():
+    folder = Path(run.__file__).parents[2] / "tests/gpu"
+    assert set(run._TESTS) == {file.name for file in folder.glob("test_*.py")}
