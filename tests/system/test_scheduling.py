@@ -141,7 +141,7 @@ def test_who_cannot_be_answered_in_time_is_told_at_once(server, protocol):
     if protocol == "grpc":
         with Load(server, "promised", http=8) as load:
             load.wait_answers(8)
-            outcome = _infer_by_grpc(server, 0.15)  # half of what it would have to wait
+            outcome = _infer_by_grpc(server, 0.04)  # it alone takes 0.05
         assert outcome.status == "UNAVAILABLE"
         assert "Refused at arrival" in outcome.detail
 
@@ -150,7 +150,11 @@ def _infer_by_grpc(server, timeout_s):
     client = GrpcClient(server.grpc, "promised")
     try:
         assert client.infer([1.0]).ok  # the channel stands
-        return client.infer([1.0], timeout_s=timeout_s)
+        for _ in range(20):
+            outcome = client.infer([1.0], timeout_s=timeout_s)
+            if outcome.status != "DEADLINE_EXCEEDED":  # on a busy machine the client itself may give up first
+                break
+        return outcome
     finally:
         client.close()
 
