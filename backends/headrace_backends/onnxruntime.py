@@ -4,7 +4,7 @@ import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -52,7 +52,7 @@ _GRAPH_LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_PARAMETERS = ("intra_op_threads", "graph_optimization_level", "allow_spinning", *GPU_PARAMETERS)
+PARAMETERS = ("intra_op_threads", "graph_optimization_level", "allow_spinning", *GPU_PARAMETERS)
 _LOAD_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
@@ -97,9 +97,9 @@ class OnnxRuntimeBackend(Backend):
         self._bound: BoundSession | None = None  # on a GPU
 
     @classmethod
-    def load(cls, source: ModelSource) -> "OnnxRuntimeBackend":
+    def load(cls, source: ModelSource) -> Self:
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
-        parameters.refuse_unknown("onnxruntime", source.parameters, _PARAMETERS)
+        parameters.refuse_unknown("onnxruntime", source.parameters, PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
         choice = choose_providers(source, onnxruntime.get_available_providers())
         on_cpu = choice.wanted == CPU

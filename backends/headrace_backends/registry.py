@@ -1,5 +1,6 @@
 """Which backend serves what: names, aliases and file endings; a framework is imported only by ``resolve``."""
 
+import re
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
@@ -13,6 +14,10 @@ BACKENDS: dict[str, str] = {
     "openvino": "headrace_backends.openvino:OpenVinoBackend",
     "python": "headrace_backends.python:PythonBackend",
     "tensorrt": "headrace_backends.tensorrt.backend:TensorRtBackend",
+    "litert": "headrace_backends.litert:LiteRtBackend",
+    "tensorflow": "headrace_backends.importers.backend:TensorFlowBackend",
+    "sklearn": "headrace_backends.importers.backend:SklearnBackend",
+    "xgboost": "headrace_backends.importers.backend:XgboostBackend",
     "fake": "headrace_backends.fake:FakeBackend",
 }
 
@@ -24,7 +29,33 @@ ENDINGS: dict[str, str] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
     ".xml": "openvino",
+    ".tflite": "litert",
+    ".savedmodel": "tensorflow",
+    ".keras": "tensorflow",
+    ".h5": "tensorflow",
+    ".skops": "sklearn",
+    ".joblib": "sklearn",
+    ".pkl": "sklearn",
+    ".pickle": "sklearn",
+    ".json": "xgboost",
+    ".ubj": "xgboost",
+    ".bst": "xgboost",
 }
+
+# What often lies beside a model and belongs to it. Taken for one itself only where there is no other, and of those that
+# are named in ``TOLD_BY_CONTENT`` only where they begin as that backend's models do.
+GIVES_WAY = frozenset(
+    {".tflite", ".savedmodel", ".keras", ".h5", ".skops", ".joblib", ".pkl", ".pickle", ".json", ".ubj", ".bst"}
+)
+TOLD_BY_CONTENT: dict[str, re.Pattern[bytes]] = {
+    ".json": re.compile(rb"\s*\{\s*\"learner\"\s*:\s*\{"),
+    ".ubj": re.compile(rb"\{L\0{7}\x07learner\{"),
+    ".bst": re.compile(rb"\{L\0{7}\x07learner\{|\s*\{\s*\"learner\"\s*:\s*\{"),
+}
+CONTENT_BYTES = 256  # that are looked at
+
+# Files whose whole name says what they are.
+NAMES: dict[str, str] = {"saved_model.pb": "tensorflow"}
 
 # What a backend reads besides the endings that are its own, where the configuration names it.
 ALSO_READS: dict[str, tuple[str, ...]] = {"openvino": (".onnx", ".tflite"), "tensorrt": (".onnx",)}
@@ -37,6 +68,10 @@ MODEL_FILES: dict[str, tuple[str, ...]] = {
     "fake": (),
     "tensorrt": ("model.plan", "model.engine", "model.onnx"),
     "openvino": ("model.xml", "model.onnx", "model.tflite"),
+    "litert": ("model.tflite",),
+    "tensorflow": ("model.savedmodel", "model.keras", "model.h5", "saved_model.pb"),
+    "sklearn": ("model.skops", "model.joblib", "model.pkl", "model.pickle"),
+    "xgboost": ("model.json", "model.ubj", "model.bst", "xgboost.json", "xgboost.ubj"),
 }
 
 # What Triton's configurations call them, as ``platform`` or as ``backend``.
@@ -47,6 +82,9 @@ ALIASES: dict[str, str] = {
     "pytorch_libtorch": "torch",
     "libtorch": "torch",
     "tensorrt_plan": "tensorrt",
+    "tensorflow_savedmodel": "tensorflow",
+    "tflite": "litert",
+    "scikit-learn": "sklearn",
 }
 
 # What the metadata calls a model's platform, in Triton's words where it has one.
@@ -54,10 +92,13 @@ PLATFORMS: dict[str, str] = {
     "onnxruntime": "onnxruntime_onnx",
     "torch": "pytorch_libtorch",
     "tensorrt": "tensorrt_plan",
+    "tensorflow": "tensorflow_savedmodel",
 }
 
 # Backends of which many small models may share one process.
-SHAREABLE = frozenset({"onnxruntime", "openvino"})
+# Not those whose models may have to be converted: that would
+# keep the others of the process waiting.
+SHAREABLE = frozenset({"onnxruntime", "openvino", "litert"})
 
 ENTRY_POINT_GROUP = "headrace.backends"
 
@@ -65,6 +106,7 @@ _INSTALL: dict[str, str] = {
     "onnxruntime": "onnxruntime",
     "torch": "'headrace[torch]'",
     "openvino": "'headrace[openvino]'",
+    "litert": "'headrace[litert]'",
 }
 
 
@@ -79,12 +121,12 @@ def backend_names() -> list[str]:
 
 
 def backend_of_file(path: PurePath) -> str:
-    """The backend that a model file's ending asks for.
+    """The backend that a model file's name asks for.
 
     Raises:
         LoadError: no backend reads such files.
     """
-    name = ENDINGS.get(path.suffix.lower())
+    name = NAMES.get(path.name) or ENDINGS.get(path.suffix.lower())
     if name is None:
         raise LoadError(f"'{path.name}' has none of the model file endings {', '.join(ENDINGS)}")
     return name
@@ -98,7 +140,18 @@ def model_files(name: str) -> tuple[str, ...]:
 def reads(name: str, path: PurePath) -> bool:
     """Whether the backend of this name reads files with such an ending."""
     ending = path.suffix.lower()
-    return ENDINGS.get(ending) == name or ending in ALSO_READS.get(name, ())
+    return name in (NAMES.get(path.name), ENDINGS.get(ending)) or ending in ALSO_READS.get(name, ())
+
+
+def gives_way(name: str) -> bool:
+    """Whether a file of this name may well belong to another that is the model."""
+    return name in NAMES or PurePath(name).suffix.lower() in GIVES_WAY
+
+
+def content_fits(name: str, beginning: bytes) -> bool:
+    """Whether a file that begins so may be what its ending says, where other files have that ending too."""
+    pattern = TOLD_BY_CONTENT.get(PurePath(name).suffix.lower())
+    return pattern is None or pattern.match(beginning) is not None
 
 
 def resolve(name: str) -> type[Backend]:

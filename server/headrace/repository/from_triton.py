@@ -102,7 +102,24 @@ _PARAMETER_NAMES = {
     "graph_optimization_level": "graph_optimization_level",
     "allow_spinning": "allow_spinning",
 }
-_OPENVINO_PARAMETER_NAMES = {"INFERENCE_NUM_THREADS": "intra_op_threads", "CPU_THREADS_NUM": "intra_op_threads"}
+# Of backends whose own parameters Triton writes in capitals; those that are not here tune its runtimes.
+_CAPITAL_NAMES: dict[str, dict[str, str]] = {
+    "openvino": {"INFERENCE_NUM_THREADS": "intra_op_threads", "CPU_THREADS_NUM": "intra_op_threads"},
+    "tensorflow": {
+        "TF_NUM_INTRA_THREADS": "intra_op_threads",
+        "TF_SIGNATURE_DEF": "signature",
+        "TF_GRAPH_TAG": "tag",
+    },
+}
+# Triton's backends that are none here, and what to do instead.
+_OTHER_BACKENDS: dict[str, str] = {
+    "fil": (
+        "is Triton's for tree models; set backend: xgboost for a model of XGBoost (xgboost.json is found), which "
+        "has the input 'features' and the outputs 'prediction', or 'label' and 'probabilities', and leave input, "
+        "output and parameters away; convert others to ONNX"
+    ),
+    "tensorflow_graphdef": "is not offered: save the graph as a SavedModel (model.savedmodel), which has signatures",
+}
 
 
 def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
@@ -114,7 +131,12 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     Raises:
         ConfigError: with every problem that it has.
     """
-    problems = [*_name_problems(message, folder_name), *_refusals(message, (), ()), *_value_problems(message)]
+    problems = [
+        *_name_problems(message, folder_name),
+        *_backend_problems(message),
+        *_refusals(message, (), ()),
+        *_value_problems(message),
+    ]
     try:
         config = build_config(_plain(message), lambda path: _spell(path, message))
     except ConfigError as error:
@@ -129,6 +151,12 @@ def _name_problems(message: pb.ModelConfig, folder_name: str) -> Iterator[str]:
         yield f"name: is '{message.name}', expected the folder's name, '{folder_name}', or none"
     if message.platform and message.backend and canonical(message.platform) != canonical(message.backend):
         yield f"backend: is '{message.backend}', and platform is '{message.platform}', which is another one"
+
+
+def _backend_problems(message: pb.ModelConfig) -> Iterator[str]:
+    for key, value in (("backend", message.backend), ("platform", message.platform)):
+        if value in _OTHER_BACKENDS:
+            yield f"{key}: '{value}' {_OTHER_BACKENDS[value]}"
 
 
 def _refusals(message: Message, path: tuple[str, ...], shown: tuple[str, ...]) -> Iterator[str]:
@@ -166,9 +194,10 @@ def _parameters(message: pb.ModelConfig) -> dict[str, str]:
     """The backend's parameters under our names. Triton's others tune its own runtimes, so they are left out."""
     given = {key: value.string_value for key, value in message.parameters.items()}
     backend = canonical(message.backend or message.platform)
-    if backend == "openvino":  # Triton writes all of its own in capitals
-        named = {_OPENVINO_PARAMETER_NAMES.get(key, key): value for key, value in given.items()}
-        return {key: value for key, value in named.items() if not key.isupper()}
+    if backend in _CAPITAL_NAMES:
+        named = {_CAPITAL_NAMES[backend].get(key, key): value for key, value in given.items()}
+        unset = {"intra_op_threads": "0"}  # 0 threads are Triton's way to leave the number to the framework
+        return {key: value for key, value in named.items() if not key.isupper() and unset.get(key) != value}
     if backend not in ("", "onnxruntime", "torch"):
         return given  # a model's own code may look at them
     named = {_PARAMETER_NAMES.get(key, key): value for key, value in given.items()}

@@ -35,7 +35,8 @@ MAX_LABEL_BYTES = 64 << 20
 INITIAL_STATES = "initial_state"  # the folder where Triton looks for the files that states begin with
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # an int64 on the wire
-_LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan", ".engine")  # .py and .xml are not only models
+# .py, .xml, .json, .h5 and .pkl are not only models.
+_LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan", ".engine", ".savedmodel", ".keras", ".tflite", ".skops")
 _MISSPELLED_CONFIGS = ("config.yml", "config.json", "config.pbtxt.txt", "config.yaml.txt")
 
 

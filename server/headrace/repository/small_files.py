@@ -32,6 +32,15 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     return raw
 
 
+def read_beginning(path: Path, most_bytes: int) -> bytes:
+    """How a file begins; nothing of what is no ordinary file or out of reach."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            return file.read(most_bytes) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+
+
 def read_text(path: Path, limit_bytes: int) -> str:
     """A file's text.
 

@@ -6,8 +6,17 @@ from pathlib import Path
 from headrace.core.passed_over import is_passed_over
 from headrace.repository.fingerprint import digest, stamps
 from headrace.repository.model_config import ModelConfig
-from headrace.repository.small_files import Unusable, list_names, why_unread
-from headrace_backends.registry import ENDINGS, canonical, model_files, reads
+from headrace.repository.small_files import Unusable, list_names, read_beginning, why_unread
+from headrace_backends.registry import (
+    CONTENT_BYTES,
+    ENDINGS,
+    NAMES,
+    canonical,
+    content_fits,
+    gives_way,
+    model_files,
+    reads,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +57,32 @@ def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
         return backend or _backend_of(config.model_file), _existing(folder / config.model_file)
     if backend is not None and backend not in ENDINGS.values():
         return backend, folder  # a plugin, or the fake: it knows what it looks for
-    candidates = [
-        name
-        for name in list_names(folder)
-        if not is_passed_over(name) and (reads(backend, Path(name)) if backend else _ending_backend(name) is not None)
-    ]
+    names = [name for name in list_names(folder) if not is_passed_over(name)]
+    if backend is not None:
+        candidates = [name for name in names if reads(backend, Path(name))]
+    else:
+        candidates = [name for name in names if _backend_of_name(name) is not None]
+        candidates = _first_rank(folder, candidates)
     name = _preferred(candidates, backend)
     return backend or _backend_of(name), _existing(folder / name)
 
 
+def _first_rank(folder: Path, candidates: list[str]) -> list[str]:
+    """Those that are models by themselves; where there are none, those that may belong to one, and are not."""
+    first = [name for name in candidates if not gives_way(name)]
+    return first or [name for name in candidates if content_fits(name, read_beginning(folder / name, CONTENT_BYTES))]
+
+
 def _preferred(candidates: list[str], backend: str | None) -> str:
-    """The model file among those of known endings: one named model.*, else the only one.
+    """The model file among those of known names: one named model.*, else the only one.
 
     Raises:
         Unusable: there is none, or more than one.
     """
     named = [name for name in candidates if name.startswith("model.")]
-    backends = {backend} if backend else {_ending_backend(name) for name in named}
+    backends = {backend} if backend else {_backend_of_name(name) for name in named}
     if len(backends) == 1:
-        ranked = [name for name in model_files(backends.pop() or "") if name in named]
+        ranked = [name for name in model_files(backends.pop() or "") if name in (named or candidates)]
         if ranked:
             return ranked[0]
     remaining = named or candidates
@@ -80,12 +96,12 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     raise Unusable(f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}")
 
 
-def _ending_backend(name: str) -> str | None:
-    return ENDINGS.get(Path(name).suffix.lower())
+def _backend_of_name(name: str) -> str | None:
+    return NAMES.get(name) or ENDINGS.get(Path(name).suffix.lower())
 
 
 def _backend_of(name: str) -> str:
-    backend = _ending_backend(name)
+    backend = _backend_of_name(name)
     if backend is None:
         raise Unusable(f"has the model file '{name}', whose ending tells no backend; set backend")
     return backend
