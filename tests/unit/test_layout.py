@@ -150,6 +150,63 @@ def test_finding_the_model_file(model, places, config, backend, found):
     assert folder.versions[1].model_path == folder.path / "1" / found
 
 
+XGBOOST = '{"learner":{"attributes":{}}}'
+
+
+@pytest.mark.parametrize(
+    ("contents", "config", "backend", "found"),
+    [
+        ({"model.keras": "k"}, "", "tensorflow", "model.keras"),
+        ({"model.savedmodel/saved_model.pb": "s"}, "", "tensorflow", "model.savedmodel"),
+        ({"saved_model.pb": "s", "variables/variables.index": "i"}, "", "tensorflow", "saved_model.pb"),
+        ({"model.tflite": "t"}, "", "litert", "model.tflite"),
+        ({"model.tflite": "t"}, "backend: openvino", "openvino", "model.tflite"),
+        ({"model.skops": "s", "readme.json": "{}"}, "", "sklearn", "model.skops"),
+        ({"model.json": XGBOOST, "vocabulary.json": "{}"}, "", "xgboost", "model.json"),
+        ({"iris.json": XGBOOST, "vocabulary.json": "{}"}, "", "xgboost", "iris.json"),
+        ({"xgboost.json": XGBOOST, "other.json": "{}"}, "backend: xgboost", "xgboost", "xgboost.json"),
+        ({"model.json": "{}"}, "backend: xgboost", "xgboost", "model.json"),
+        # What often belongs to a model is none where there is another.
+        ({"model.py": "p", "model.pkl": "p", "model.json": XGBOOST}, "", "python", "model.py"),
+        ({"serve.py": "p", "weights.h5": "h", "model.keras": "k"}, "", "python", "serve.py"),
+        (
+            {"model.onnx": "o", "model.keras": "k", "model.savedmodel/saved_model.pb": "s"},
+            "",
+            "onnxruntime",
+            "model.onnx",
+        ),
+        ({"net.pt2": "o", "model.tflite": "t"}, "", "torch", "net.pt2"),
+    ],
+)
+def test_finding_a_model_of_another_framework(model, contents, config, backend, found):
+    placed = {f"1/{place}": text for place, text in contents.items()}
+    folder = read_folder(model(**placed, **{"config.yaml": config}))
+    assert folder.problems == ()
+    assert folder.versions[1].backend == backend
+    assert folder.versions[1].model_path == folder.path / "1" / found
+
+
+@pytest.mark.parametrize(
+    ("contents", "problem"),
+    [
+        ({"model.json": '{"architecture": "x"}'}, "1: has no model file, expected model.* with an ending of .onnx"),
+        (
+            {"model.keras": "k", "model.skops": "s"},
+            "1: has several model files (model.keras, model.skops); set backend",
+        ),
+    ],
+)
+def test_no_single_model_of_another_framework(model, contents, problem):
+    folder = read_folder(model(**{f"1/{place}": text for place, text in contents.items()}))
+    assert folder.problems[0].startswith(problem)
+
+
+def test_a_pipe_is_not_waited_for(model):
+    path = model(**{"1/README": "x"})
+    os.mkfifo(path / "1/model.json")
+    assert read_folder(path).problems[0].startswith("1: has no model file")
+
+
 @pytest.mark.parametrize(
     ("places", "config", "problem"),
     [
@@ -436,7 +493,7 @@ def test_fingerprint_does_not_run_out_of_stack(tmp_path):
     assert after != before
 
 
-@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx"])
+@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx", "model.keras", "v1/model.tflite"])
 def test_a_model_file_outside_a_version_folder_is_told_and_not_passed_over(tmp_path, loose):
     file = tmp_path / "m" / loose
     file.parent.mkdir(parents=True)

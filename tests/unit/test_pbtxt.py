@@ -774,6 +774,37 @@ def test_tritons_openvino_parameters():
     assert parse_pbtxt(text, "m").parameters == {"intra_op_threads": "3", "precision": "bf16"}
 
 
+def test_tritons_tensorflow_names():
+    text = 'platform: "tensorflow_savedmodel"' + "".join(
+        f' parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in (
+            ("TF_NUM_INTRA_THREADS", "2"),
+            ("TF_USE_PER_SESSION_THREADS", "true"),
+            ("TF_SIGNATURE_DEF", "minus"),
+            ("TF_GRAPH_TAG", "serve"),
+        )
+    )
+    config = parse_pbtxt(text, "m")
+    assert config.backend == "tensorflow"
+    assert config.parameters == {"intra_op_threads": "2", "signature": "minus", "tag": "serve"}
+    assert parse_pbtxt('backend: "tensorflow"', "m").backend == "tensorflow"
+    none = 'backend: "tensorflow" parameters { key: "TF_NUM_INTRA_THREADS" value { string_value: "0" } }'
+    assert parse_pbtxt(none, "m").parameters == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('backend: "fil"', "backend: 'fil' is Triton's for tree models; set backend: xgboost for a model of XGBoost"),
+        ('platform: "tensorflow_graphdef"', "platform: 'tensorflow_graphdef' is not offered: save the graph as"),
+    ],
+)
+def test_what_to_do_instead_of_tritons_other_backends(text, problem):
+    with pytest.raises(ConfigError) as caught:
+        parse_pbtxt(text, "m")
+    assert [one.startswith(problem) for one in caught.value.problems] == [True]
+
+
 VALUES = {
     FieldDescriptor.CPPTYPE_BOOL: [True],
     FieldDescriptor.CPPTYPE_STRING: ["", "a", "b", "../c", "ensemble", "TYPE_FP32", "0"],

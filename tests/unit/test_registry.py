@@ -32,6 +32,15 @@ def test_every_backend_has_its_files_and_every_ending_a_known_backend():
         ("M.ONNX", "onnxruntime"),
         ("model.plan", "tensorrt"),
         ("model.engine", "tensorrt"),
+        ("model.tflite", "litert"),
+        ("model.savedmodel", "tensorflow"),
+        ("saved_model.pb", "tensorflow"),
+        ("model.keras", "tensorflow"),
+        ("model.h5", "tensorflow"),
+        ("model.skops", "sklearn"),
+        ("model.joblib", "sklearn"),
+        ("model.json", "xgboost"),
+        ("model.ubj", "xgboost"),
     ],
 )
 def test_ending_chooses_the_backend(file, backend):
@@ -39,11 +48,10 @@ def test_ending_chooses_the_backend(file, backend):
 
 
 def test_unknown_ending_and_unknown_backend_list_what_there_is():
-    with pytest.raises(LoadError, match=r"'model\.h5'.*\.onnx"):
-        registry.backend_of_file(PurePath("model.h5"))
-    with pytest.raises(
-        BackendUnavailable, match="no backend 'caffe'; there are fake, onnxruntime, openvino, python, tensorrt, torch"
-    ):
+    with pytest.raises(LoadError, match=r"'model\.params'.*\.onnx"):
+        registry.backend_of_file(PurePath("model.params"))
+    there = "fake, litert, onnxruntime, openvino, python, sklearn, tensorflow, tensorrt, torch, xgboost"
+    with pytest.raises(BackendUnavailable, match=f"no backend 'caffe'; there are {there}"):
         registry.resolve("caffe")
 
 
@@ -54,6 +62,32 @@ def test_aliases_of_triton():
     assert registry.model_files("pytorch") == ("model.pt2", "model.pt")
 
 
+@pytest.mark.parametrize(
+    ("name", "beginning", "fits"),
+    [
+        ("model.json", b'{"learner":{"attributes":{}', True),
+        ("model.json", b'\n{ "learner" : {', True),
+        ("vocabulary.json", b'{"hello": 3}', False),
+        ("model.json", b"", False),
+        ("model.ubj", b"{L" + (7).to_bytes(8, "big") + b"learner{L", True),
+        ("model.ubj", b"{L", False),
+        ("model.bst", b'{"learner":{', True),
+        ("model.bst", b"binf", False),
+        ("model.keras", b"anything", True),
+    ],
+)
+def test_what_many_things_are_called_is_told_by_how_it_begins(name, beginning, fits):
+    assert registry.content_fits(name, beginning) is fits
+
+
+def test_what_often_belongs_to_a_model_gives_way():
+    assert registry.gives_way("saved_model.pb")
+    assert {ending for ending in registry.ENDINGS if not registry.gives_way(f"model{ending}")} == {
+        ".onnx", ".pt2", ".pt", ".py", ".plan", ".engine", ".xml",
+    }  # fmt: skip
+    assert set(registry.ENDINGS) >= registry.GIVES_WAY
+
+
 def test_resolve_gives_the_class():
     assert registry.resolve("fake") is FakeBackend
 
@@ -62,8 +96,9 @@ def test_missing_framework_says_what_to_install(monkeypatch):
     for name, framework, modules in (
         ("pytorch", "torch", ["torch"]),
         ("openvino", "openvino", ["openvino", "openvino_model", "openvino_quietly"]),
+        ("litert", "litert", ["litert", "litert_signature"]),
     ):
-        monkeypatch.setitem(sys.modules, framework, None)
+        monkeypatch.setitem(sys.modules, {"litert": "ai_edge_litert.interpreter"}.get(framework, framework), None)
         for module in modules:
             monkeypatch.delitem(sys.modules, f"headrace_backends.{module}", raising=False)
         with pytest.raises(BackendUnavailable, match=rf"pip install 'headrace\[{framework}\]'"):
@@ -93,6 +128,15 @@ def test_plugin_is_found_and_checked(monkeypatch):
 
 
 def test_importing_the_registry_imports_no_framework():
-    frameworks = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+    frameworks = {
+        "torch",
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt_rtx",
+        "tensorflow",
+        "sklearn",
+        "xgboost",
+        "ai_edge_litert",
+    }
     code = f"import sys, headrace_backends.registry; sys.exit(bool({frameworks} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -138,7 +138,9 @@ def _asker(model: Any, inputs: list[str], made: Any) -> Ask:
         rows = _rows(model, [(name, given[name]) for name in inputs])
         answered: dict[str, Array] = {}
         if "label" in outputs and hasattr(model, "predict"):
-            answered["label"] = np.asarray(model.predict(rows))
+            label = np.asarray(model.predict(rows))
+            ranks = {output.name: len(output.type.tensor_type.shape.dim) for output in made.graph.output}
+            answered["label"] = label.reshape(-1, 1) if ranks["label"] == 2 and label.ndim == 1 else label
         if "probabilities" in outputs and hasattr(model, "predict_proba"):
             answered["probabilities"] = np.asarray(model.predict_proba(rows))
         if "prediction" in outputs:

@@ -89,7 +89,12 @@ XGBOOST = Format(
     {"xgboost": "xgboost", "onnxmltools": "onnxmltools", **_SHARED},
 )
 
-_ALTERNATIVES = {"xgboost": ("xgboost", "xgboost-cpu"), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+# Any of these may bring the library.
+_ALTERNATIVES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "xgboost": ("xgboost", "xgboost-cpu"),
+}
 
 
 def _version(name: str) -> str:

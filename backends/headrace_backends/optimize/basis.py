@@ -16,12 +16,28 @@ from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.registry import ENTRY_POINT_GROUP, canonical
 
 # Any of the distributions in a group may bring the library.
+_ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 _LIBRARIES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),),
+    "onnxruntime": (_ONNXRUNTIME,),
     "openvino": (("openvino",),),
     "torch": (("torch",),),
     "tensorrt": (("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),),
     "litert": (("ai-edge-litert", "tflite-runtime"),),
+    "tensorflow": (
+        _ONNXRUNTIME,
+        ("tensorflow", "tensorflow-cpu"),
+        ("tf2onnx",),
+    ),
+    "sklearn": (
+        _ONNXRUNTIME,
+        ("scikit-learn",),
+        ("skl2onnx",),
+    ),
+    "xgboost": (
+        _ONNXRUNTIME,
+        ("xgboost", "xgboost-cpu"),
+        ("onnxmltools",),
+    ),
     "python": (),
     "fake": (),
 }
