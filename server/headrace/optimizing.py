@@ -25,6 +25,7 @@ from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.goal import Aim, Goal
 from headrace_backends.optimize.hardware import hardware
+from headrace_backends.optimize.imported import as_onnx, is_imported
 from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.optimize.plan_cache import PlanCache
@@ -78,6 +79,7 @@ class Job:
     digest: str
     cache: PlanCache | None  # None: a file's plan goes to ``folder``
     folder: Path  # where files are made; of a model file, where they stay
+    imported: bool = False  # the model was of another framework, so that its plan needs the ONNX file in any case
 
 
 def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
@@ -133,7 +135,8 @@ def _file_job(arguments: OptimizeArguments, path: Path) -> Job:
     subject = Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=arguments.training)
     _refuse_unfit(subject)
     goal = _goal(arguments, OptimizeConfig())
-    return Job(subject, goal, arguments.calibration, model_digest(path, {}), None, output)
+    imported = is_imported(subject.backend)
+    return Job(as_onnx(subject), goal, arguments.calibration, model_digest(path, {}), None, output, imported)
 
 
 def _model_job(arguments: OptimizeArguments) -> Job:
@@ -180,7 +183,7 @@ def _model_job(arguments: OptimizeArguments) -> Job:
     cache = PlanCache(arguments.plan_cache)
     # Rows of another goal are of no use to this one.
     work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{_search_key(goal, subject, calibration)}"
-    return Job(subject, goal, calibration, digest, cache, work)
+    return Job(as_onnx(subject), goal, calibration, digest, cache, work, is_imported(subject.backend))
 
 
 def _search_key(goal: Goal, subject: Subject, calibration: Path | None) -> str:
@@ -247,10 +250,9 @@ def _keep(job: Job, outcome: Outcome) -> Path:
     shutil.rmtree(made_in, ignore_errors=True)
     made_in.mkdir(parents=True)
     artifact = ""
-    if chosen.form.steps:
-        shutil.copytree(
-            outcome.artifact.parent, made_in, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json")
-        )
+    if chosen.form.steps or job.imported:
+        not_its = shutil.ignore_patterns("done.json", "conversion.json")
+        shutil.copytree(outcome.artifact.parent, made_in, dirs_exist_ok=True, ignore=not_its)
         artifact = outcome.artifact.name
     write_replay(made_in / "replay.npz", outcome.inputs, outcome.answers)
     assert chosen.held_back is not None, "whatever is chosen has been judged"

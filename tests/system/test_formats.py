@@ -69,6 +69,15 @@ def place(repository, name, content=b"", config=""):
     return path
 
 
+def ready(server):
+    """The server once it has loaded everything, then its end. Frameworks are imported for each model meanwhile."""
+    try:
+        server.wait_ready(900)
+        yield server
+    finally:
+        server.__exit__()
+
+
 def reasons(server):
     status, index = server.post("/v2/repository/index", {})
     assert status == 200
@@ -107,10 +116,9 @@ def server(tmp_path_factory, classifier, booster):
     if find_spec("tensorflow") is None:
         place(repository, "uninstalled/1/model.keras", b"k")
     cache = tmp_path_factory.mktemp("cache")
+    repository.joinpath(".cache").symlink_to(cache / "headrace/conversions")  # hidden: for the tests to look at
     flags = ("--model-control", "explicit", "--load-model", "*")
-    with RunningServer(repository, *flags, env={"XDG_CACHE_HOME": str(cache)}) as one:
-        one.cache = cache / "headrace/conversions"
-        yield one
+    yield from ready(RunningServer(repository, *flags, env={"XDG_CACHE_HOME": str(cache)}))
 
 
 @needs_sklearn
@@ -157,12 +165,13 @@ class TestTabular:
         assert "install with: pip install 'headrace[tensorflow]'" in reasons(server)["uninstalled"]
 
     def test_a_model_that_comes_again_is_not_converted_again(self, server):
-        kept = {path: path.stat().st_ino for path in server.cache.glob("*/model.onnx")}
+        cache = server.repository / ".cache"
+        kept = {path: path.stat().st_ino for path in cache.glob("*/model.onnx")}
         assert len(kept) == 2
         for call in ("unload", "load"):
             assert server.post(f"/v2/repository/models/digits_sklearn/{call}", {})[0] == 200
-        assert {path: path.stat().st_ino for path in server.cache.glob("*/model.onnx")} == kept
-        assert list(server.cache.glob(".new-*")) == []
+        assert {path: path.stat().st_ino for path in cache.glob("*/model.onnx")} == kept
+        assert list(cache.glob(".new-*")) == []
 
 
 # -- TensorFlow --------------------------------------------------------------------------------------------------------
@@ -193,12 +202,7 @@ def tensorflow_server(tmp_path_factory, made):
         place(repository, f"{name}/1/model.{file.split('.')[1]}", (made / file).read_bytes())
     place(repository, "net_tflite/1/model.tflite", (made / "net.tflite").read_bytes())
     cache = tmp_path_factory.mktemp("cache")
-    server = RunningServer(repository, env={"XDG_CACHE_HOME": str(cache)})
-    try:
-        server.wait_ready(600)  # TensorFlow is imported for each, and the machine may be busy
-        yield server
-    finally:
-        server.__exit__()
+    yield from ready(RunningServer(repository, env={"XDG_CACHE_HOME": str(cache)}))
 
 
 @needs_tensorflow

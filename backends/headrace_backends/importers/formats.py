@@ -89,6 +89,8 @@ XGBOOST = Format(
     {"xgboost": "xgboost", "onnxmltools": "onnxmltools", **_SHARED},
 )
 
+FORMATS: dict[str, Format] = {one.backend: one for one in (TENSORFLOW, SKLEARN, XGBOOST)}
+
 # Any of these may bring the library.
 _ALTERNATIVES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),

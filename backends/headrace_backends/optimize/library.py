@@ -20,6 +20,7 @@ from headrace_backends.optimize.findings import Findings
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.goal import Aim, Goal
 from headrace_backends.optimize.hardware import hardware
+from headrace_backends.optimize.imported import as_onnx
 from headrace_backends.optimize.listener import Listener, SilentListener
 from headrace_backends.optimize.report import write_report
 from headrace_backends.optimize.search import Search
@@ -116,9 +117,8 @@ def optimize(
     place = Path(folder or held.name).resolve()
     place.mkdir(parents=True, exist_ok=True)
     path = _file_of(model, example_inputs, place)
-    subject = Subject(
-        path.stem, "1", path, backend_of_file(path), path.parent, training=Path(training) if training else None
-    )
+    code = Path(training) if training else None
+    subject = as_onnx(Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=code))
     count = cpus or hardware().cpus
     search = Search(
         subject,
