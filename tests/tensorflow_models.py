@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     pixels = np.random.default_rng(1).random((9, 8, 8, 1), dtype=np.float32)
 
     image = keras.Input((8, 8, 1), name="image")
-    hidden = keras.layers.Conv2D(4, 3, strides=2, activation="relu")(image)
+    hidden = keras.layers.Conv2D(32, 3, strides=2, activation="relu")(image)
     hidden = keras.layers.BatchNormalization()(hidden)
     hidden = keras.layers.Flatten()(hidden)
     shares = keras.layers.Dense(10, activation="softmax", name="shares")(hidden)

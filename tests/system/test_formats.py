@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
@@ -242,3 +243,16 @@ class TestTensorFlow:
         assert "Keras cannot load 'model.keras'" in told["lambda"]
         assert "save the model with model.export(FOLDER), and serve that SavedModel" in told["lambda"]
         assert "has no signature" in told["none"]
+
+    def test_weights_that_one_file_does_not_hold_lie_beside_it(self, tensorflow_server, made, tmp_path):
+        code = (
+            "import sys; from pathlib import Path; from headrace_backends.importers.savedmodel import write_onnx; "
+            "write_onnx(Path(sys.argv[1]), Path(sys.argv[2]), 'serving_default', 'serve', large=True)"
+        )
+        saved, target = tensorflow_server.repository / "net_served/1", tmp_path / "model.onnx"
+        done = subprocess.run([sys.executable, "-c", code, saved, target], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert len(list(tmp_path.iterdir())) > 1
+        told = np.load(made / "net.npz")
+        (answered,) = onnxruntime.InferenceSession(target).run(None, {"image": told["image"]})
+        np.testing.assert_allclose(answered, told["shares"], atol=1e-5)

@@ -62,6 +62,8 @@ def write_onnx(folder: Path, target: Path, signature: str, tag: str, *, large: b
     written = target.with_suffix(".zip") if large else target
     options = ["--saved-model", str(folder), "--tag", tag, "--signature_def", signature, "--output", str(written)]
     sys.argv = ["tf2onnx", *options, *(["--large_model"] if large else [])]
+    if large:
+        vars(np).setdefault("product", np.prod)  # tf2onnx 1.17 calls it there, and NumPy 2 has it no more
     tf2onnx.main()
     if large:
         with zipfile.ZipFile(written) as archive:
