@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from loadtests.inputs import SEED
+from loadtests.torch_resnet import resnet50
 from loadtests.vgg import vgg16_mnist
 
 _TRAINED, _WATCHED = 4000, 500  # the 500 after those are seen by nothing but the judge
@@ -64,6 +65,7 @@ def _small_convolutions() -> nn.Module:
 
 NETWORKS: dict[str, Network] = {
     "mlp": Network(mlp, _small_mlp, (784,), 8, 1e-3),
+    "resnet": Network(lambda: resnet50(1, 10), _small_convolutions, (1, 28, 28), 6, 1e-3),
     "vgg": Network(vgg16_mnist, _small_convolutions, (1, 28, 28), 6, 1e-3),
 }
 
