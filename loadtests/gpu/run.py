@@ -95,7 +95,7 @@ _TESTS = {
     "test_driver.py": "the driver: memory, streams, graphs",
     "test_other_backends.py": "ONNX Runtime and PyTorch answer as on the CPU",
     "test_tensorrt.py": "TensorRT: engines, profiles, graphs, the cache",
-    "test_placement.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
+    "test_shared_gpus.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
     "test_serving.py": "workers that are killed, GPU metrics",
     "test_optimizing.py": "a model is optimised on its GPU, and the plan is served",
 }

@@ -15,7 +15,9 @@ BATCH_MS = 50
 HEAVY = "fake_cpu_threads: 1024"  # all there are
 TENSORS = (("input", "x"), ("output", "y"))
 MANY = 14
-SOON = 5  # answers: two batches are at the worker, and a few requests are answered while another is on its way
+SOON = (
+    8  # answers: two batches are at the worker, and some are answered while another is on its way. In turn: 9 at least
+)
 
 
 @pytest.fixture(scope="module")

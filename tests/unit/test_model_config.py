@@ -74,7 +74,7 @@ OPTIMIZE = """
 optimize:
   budget: {metric: "metrics/own.py:score", min: 0.9}
   calibration: examples
-  allow: [bf16, fp16, int8_dynamic, int8_static, prune, sparse, distill, qat]
+  allow: [tf32, bf16, fp16, int8_dynamic, int8_static, prune, sparse, distill, qat]
   objective: {p99_ms: 20}
   training: train.py
   time_limit_s: 60.0
@@ -252,7 +252,7 @@ def test_versions(text, latest, only):
         ("execution_timeout_s: .inf", "execution_timeout_s: should be a finite number, got inf"),
         ("execution_timeout_s: true", "execution_timeout_s: should be a valid number, got True"),
         ("optimize: {allow: [bf16]}", "optimize: allows what changes answers (bf16), so a budget is needed"),
-        ("optimize: {allow: [fp3]}", "optimize.allow[0]: should be 'bf16', "),
+        ("optimize: {allow: [fp3]}", "optimize.allow[0]: should be 'tf32', 'bf16', "),
         ("optimize: {budget: {metric: cosine}}", "optimize.budget: should have either min or max"),
         ("optimize: {budget: {metric: cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),
         ("optimize: {budget: {metric: max_abs, min: 1}}", "optimize.budget: should have a max of at least 0"),

@@ -101,7 +101,7 @@ def test_every_parameter_is_one_of_its_backend():
     from headrace_backends import onnxruntime, torch
     from headrace_backends.tensorrt import backend as tensorrt
 
-    known = {"onnxruntime": onnxruntime._PARAMETERS, "torch": torch._PARAMETERS, "tensorrt": tensorrt._PARAMETERS}
+    known = {"onnxruntime": onnxruntime.PARAMETERS, "torch": torch._PARAMETERS, "tensorrt": tensorrt._PARAMETERS}
     for ending, name in ((".onnx", "onnxruntime"), (".pt2", "torch")):
         for form in forms(ending, name, "convolutional", HALVES, exhaustive=True):
             assert set(form.parameters) <= set(known[form.backend])

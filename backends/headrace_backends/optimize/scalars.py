@@ -1,10 +1,15 @@
 """The numbers of a report as TensorBoard scalars. Needs tensorboard, and not TensorFlow."""
 
+import sys
 import tempfile
 from math import isfinite
 from pathlib import Path
+from types import ModuleType
 
-from tensorboard.summary import Writer
+# TensorBoard takes TensorFlow where that is installed, which costs seconds and prints pages, unless it finds this module.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+from tensorboard.summary import Writer  # noqa: E402 - after that
 
 from headrace_backends.optimize import reading
 from headrace_backends.optimize.findings import Findings
