@@ -6,11 +6,6 @@ from math import isfinite
 from pathlib import Path
 from types import ModuleType
 
-# TensorBoard takes TensorFlow where that is installed, which costs seconds and prints pages, unless it finds this module.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-
-from tensorboard.summary import Writer  # noqa: E402 - after that
-
 from headrace_backends.optimize import reading
 from headrace_backends.optimize.findings import Findings
 
@@ -21,6 +16,10 @@ def write_scalars(findings: Findings, path: Path) -> None:
     ``candidate/...`` has a step for each candidate, by its number in the report; ``latency``, ``tail`` and
     ``throughput`` have a series for each candidate and a step for each batch size.
     """
+    # TensorBoard takes TensorFlow where that is installed, which costs seconds and prints pages, but if it finds this.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from tensorboard.summary import Writer
+
     with tempfile.TemporaryDirectory(prefix=".tensorboard-", dir=path.parent) as folder:
         writer = Writer(folder)
         for tag, value, step in _scalars(findings):
