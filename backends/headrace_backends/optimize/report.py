@@ -82,11 +82,12 @@ def _page(findings: Findings) -> bytes | None:
 def _scalars(findings: Findings, path: Path) -> Path | None:
     try:
         from headrace_backends.optimize.scalars import write_scalars
+
+        write_scalars(findings, path)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "tensorboard":
             raise
         return None
-    write_scalars(findings, path)
     return path
 
 
