@@ -1,5 +1,6 @@
 """What the optimiser tries on a GPU, and what a plan for one depends on: with made-up hardware."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,11 @@ def test_forms_are_loaded_on_the_gpu_of_their_subject():
 def test_a_trial_sees_its_gpu_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", UUID)
     with Trial(tmp_path / "log", 1, device=f"gpu:{UUID}") as trial:
-        assert f"CUDA_VISIBLE_DEVICES={UUID}\0" in Path(f"/proc/{trial.pid}/environ").read_text()
+        told = Path(f"/proc/{trial.pid}/environ")
+        ends = time.monotonic() + 30
+        while not told.read_text() and time.monotonic() < ends:  # it is empty while the program is being started
+            time.sleep(0.01)
+        assert f"CUDA_VISIBLE_DEVICES={UUID}\0" in told.read_text()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-other")
     with pytest.raises(TrialFailed, match="is not among the GPUs that this server may use"):
         Trial(tmp_path / "log", 1, device=f"gpu:{UUID}")
