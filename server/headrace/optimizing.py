@@ -18,6 +18,7 @@ from headrace.repository.optimize_config import OptimizeConfig
 from headrace.repository.planned import OWN_CODE, device_of, why_no_plan
 from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
+from headrace_backends.importers.conversion_cache import NOTE_FILE
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
 from headrace_backends.optimize.basis import model_digest, searched_versions, version_of, versions
 from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
@@ -251,7 +252,7 @@ def _keep(job: Job, outcome: Outcome) -> Path:
     made_in.mkdir(parents=True)
     artifact = ""
     if chosen.form.steps or job.imported:
-        not_its = shutil.ignore_patterns("done.json", "conversion.json")
+        not_its = shutil.ignore_patterns("done.json", NOTE_FILE)
         shutil.copytree(outcome.artifact.parent, made_in, dirs_exist_ok=True, ignore=not_its)
         artifact = outcome.artifact.name
     write_replay(made_in / "replay.npz", outcome.inputs, outcome.answers)

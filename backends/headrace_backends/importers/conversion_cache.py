@@ -1,6 +1,5 @@
 """Files that were converted to ONNX, kept in a folder: a model that comes again is not converted again."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,22 +9,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from headrace_backends.cache_folder import cache_folder, one_at_a_time
 from headrace_backends.optimize.basis import file_digest
 
 LIMIT_BYTES = 16 * 1024**3  # of all models of a folder; those used longest ago go first
-MODEL_FILE = "model.onnx"
+MODEL_FILE, NOTE_FILE = "model.onnx", "conversion.json"  # of a conversion
 FORMAT = 1  # of what is kept; another has other keys
 
-_NOTE = "conversion.json"
 _NEW = ".new-"
 
 
 def default_folder() -> Path:
     """Where conversions are kept unless the configuration says where."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification of that variable has relative paths ignored.
-    root = Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return root / "headrace" / "conversions"
+    return cache_folder("conversions")
 
 
 def conversion_key(source: str, versions: Mapping[str, str], options: Mapping[str, Any]) -> str:
@@ -53,8 +49,7 @@ class ConversionCache:
             OSError: the cache cannot be written to.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process that holds it, whatever becomes of that
+        with one_at_a_time(self._folder, key):
             building = self._folder / f"{_NEW}{key}"
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
@@ -67,7 +62,7 @@ class ConversionCache:
         """The model, or None; what was noted of it; and what was wrong with the one that is there, if there is."""
         place = self._folder / key
         try:
-            note = json.loads((place / _NOTE).read_bytes())
+            note = json.loads((place / NOTE_FILE).read_bytes())
             whole = {name: file_digest(place / name) for name in note["files"]} == note["files"]
             notes = [str(line) for line in note["notes"]]
         except FileNotFoundError:
@@ -89,7 +84,7 @@ class ConversionCache:
         files = sorted(file for file in made_in.iterdir() if file.is_file())
         self._make_room(key, sum(file.stat().st_size for file in files))
         note = {"files": {file.name: file_digest(file) for file in files}, "notes": notes}
-        (made_in / _NOTE).write_text(json.dumps(note, indent=1))
+        (made_in / NOTE_FILE).write_text(json.dumps(note, indent=1))
         place = self._folder / key
         shutil.rmtree(place, ignore_errors=True)
         made_in.rename(place)

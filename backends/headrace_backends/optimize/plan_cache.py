@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from headrace_backends.cache_folder import cache_folder
 from headrace_backends.optimize.basis import basis_key, difference, file_digest, present_basis
 from headrace_backends.optimize.plan import PLAN_FILE, REPLAY_FILE, BadPlan, Basis, Plan, read_plan, write_plan
 
@@ -51,10 +52,7 @@ class BrokenPlan(BadPlan):
 
 def default_plan_cache() -> Path:
     """Where plans are unless somebody says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification of that variable has relative paths ignored.
-    root = Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return root / "headrace" / "plans"
+    return cache_folder("plans")
 
 
 class PlanCache:

@@ -1,6 +1,5 @@
 """Engines that were built, kept in a folder: a model that comes again is not built again."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from headrace_backends.cache_folder import cache_folder, one_at_a_time
 from headrace_backends.registry import ENDINGS
 from headrace_backends.tensorrt.builder import BuildOptions
 from headrace_backends.tensorrt.library import Library
@@ -23,8 +23,7 @@ FORMAT = 1
 
 def default_folder() -> Path:
     """Where engines are kept unless the configuration says where."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "headrace" / "engines"
+    return cache_folder("engines")
 
 
 def model_hash(path: Path) -> str:
@@ -70,8 +69,7 @@ class EngineCache:
             OSError: the folder cannot be written to.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process that holds it, whatever becomes of that
+        with one_at_a_time(self._folder, key):
             yield
 
     def get(self, key: str) -> tuple[bytes | None, str | None]:
