@@ -9,9 +9,8 @@ import numpy as np
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.base import Array, LoadError
+from headrace_backends.saved_signatures import chosen_signature
 from headrace_backends.specs import FoundTensor
-
-DEFAULT_SIGNATURE = "serving_default"
 
 _DATATYPES: dict[Any, DataType] = {
     np.bool_: DataType.BOOL,
@@ -52,7 +51,7 @@ def chosen(interpreter: Any, wanted: object, file: str) -> FileSignature:
         LoadError: there is no such signature, several could be meant, or the protocol has no datatype for a tensor.
     """
     offered = sorted(interpreter.get_signature_list())
-    key = _key(offered, wanted, file)
+    key = chosen_signature(offered, wanted, file)
     if key is None:
         inputs = {one["name"]: one for one in interpreter.get_input_details()}
         outputs = {one["name"]: one for one in interpreter.get_output_details()}
@@ -69,18 +68,6 @@ def chosen(interpreter: Any, wanted: object, file: str) -> FileSignature:
     notes = [f"signature '{key}' of {', '.join(offered)}"] if len(offered) > 1 else []
     notes += [note for side in (inputs, outputs) for name, one in side.items() if (note := _scale(name, one))]
     return FileSignature(key, _found(inputs), _found(outputs), notes)
-
-
-def _key(offered: list[str], wanted: object, file: str) -> str | None:
-    if wanted is not None:
-        if wanted not in offered:
-            raise LoadError(f"parameters.signature is {wanted!r}, and '{file}' has {', '.join(offered) or 'none'}")
-        return str(wanted)
-    if not offered:
-        return None
-    if DEFAULT_SIGNATURE in offered or len(offered) == 1:
-        return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in offered else offered[0]
-    raise LoadError(f"'{file}' has the signatures {', '.join(offered)}; choose one with parameters.signature")
 
 
 def _found(tensors: Mapping[str, Mapping[str, Any]]) -> list[FoundTensor]:

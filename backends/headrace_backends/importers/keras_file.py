@@ -12,9 +12,9 @@ import tensorflow as tf
 from headrace_backends.base import Array, LoadError
 from headrace_backends.importers.conversion import Task
 from headrace_backends.importers.proof import Ask, prove
-from headrace_backends.importers.savedmodel import DEFAULT_SIGNATURE, write_onnx
+from headrace_backends.importers.savedmodel import LARGE_BYTES, write_onnx
+from headrace_backends.saved_signatures import DEFAULT_SIGNATURE
 
-_LARGE_BYTES = 1_900_000_000
 _SAFE = (
     "; layers that are code of yours cannot be taken from a file: save the model with model.export(FOLDER), "
     "and serve that SavedModel"
@@ -33,7 +33,7 @@ def convert(task: Task) -> list[str]:
     outputs = _output_names(model)
     exported = target.parent / "exported"
     _export(model, names, outputs, exported)
-    write_onnx(exported, target, DEFAULT_SIGNATURE, "serve", large=path.stat().st_size > _LARGE_BYTES)
+    write_onnx(exported, target, DEFAULT_SIGNATURE, "serve", large=path.stat().st_size > LARGE_BYTES)
     shutil.rmtree(exported)
     return [prove(target, _asker(model, names, outputs), "Keras")]
 

@@ -13,10 +13,9 @@ from headrace_backends.base import Array, LoadError
 from headrace_backends.importers.conversion import Task
 from headrace_backends.importers.formats import SAVED_MODEL
 from headrace_backends.importers.proof import Ask, prove
+from headrace_backends.saved_signatures import chosen_signature
 
-DEFAULT_SIGNATURE = "serving_default"
-
-_LARGE_BYTES = 1_900_000_000  # of variables: protobuf holds 2 GB, so that larger weights go into files beside
+LARGE_BYTES = 1_900_000_000  # of variables: protobuf holds 2 GB, so that larger weights go into files beside
 _ZIPPED_MODEL = "__MODEL_PROTO.onnx"  # what tf2onnx calls it
 
 
@@ -27,32 +26,17 @@ def convert(task: Task) -> list[str]:
         raise LoadError(f"'{folder.name}' is no SavedModel: it has no '{SAVED_MODEL}'")
     tag = _text(task.parameters, "tag") or "serve"
     loaded = tf.saved_model.load(str(folder), tags=[tag])
-    name = chosen_signature(list(loaded.signatures), _text(task.parameters, "signature"), folder.name)
+    usable = [one for one in loaded.signatures if not one.startswith("_")]
+    name = chosen_signature(usable, _text(task.parameters, "signature"), folder.name)
+    if name is None:
+        raise LoadError(
+            f"'{folder.name}' has no signature; save it with signatures= in tf.saved_model.save, or model.export"
+        )
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    write_onnx(folder, Path(task.target), name, tag, large=size > _LARGE_BYTES)
+    write_onnx(folder, Path(task.target), name, tag, large=size > LARGE_BYTES)
     told = prove(Path(task.target), asker(loaded.signatures[name]), "TensorFlow")
-    others = sorted(one for one in loaded.signatures if one != name and not one.startswith("_"))
+    others = sorted(one for one in usable if one != name)
     return [f"signature '{name}'" + (f"; it also has {', '.join(others)}" if others else ""), told]
-
-
-def chosen_signature(offered: list[str], wanted: str | None, where: str) -> str:
-    """The signature to serve.
-
-    Raises:
-        LoadError: there is none, or more than one could be meant.
-    """
-    usable = sorted(name for name in offered if not name.startswith("_"))
-    if wanted is not None:
-        if wanted not in usable:
-            raise LoadError(f"parameters.signature is '{wanted}', and '{where}' has {', '.join(usable) or 'none'}")
-        return wanted
-    if DEFAULT_SIGNATURE in usable:
-        return DEFAULT_SIGNATURE
-    if len(usable) == 1:
-        return usable[0]
-    if usable:
-        raise LoadError(f"'{where}' has the signatures {', '.join(usable)}; choose one with parameters.signature")
-    raise LoadError(f"'{where}' has no signature; save it with signatures= in tf.saved_model.save, or model.export")
 
 
 def write_onnx(folder: Path, target: Path, signature: str, tag: str, *, large: bool) -> None:
