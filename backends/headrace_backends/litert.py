@@ -15,7 +15,7 @@ from headrace_backends.base import Array, Backend, LoadError, ModelSource, Reque
 from headrace_backends.failures import blamed
 from headrace_backends.litert_signature import FileSignature, chosen
 from headrace_backends.row_trial import inferred_batching
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "signature")
 _IDENTIFIER = b"TFL3"  # of the flatbuffer schema, at byte 4
@@ -52,11 +52,7 @@ class LiteRtBackend(Backend):
         interpreter = _opened(source.path.name, content, first)
         file = chosen(interpreter, source.parameters.get("signature"), source.path.name)
         inputs, outputs = agreed(source, file.inputs, file.outputs)
-        signature = Signature(
-            tuple(tensor.spec for tensor in inputs),
-            tuple(tensor.spec for tensor in outputs),
-            source.max_batch_size or 0,
-        )
+        signature = signature_of(source, inputs, outputs)
         backend = cls(file.runner(interpreter), interpreter, signature, file)
         if source.max_batch_size is None:
             backend._infer_batching(inputs, outputs)

@@ -27,7 +27,7 @@ from headrace_backends.onnxruntime_providers import (
     not_working,
 )
 from headrace_backends.row_trial import MIXES, inferred_batching
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _DATATYPES = {
     "tensor(bool)": DataType.BOOL,
@@ -108,11 +108,7 @@ class OnnxRuntimeBackend(Backend):
         on_cpu = choice.wanted == CPU
         found_inputs, found_outputs = _file_tensors(source, session)
         inputs, outputs = agreed(source, found_inputs, found_outputs)
-        signature = Signature(
-            tuple(tensor.spec for tensor in inputs),
-            tuple(tensor.spec for tensor in outputs),
-            source.max_batch_size or 0,
-        )
+        signature = signature_of(source, inputs, outputs)
         backend = cls(session, signature)
         if choice.note is not None:
             backend._notes.append(choice.note)

@@ -15,7 +15,7 @@ from headrace_backends.failures import blamed
 from headrace_backends.openvino_model import found_tensors, most_rows, read_model, trimmed
 from headrace_backends.openvino_quietly import ov
 from headrace_backends.row_trial import inferred_batching
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "precision", "dynamic_quantization", "profiling")
 _PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # and what OpenVINO calls the CPU's ability to do so
@@ -49,11 +49,7 @@ class OpenVinoBackend(Backend):
         properties = _properties(source, core)
         model = read_model(source, core)
         inputs, outputs = agreed(source, *found_tensors(source, model))
-        signature = Signature(
-            tuple(tensor.spec for tensor in inputs),
-            tuple(tensor.spec for tensor in outputs),
-            source.max_batch_size or 0,
-        )
+        signature = signature_of(source, inputs, outputs)
         first = threads.first_choice(source.threads, asked)
         backend = cls(_compiled(source, core, model, first, properties), signature)
         if source.max_batch_size is None:

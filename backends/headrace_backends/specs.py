@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace.core.model import TensorSpec
+from headrace.core.model import Signature, TensorSpec
 from headrace_backends.base import LoadError, ModelSource
 
 
@@ -33,6 +33,15 @@ def agreed(
     if problems:
         raise LoadError("; ".join(problems))
     return inputs, outputs
+
+
+def signature_of(source: ModelSource, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor]) -> Signature:
+    """What is served: these tensors, in batches as large as the configuration says; 0 where it says nothing."""
+    return Signature(
+        tuple(tensor.spec for tensor in inputs),
+        tuple(tensor.spec for tensor in outputs),
+        source.max_batch_size or 0,
+    )
 
 
 def merged(

@@ -12,7 +12,7 @@ from headrace.core.model import Signature
 from headrace_backends import parameters
 from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, Array, Backend, LoadError, ModelSource, RequestInfo
 from headrace_backends.row_trial import inferred_batching
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, signature_of
 from headrace_backends.tensorrt import capability
 from headrace_backends.tensorrt.builder import BuildOptions, Parsed, build, parse_onnx, read_options
 from headrace_backends.tensorrt.cuda import CudaDriver, Device
@@ -106,9 +106,7 @@ def load_on(
         cuda_graphs = parameters.flag(source.parameters, "cuda_graphs")
         execution = Execution(library, engine, runtime, device, tensors, profiles, cuda_graphs=cuda_graphs)
         undo.callback(execution.close)
-        signature = Signature(
-            tuple(one.spec for one in inputs), tuple(one.spec for one in outputs), source.max_batch_size or 0
-        )
+        signature = signature_of(source, inputs, outputs)
         signature = _batched(source, signature, execution, profiles, inputs, outputs, notes)
         undo.pop_all()
         return TensorRtBackend(execution, device, signature, notes)
