@@ -8,7 +8,6 @@ from headrace_backends import parameters
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.importers.conversion import converted
 from headrace_backends.importers.formats import SKLEARN, TENSORFLOW, XGBOOST, Format
-from headrace_backends.importers.pickle_consent import refuse_unagreed
 from headrace_backends.onnxruntime import PARAMETERS, OnnxRuntimeBackend
 
 
@@ -20,7 +19,7 @@ class ImportedBackend(OnnxRuntimeBackend):
     @classmethod
     def load(cls, source: ModelSource) -> Self:
         """Convert the model, or find it converted, and open that."""
-        own = (*cls.format.parameters, "conversion_cache")
+        own = cls.format.own_parameters
         parameters.refuse_unknown(cls.format.backend, source.parameters, (*PARAMETERS, *own))
         rest = {name: value for name, value in source.parameters.items() if name not in own}
         with ExitStack() as holding:
@@ -43,12 +42,6 @@ class SklearnBackend(ImportedBackend):
     """Scikit-learn's estimators and pipelines."""
 
     format = SKLEARN
-
-    @classmethod
-    def load(cls, source: ModelSource) -> Self:
-        """Convert the estimator, or find it converted; pickles are opened only where the configuration agrees."""
-        refuse_unagreed(source.path, source.parameters)
-        return super().load(source)
 
 
 class XgboostBackend(ImportedBackend):

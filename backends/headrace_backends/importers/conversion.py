@@ -17,6 +17,7 @@ from headrace.core.model import TensorSpec
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.importers.conversion_cache import MODEL_FILE, ConversionCache, conversion_key, default_folder
 from headrace_backends.importers.formats import SAVED_MODEL, Format
+from headrace_backends.importers.pickle_consent import refuse_unagreed
 from headrace_backends.optimize.basis import model_digest
 
 TASK_FILE, ANSWER_FILE, LOG_FILE = "task.json", "answer.json", "log.txt"  # in the folder that is converted in
@@ -62,7 +63,7 @@ def converted(source: ModelSource, made_of: Format, parameters: Mapping[str, Any
 
     Raises:
         BackendUnavailable: the converter is not installed.
-        LoadError: it cannot be converted, or its answers are not the framework's.
+        LoadError: it cannot be converted, its answers are not the framework's, or it is a pickle that nobody agreed to.
     """
     path = subject_of(source.path)
     ending = source.path.suffix.lower()
@@ -71,6 +72,7 @@ def converted(source: ModelSource, made_of: Format, parameters: Mapping[str, Any
         raise LoadError(
             f"'{source.path.name}' is none of {made_of.framework}'s files, expected an ending of {expected}"
         )
+    refuse_unagreed(source.path, parameters)  # before anything is asked to be installed for it
     versions = made_of.versions(ending)
     asked = parameters.get("conversion_cache")
     if asked is not None and not isinstance(asked, str):

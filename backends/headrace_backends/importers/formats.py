@@ -1,10 +1,10 @@
 """Which formats are made ONNX, by what, and what has to be installed for it. Imports no framework."""
 
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from headrace_backends.base import BackendUnavailable
+from headrace_backends.distributions import installed
 
 SAVED_MODEL = "saved_model.pb"  # in the folder that is a SavedModel
 
@@ -30,6 +30,11 @@ class Format:
         """Of the files that it is about."""
         return tuple(self.converters)
 
+    @property
+    def own_parameters(self) -> tuple[str, ...]:
+        """Those of a model's that are about its conversion, and not about how the ONNX file runs."""
+        return (*self.parameters, "conversion_cache")
+
     def versions(self, ending: str) -> dict[str, str]:
         """The versions of what converts such a file, by distribution.
 
@@ -44,7 +49,7 @@ class Format:
                 f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
                 f"install with: pip install 'headrace[{self.extra}]'"
             )
-        return {name: _version(name) for name in needed.values()}
+        return {name: installed(name)[1] or "unknown" for name in needed.values()}
 
 
 _SHARED = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
@@ -90,22 +95,6 @@ XGBOOST = Format(
 )
 
 FORMATS: dict[str, Format] = {one.backend: one for one in (TENSORFLOW, SKLEARN, XGBOOST)}
-
-# Any of these may bring the library.
-_ALTERNATIVES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
-    "xgboost": ("xgboost", "xgboost-cpu"),
-}
-
-
-def _version(name: str) -> str:
-    for one in _ALTERNATIVES.get(name, (name,)):
-        try:
-            return version(one)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
 
 
 def _listed(names: list[str]) -> str:

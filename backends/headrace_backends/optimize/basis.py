@@ -4,40 +4,27 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from headrace.core.passed_over import is_passed_over
+from headrace_backends.distributions import installed
 from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.plan import Basis, Plan
 from headrace_backends.registry import ENTRY_POINT_GROUP, canonical
 
-# Any of the distributions in a group may bring the library.
-_ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
-_LIBRARIES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "onnxruntime": (_ONNXRUNTIME,),
-    "openvino": (("openvino",),),
-    "torch": (("torch",),),
-    "tensorrt": (("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),),
-    "litert": (("ai-edge-litert", "tflite-runtime"),),
-    "tensorflow": (
-        _ONNXRUNTIME,
-        ("tensorflow", "tensorflow-cpu"),
-        ("tf2onnx",),
-    ),
-    "sklearn": (
-        _ONNXRUNTIME,
-        ("scikit-learn",),
-        ("skl2onnx",),
-    ),
-    "xgboost": (
-        _ONNXRUNTIME,
-        ("xgboost", "xgboost-cpu"),
-        ("onnxmltools",),
-    ),
+_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "torch": ("torch",),
+    "tensorrt": ("tensorrt",),
+    "litert": ("ai-edge-litert",),
+    "tensorflow": ("onnxruntime", "tensorflow", "tf2onnx"),
+    "sklearn": ("onnxruntime", "scikit-learn", "skl2onnx"),
+    "xgboost": ("onnxruntime", "xgboost", "onnxmltools"),
     "python": (),
     "fake": (),
 }
@@ -74,7 +61,7 @@ def versions(backend: str) -> dict[str, str]:
     """The versions of the libraries that a backend runs models with, by name; "" is not installed."""
     name = canonical(backend)
     if name in _LIBRARIES:
-        found = dict(map(_installed, _LIBRARIES[name]))
+        found = dict(map(installed, _LIBRARIES[name]))
         return found or {"python": platform.python_version()}
     points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name]
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
@@ -88,7 +75,7 @@ def searched_versions(*, on_gpu: bool = False) -> dict[str, str]:
 
 def version_of(distribution: str) -> str:
     """The version of an installed distribution, "" where there is none."""
-    return _installed((distribution,))[1]
+    return installed(distribution)[1]
 
 
 def present_basis(plan: Plan, digest: str) -> Basis:
@@ -121,15 +108,6 @@ def difference(made_for: Basis, now: Basis) -> str:
 def basis_key(basis: Basis) -> str:
     """A short name for a basis, the same in every run."""
     return hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=10).hexdigest()
-
-
-def _installed(names: tuple[str, ...]) -> tuple[str, str]:
-    for name in names:
-        try:
-            return name, version(name)
-        except PackageNotFoundError:
-            continue
-    return names[0], ""
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from headrace_backends.base import ModelSource
 from headrace_backends.importers.conversion import NO_CACHE, converted
 from headrace_backends.importers.formats import FORMATS
-from headrace_backends.importers.pickle_consent import refuse_unagreed
 from headrace_backends.optimize.subject import Subject
 
 
@@ -25,7 +24,6 @@ def as_onnx(subject: Subject) -> Subject:
     made_of = FORMATS.get(subject.backend)
     if made_of is None:
         return subject
-    refuse_unagreed(subject.path, subject.parameters)
     given = dict(subject.parameters)
     if given.get("conversion_cache") == NO_CACHE:
         del given["conversion_cache"]  # the search needs the file for longer than a load does
@@ -33,6 +31,5 @@ def as_onnx(subject: Subject) -> Subject:
     with ExitStack() as holding:
         path = converted(source, made_of, given, holding).path
         holding.pop_all()  # a file outside of the cache is needed until this process ends
-    own = {*made_of.parameters, "conversion_cache"}
-    rest = {name: value for name, value in subject.parameters.items() if name not in own}
+    rest = {name: value for name, value in subject.parameters.items() if name not in made_of.own_parameters}
     return replace(subject, path=path, backend="onnxruntime", parameters=rest)
