@@ -15,9 +15,9 @@ from headrace.core.tensor import Array
 from headrace.workers import frames
 from headrace.workers.calls import Calls
 from headrace.workers.conversation import Conversation
+from headrace.workers.device_loss import DeviceLoss
 from headrace.workers.slot_memory import checked_parameters, described, wire_form
-from headrace_backends.base import Answer, Backend, DeviceLost, RequestInfo
-from headrace_backends.failures import device_lost
+from headrace_backends.base import Answer, Backend, RequestInfo
 
 log = logging.getLogger("headrace.worker")
 
@@ -164,7 +164,7 @@ class Streams:
         self._open: dict[int, Stream] = {}
         self._ready: deque[_Turn] = deque()
         self._aside: dict[int, _Turn] = {}
-        self.lost: DeviceLost | None = None  # the worker has to end
+        self.loss = DeviceLoss()
 
     def begin(
         self,
@@ -260,7 +260,4 @@ class Streams:
         if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
             log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
         stream.end(error)
-        lost = device_lost(error, described(error)[1])
-        if lost is not None:
-            log.error("model %s: %s; this worker ends, to be started again", name, lost)
-            self.lost = lost
+        self.loss.note(name, error)

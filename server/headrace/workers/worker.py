@@ -37,7 +37,6 @@ from headrace.workers.stateful import Stateful
 from headrace.workers.streams import Streams
 from headrace.workers.warmup import warm_up
 from headrace_backends.base import Backend, BackendUnavailable, DeviceLost, LoadError, ModelSource, RequestInfo
-from headrace_backends.failures import device_lost
 from headrace_backends.registry import resolve
 
 log = logging.getLogger("headrace.worker")
@@ -72,7 +71,7 @@ class Worker:
         self._desk = desk
         self._lookout = Lookout(usable_cpus())
         self._models: dict[int, _Model] = {}
-        self._lost: DeviceLost | None = None  # why no more can be run here, told already
+        self._loss = streams.loss
         self._attached: dict[int, memoryview] = {}  # other workers' segments, by the front's numbers
 
     def serve(self) -> None:
@@ -94,9 +93,8 @@ class Worker:
                     close_all(descriptors)
             if self._streams.runnable:
                 self._streams.step()  # also after a frame: under load there is always another one
-            lost = self._lost or self._streams.lost
-            if lost is not None:
-                raise lost
+            if self._loss.lost is not None:
+                raise self._loss.lost
 
     def close(self) -> None:
         """Close every model."""
@@ -199,17 +197,11 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             log.error("model %s: %s", model.name, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
-            self._note_loss(model, error)
+            self._loss.note(model.name, error)
         finally:
             model.calls.on_behalf_of = 0
         if model.keeps_metrics:
             self._tell_metrics(frame.instance, model)
-
-    def _note_loss(self, model: _Model, error: Exception) -> None:
-        """A model's own code does not know that its process must end, where it is the GPU that failed."""
-        self._lost = device_lost(error, described(error)[1])
-        if self._lost is not None:
-            log.error("model %s: %s; this worker ends, to be started again", model.name, self._lost)
 
     def _execute(self, model: _Model, slot: SlotMemory, frame: frames.Run) -> None:
         started_ns = monotonic_ns()
@@ -246,8 +238,8 @@ class Worker:
         finally:
             close_all(passed)
         for answer in result if isinstance(result, list | tuple) else ():
-            if answer.error is not None and self._lost is None:
-                self._note_loss(model, answer.error)
+            if answer.error is not None:
+                self._loss.note(model.name, answer.error)
 
     def _gather(self, frame: frames.Run, slot: SlotMemory, *, in_place: bool) -> dict[int, memoryview]:
         """Fetch input data from other workers' outputs to where it belongs.
