@@ -14,7 +14,6 @@ from loadtests.latency import summarize
 from loadtests.served_traffic import Exchange
 
 WIRES = ("http", "grpc")
-SPANS = ("before", "meanwhile", "after")  # the burst before the swap, the time until the swap, the rest
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,8 @@ def race(
         able = [place for place, one in enumerate(runners) if rows <= max(1, one.signature.max_batch_size)]
         for place in able:
             taken[place][rows] = []
-            _clock(
-                runners[place], batch, 0.0, deadline
-            )  # the first runs of a shape allocate, and some runtimes compile
+            # The first runs of a shape allocate, and some runtimes compile.
+            _clock(runners[place], batch, 0.0, deadline)
         for number in range(rounds):
             first = number % len(able) if able else 0
             for place in (*able[first:], *able[:first]):
