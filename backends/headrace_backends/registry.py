@@ -126,10 +126,15 @@ def backend_of_file(path: PurePath) -> str:
     Raises:
         LoadError: no backend reads such files.
     """
-    name = NAMES.get(path.name) or ENDINGS.get(path.suffix.lower())
+    name = backend_by_name(path.name)
     if name is None:
         raise LoadError(f"'{path.name}' has none of the model file endings {', '.join(ENDINGS)}")
     return name
+
+
+def backend_by_name(name: str) -> str | None:
+    """The backend that a file of this name asks for; None where it asks for none."""
+    return NAMES.get(name) or ENDINGS.get(PurePath(name).suffix.lower())
 
 
 def model_files(name: str) -> tuple[str, ...]:

@@ -56,8 +56,7 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=model_environment(shared=False, threads=threads)
-                | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
+                env=model_environment(shared=False, threads=threads, visible_gpus=visible),
             )
         self._connection = Connection(ours.detach())
 

@@ -8,9 +8,11 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHO
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def model_environment(*, shared: bool, threads: int) -> dict[str, str]:
+def model_environment(*, shared: bool, threads: int, visible_gpus: str | None = None) -> dict[str, str]:
     """This process's own variables, and what a process that hosts models on ``threads`` threads needs on top.
 
-    A ``shared`` one holds many small models: what one of them frees is better given back.
+    A ``shared`` one holds many small models: what one of them frees is better given back. ``visible_gpus`` are those
+    that it sees alone (``device.visible_gpus``), None for those that this process sees.
     """
-    return {**({} if shared else _MALLOC), **os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    gpus = {} if visible_gpus is None else {"CUDA_VISIBLE_DEVICES": visible_gpus}
+    return {**({} if shared else _MALLOC), **os.environ, **dict.fromkeys(_THREADS, str(threads)), **gpus}

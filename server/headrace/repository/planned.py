@@ -86,8 +86,12 @@ def why_no_plan(config: ModelConfig) -> str:
 
 def device_of(config: ModelConfig, backend: str) -> str:
     """Where a model that may have a plan runs, by its first instances: they are all on one device."""
-    device = config.instances[0].device
-    return "gpu:0" if device == CPU and backend == "tensorrt" else device
+    return device_for(config.instances[0].device, backend)
+
+
+def device_for(configured: str, backend: str) -> str:
+    """Where an instance runs: what is configured for the CPU TensorRT runs on the first GPU all the same."""
+    return "gpu:0" if configured == CPU and backend == "tensorrt" else configured
 
 
 def _check_wishes(plan: Plan, config: ModelConfig) -> None:

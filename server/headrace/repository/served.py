@@ -11,7 +11,6 @@ from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.sequence_queue import SequenceQueue
 from headrace.batching.service_times import ServiceTimes
-from headrace.core.device import CPU
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
@@ -21,7 +20,7 @@ from headrace.repository.declared import config_json, declared_signature, reshap
 from headrace.repository.layout import ModelFolder, VersionFiles
 from headrace.repository.model_config import InstanceConfig
 from headrace.repository.pager import Pager
-from headrace.repository.planned import Planned
+from headrace.repository.planned import Planned, device_for
 from headrace.repository.residence import Residence
 from headrace.repository.trust import Trust
 from headrace.workers.cpus import threads_for
@@ -319,8 +318,7 @@ class ServedVersion:
         return Needs(
             self._run_files.model_bytes,
             self._shareable,
-            # Of what is configured for the CPU, TensorRT runs on the first GPU all the same.
-            "gpu:0" if group.device == CPU and self._run_files.backend == "tensorrt" else group.device,
+            device_for(group.device, self._run_files.backend),
             # The file's size before anybody knows more: nobody is refused for a larger guess.
             max(group.gpu_memory_bytes or self._run_files.model_bytes, self._loaded.gpu_bytes if self._loaded else 0),
             pages=pages,

@@ -10,7 +10,7 @@ from headrace.repository.small_files import Unusable, list_names, read_beginning
 from headrace_backends.registry import (
     CONTENT_BYTES,
     ENDINGS,
-    NAMES,
+    backend_by_name,
     canonical,
     content_fits,
     gives_way,
@@ -61,7 +61,7 @@ def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
     if backend is not None:
         candidates = [name for name in names if reads(backend, Path(name))]
     else:
-        candidates = [name for name in names if _backend_of_name(name) is not None]
+        candidates = [name for name in names if backend_by_name(name) is not None]
         candidates = _first_rank(folder, candidates)
     name = _preferred(candidates, backend)
     return backend or _backend_of(name), _existing(folder / name)
@@ -80,7 +80,7 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
         Unusable: there is none, or more than one.
     """
     named = [name for name in candidates if name.startswith("model.")]
-    backends = {backend} if backend else {_backend_of_name(name) for name in named}
+    backends = {backend} if backend else {backend_by_name(name) for name in named}
     if len(backends) == 1:
         ranked = [name for name in model_files(backends.pop() or "") if name in (named or candidates)]
         if ranked:
@@ -96,12 +96,8 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     raise Unusable(f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}")
 
 
-def _backend_of_name(name: str) -> str | None:
-    return NAMES.get(name) or ENDINGS.get(Path(name).suffix.lower())
-
-
 def _backend_of(name: str) -> str:
-    backend = _backend_of_name(name)
+    backend = backend_by_name(name)
     if backend is None:
         raise Unusable(f"has the model file '{name}', whose ending tells no backend; set backend")
     return backend

@@ -43,8 +43,7 @@ def spawn(
                 [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), name, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=model_environment(shared=shared, threads=threads)
-                | ({} if visible_gpus is None else {"CUDA_VISIBLE_DEVICES": visible_gpus}),
+                env=model_environment(shared=shared, threads=threads, visible_gpus=visible_gpus),
             )
         if cpus is not None:
             with contextlib.suppress(OSError):  # it has ended already, or the CPUs are not this process's any more
