@@ -18,7 +18,7 @@ def server(tmp_path_factory):
         "max_batch_size: 4\nbatching: {max_queue_delay_us: 2000000}\nexecution_timeout_s: 1\n",
     )
     fake_model(repository, "pair", "execution_timeout_s: 1\ninstances: [{count: 2}]\nmax_batch_size: 1\n")
-    fake_model(repository, "patient", "max_batch_size: 1\n")
+    fake_model(repository, "patient", "max_batch_size: 1\nbatching: {refuse_late: false}\n")
     fake_model(repository, "impatient", "max_batch_size: 1\nbatching: {default_timeout_us: 800000}\n")
     with RunningServer(repository) as running:
         yield running

@@ -92,6 +92,8 @@ def server(tmp_path_factory):
     python_model(repository, "versions", CONSTANT % 1, 1, "versions: all\n")
     python_model(repository, "versions", CONSTANT % 2, 2)
     fake_model(repository, "fake", "max_batch_size: 1\nbatching: {max_queue_size: 2}\n")
+    # by default a model that was slow just now refuses at arrival what has too little time, which is another error
+    fake_model(repository, "slow", "max_batch_size: 1\nbatching: {refuse_late: false}\n")
     with RunningServer(repository, "--model-control", "explicit", "--load-model", "*") as running:
         yield running
 
@@ -213,7 +215,7 @@ def test_refusals_are_the_same_over_both_protocols(client):
 def test_a_deadline_is_kept(client):
     began_at = time.monotonic()
     with pytest.raises(DeadlineError):
-        client.infer("fake", {"x": [[1]]}, parameters={"fake_delay_ms": 2500}, timeout_s=0.2)
+        client.infer("slow", {"x": [[1]]}, parameters={"fake_delay_ms": 2500}, timeout_s=0.2)
     assert time.monotonic() - began_at < 2.4
     # the client is as good as before
     assert client.infer("rows", {"x": [[1]]})["y"].tolist() == [[1]]
@@ -274,7 +276,7 @@ def test_what_a_server_tells_of_itself(client):
     with pytest.raises(DeadlineError, match="model 'absent'"):
         client.wait_until_ready(0.2, "absent")
     assert client.server().name == "headrace"
-    assert client.models() == ["any", "counting", "fake", "rows", "versions"]
+    assert client.models() == ["any", "counting", "fake", "rows", "slow", "versions"]
     assert {(one.name, one.version, one.state) for one in client.index(ready=True)} >= {("rows", "1", "READY")}
     metadata = client.metadata("rows")
     assert (metadata.name, metadata.versions) == ("rows", ("1",))
