@@ -15,7 +15,7 @@ import typer
 import uvloop
 
 from headrace.core.tensor import Tensor
-from loadtests import cpu, grpc_message
+from loadtests import cpu, grpc_message, time_slice
 from loadtests.answer import BadResponse, Outputs
 from loadtests.client import Client
 from loadtests.dialect import Dialect, Wire, grpc_check, http_check, http_request
@@ -278,6 +278,7 @@ def main(
         )
         if server_pid is not None and seconds < cpu.MIN_SECONDS:
             print(f"CPU time comes in ticks of 10 ms: expect little of {seconds} s", file=sys.stderr)
+        time_slice.shorten()
         result = uvloop.run(drive(settings, tensors))
     except (ValueError, OSError, BadResponse) as error:
         print(f"error: {error}", file=sys.stderr)
