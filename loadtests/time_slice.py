@@ -25,4 +25,5 @@ def shorten() -> bool:
     if call is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, _RESET_ON_FORK, os.nice(0), 0, SLICE_NS, 0, 0, 0, 0)
-    return ctypes.CDLL(None).syscall(call, 0, ctypes.c_char_p(wanted), 0) == 0
+    refused: int = ctypes.CDLL(None).syscall(call, 0, ctypes.c_char_p(wanted), 0)
+    return not refused
