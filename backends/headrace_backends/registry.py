@@ -80,6 +80,7 @@ ALIASES: dict[str, str] = {
     "onnxruntime_onnx": "onnxruntime",
     "pytorch": "torch",
     "pytorch_libtorch": "torch",
+    "torch_aoti": "torch",
     "libtorch": "torch",
     "tensorrt_plan": "tensorrt",
     "tensorflow_savedmodel": "tensorflow",

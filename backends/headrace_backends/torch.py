@@ -1,6 +1,6 @@
-"""PyTorch models on PyTorch: exported programs (.pt2) and TorchScript (.pt)."""
+"""PyTorch models on PyTorch: exported programs and compiled packages (.pt2), and TorchScript (.pt)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -9,17 +9,21 @@ import msgspec
 import torch
 
 from headrace.core.model import Signature, TensorSpec
-from headrace_backends import parameters, threads, torch_running
+from headrace_backends import parameters, threads, torch_graphs, torch_running
 from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
+from headrace_backends.compiled_package import is_package
 from headrace_backends.failures import blamed
 from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
+from headrace_backends.torch_graphs import Capture
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gist, tensor_of
+from headrace_backends.torch_package import CONSENT, read_package
+from headrace_backends.torch_rows import at_least
 from headrace_backends.torch_running import Running
 from headrace_backends.torchscript import read_torchscript
 
-_PARAMETERS = ("intra_op_threads", "tf32", *torch_running.NAMES)
+_PARAMETERS = ("intra_op_threads", "tf32", *torch_running.NAMES, *torch_graphs.NAMES, CONSENT)
 _REFUSALS = (RuntimeError, IndexError, ValueError, AssertionError)
 
 
@@ -51,9 +55,9 @@ class TorchBackend(Backend):
         parameters.refuse_unknown("torch", source.parameters, _PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
         running = Running.asked(source.parameters)
-        if running.compile and source.path.suffix == ".pt":
-            raise LoadError("parameters.compile is for exported programs (.pt2): TorchScript (.pt) is compiled already")
+        read = _reader(source, running)
         device = _device(source)
+        graph_sizes = torch_graphs.asked_sizes(source.parameters, device.type)
         on_cpu = device.type == "cpu"
         if on_cpu and "tf32" in source.parameters:
             raise LoadError("parameters.tf32 is for GPUs, and the device is cpu")
@@ -63,16 +67,21 @@ class TorchBackend(Backend):
         torch.set_num_threads(threads.first_choice(source.threads, asked if on_cpu else asked or source.threads))
         with suppress(RuntimeError):  # it can be set once in a process, before the first parallel work
             torch.set_num_interop_threads(1)
-        model = (read_exported if source.path.suffix == ".pt2" else read_torchscript)(source, device)
+        model = read(source, device)
         backend = cls(device, model, source.max_batch_size or 0, running)
+        if source.max_batch_size != 0:
+            backend._call = at_least(model.least_rows, model.call)
         if running.channels_last or running.autocast is not None:
             backend._try_running(model)
         if source.max_batch_size is None:
             backend._infer_batching(model)
+        backend._settle_filling(model)
         if on_cpu:
             backend._settle_threads(source, asked, model)
         if running.compile:
             backend._compile(model)
+        if graph_sizes is not None:
+            backend._capture(model, graph_sizes, torch_graphs.cuda_capture(device))
         return backend
 
     @property
@@ -102,7 +111,7 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         """Let go of the module, and give the GPU's cached memory back."""
-        del self._module
+        del self._module, self._call
         if not self._on_cpu:
             torch.cuda.empty_cache()
 
@@ -125,6 +134,18 @@ class TorchBackend(Backend):
         if note is not None:
             self._notes.append(note)
 
+    def _settle_filling(self, model: TorchModel) -> None:
+        """Fill batches up only where rows are merged: whoever reads a batch as one must not find more in it."""
+        if model.least_rows == 1:
+            return
+        if not self._signature.max_batch_size:
+            self._call = model.call
+            return
+        self._notes.append(
+            f"a batch of fewer than {model.least_rows} rows is filled up to that: it was compiled for no fewer; with "
+            "inductor_configs={'aot_inductor.check_lowerbound': False} one row is taken as it is"
+        )
+
     def _settle_threads(self, source: ModelSource, asked: int | None, model: TorchModel) -> None:
         row_ms = threads.time_row(self._run_made_up, model.inputs, batches=self._signature.max_batch_size > 0)
         choice = threads.choose(source.threads, asked, row_ms)
@@ -132,6 +153,12 @@ class TorchBackend(Backend):
         self.cpu_threads = choice.busy
         if choice.note is not None:
             self._notes.append(choice.note)
+        if choice.busy and model.compiled_threads > choice.busy:
+            self.cpu_threads = min(model.compiled_threads, source.threads)
+            self._notes.append(
+                f"its code starts {model.compiled_threads} threads whatever it is given: that was decided by "
+                "torch.set_num_threads where it was compiled"
+            )
 
     def _try_running(self, model: TorchModel) -> None:
         """Refuse a layout or a precision that the module cannot be run in, though it could in its own."""
@@ -164,6 +191,26 @@ class TorchBackend(Backend):
             else "compiled at the first request, because no inputs could be made up"
         )
 
+    def _capture(self, model: TorchModel, asked: Sequence[int], capture: Capture) -> None:
+        """Have batches launched as CUDA graphs from now on, one of each size."""
+        sizes = torch_graphs.sizes_for(asked, self._signature.max_batch_size, model.inputs)
+        made = made_up(model.inputs, sizes[-1])
+        if made is None:
+            raise LoadError("parameters.cuda_graphs: the inputs are too large to be made up")
+        call, module = self._call, self._module
+
+        def run(tensors: list[torch.Tensor]) -> list[Any]:
+            with self._running.context(
+                self._device
+            ):  # its own each time: autocast keeps what it has cast until the end
+                return call(module, tensors)
+
+        tensors = self._running.inputs([self._tensor(made[spec.name]) for spec in self._signature.inputs])
+        with torch.inference_mode():
+            graphs = torch_graphs.captured(run, tensors, sizes, capture)
+        self._call = lambda _, tensors: graphs(tensors)
+        self._notes.append(f"CUDA graphs for batches of {', '.join(map(str, sizes))} rows")
+
     def _takes(self, inputs: dict[str, Array]) -> bool:
         """Whether the module runs on what was made up for it: real inputs decide where it does not."""
         try:
@@ -177,6 +224,22 @@ class TorchBackend(Backend):
 
     def _run_made_up(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         return self.execute(inputs, ())
+
+
+def _reader(source: ModelSource, running: Running) -> Callable[[ModelSource, torch.device], TorchModel]:
+    """What reads the file: two kinds of them share an ending, and only what was exported may be run in other ways."""
+    if source.path.suffix != ".pt2":
+        if running.compile:
+            raise LoadError("parameters.compile is for exported programs (.pt2): TorchScript (.pt) is compiled already")
+        return read_torchscript
+    if not is_package(source.path):
+        return read_exported
+    if running.compile or running.channels_last or running.autocast is not None:
+        raise LoadError(
+            "parameters.compile, channels_last and autocast are for exported programs: "
+            f"'{source.path.name}' is compiled already"
+        )
+    return read_package
 
 
 def _device(source: ModelSource) -> torch.device:

@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
 from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
+from headrace_backends.compiled_package import is_package
 from headrace_backends.specs import FoundTensor, agreed
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 
@@ -63,9 +64,9 @@ def load_exported(source: ModelSource) -> Any:
         raise LoadError(f"'{source.path.name}' is no torch.export archive: it is not a zip file")
     with zipfile.ZipFile(source.path) as archive:
         names = archive.namelist()
-    if any("/data/aotinductor/" in name for name in names):
+    if is_package(source.path):
         raise LoadError(
-            f"'{source.path.name}' holds compiled code (AOTInductor), which is not served; "
+            f"'{source.path.name}' holds compiled code (AOTInductor), of which no other form can be made; "
             "save the exported program with torch.export.save"
         )
     if not any(name.endswith("models/model.json") for name in names):

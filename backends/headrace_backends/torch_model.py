@@ -47,6 +47,8 @@ class TorchModel:
     outputs: list[FoundTensor]
     most_rows: int = DEFAULT_MAX_BATCH_SIZE
     unmergeable: str | None = None  # why there is no point in finding out whether rows may be merged
+    least_rows: int = 1  # that the module takes where rows are merged; a smaller batch is filled up to that
+    compiled_threads: int = 1  # that its code starts, whatever it is allowed
 
 
 def tensor_of(array: Array) -> torch.Tensor:

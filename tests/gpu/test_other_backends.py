@@ -1,5 +1,8 @@
 """ONNX Runtime and PyTorch on a real GPU give what they give on the CPU."""
 
+import shutil
+from copy import deepcopy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -45,21 +48,50 @@ def test_onnxruntime(model, parameters):
     backend.close()
 
 
-def test_torch(tmp_path):
+def linear(device):
+    """A layer on the CPU, and the same on the device as a program for batches of up to 64 rows."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} sees no GPU")
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(64, 32).eval()
+    rows = {"input": {0: torch.export.Dim("n", max=64)}}
+    program = torch.export.export(deepcopy(layer).to(device), (torch.zeros(2, 64, device=device),), dynamic_shapes=rows)
+    return torch, layer, program
+
+
+def compare(torch, layer, path, tolerance=1e-4, **parameters):
     from headrace_backends.torch import TorchBackend
 
-    layer = torch.nn.Linear(64, 32).eval()
-    program = torch.export.export(
-        layer, (torch.zeros(2, 64),), dynamic_shapes={"input": {0: torch.export.Dim("n", max=64)}}
-    )
-    torch.export.save(program, tmp_path / "model.pt2")
-    backend = TorchBackend.load(ModelSource("m", "1", tmp_path / "model.pt2", device="gpu:0", threads=2))
+    backend = TorchBackend.load(ModelSource("m", "1", path, device="gpu:0", threads=2, parameters=parameters))
     (name,) = [spec.name for spec in backend.signature.inputs]
-    for rows in (1, 32, 5):
+    for rows in (1, 32, 5, 1, 8):
         x = np.random.default_rng(rows).standard_normal((rows, 64), dtype=np.float32)
         (got,) = backend.execute({name: x}, ()).values()
-        np.testing.assert_allclose(got, layer(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got, layer(torch.from_numpy(x)).detach().numpy(), rtol=tolerance, atol=tolerance)
     backend.close()
+    return backend.notes()
+
+
+def test_torch(tmp_path):
+    torch, layer, program = linear("cpu")
+    torch.export.save(program, tmp_path / "model.pt2")
+    compare(torch, layer, tmp_path / "model.pt2")
+
+
+def test_torch_graphs(tmp_path):
+    torch, layer, program = linear("cpu")
+    torch.export.save(program, tmp_path / "model.pt2")
+    notes = compare(torch, layer, tmp_path / "model.pt2", cuda_graphs=True, graph_batch_sizes="1, 8")
+    assert "CUDA graphs for batches of 1, 8, 32 rows" in notes
+    compare(torch, layer, tmp_path / "model.pt2", tolerance=2e-2, cuda_graphs=True, autocast="fp16")
+
+
+def test_torch_package(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to compile a package with")
+    torch, layer, program = linear("cuda")
+    path = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs={"compile_threads": 1})
+    compare(torch, layer, tmp_path / "model.pt2", allow_native_code=True)
+    compare(torch, layer, tmp_path / "model.pt2", allow_native_code=True, cuda_graphs=True)

@@ -1,19 +1,22 @@
 """What decides which forms of a model there are, and what one such form is."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from headrace_backends.compiled_package import is_package
 from headrace_backends.optimize.form import Form, Step, Technique
 
 Kind = Literal["convolutional", "transformer", "dense"]
 TORCH_ENDINGS = (".pt2", ".pt")
+COMPILED = ".pt2 of machine code"  # in place of the ending: nothing can be made of such a file
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What decides which forms there are."""
 
-    ending: str  # of the file that was dropped in
+    ending: str  # of the file that was dropped in, as ``ending_of`` has it
     backend: str
     kind: Kind
     allow: frozenset[Technique] = frozenset()
@@ -29,6 +32,11 @@ class Candidate:
 
     form: Form
     gain: float
+
+
+def ending_of(path: Path) -> str:
+    """The ending of a model file, as far as it decides what can be made of it."""
+    return COMPILED if path.suffix == ".pt2" and is_package(path) else path.suffix
 
 
 def steps_to_onnx(ending: str) -> tuple[Step, ...] | None:

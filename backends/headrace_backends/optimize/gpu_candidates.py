@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from headrace_backends.optimize.facts import TORCH_ENDINGS, Candidate, Facts, steps_to_onnx
+from headrace_backends.optimize.facts import COMPILED, TORCH_ENDINGS, Candidate, Facts, steps_to_onnx
 from headrace_backends.optimize.form import Form, Step, Technique
 
 REFERENCE_GAINS_ON_GPU: Mapping[str, float] = {"onnxruntime": 1.3, "tensorrt": 2.0}
@@ -29,6 +29,8 @@ def gpu_candidates(facts: Facts) -> Iterator[Candidate]:
         yield Candidate(Form("tensorrt", parameters=_GRAPHS), 2.1)
     if facts.ending in TORCH_ENDINGS:
         yield from _torch(facts)
+    elif facts.ending == COMPILED:
+        yield Candidate(Form("torch", parameters=_GRAPHS), 1.7)
 
 
 def _allowed(facts: Facts) -> Iterator[tuple[Technique, float]]:
@@ -69,7 +71,7 @@ def _onnxruntime(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
 
 def _torch(facts: Facts) -> Iterator[Candidate]:
     plain = Form("torch")
-    forms = [(plain, 1.0)]
+    forms = [(plain, 1.0), (_with(plain, **_GRAPHS), 1.3)]
     if facts.ending == ".pt2":
         forms.append((_with(plain, compile=True), 1.4))
         # Launches of whole graphs; the second also measures kernels against each other, which takes long.

@@ -23,7 +23,7 @@ from headrace_backends.optimize.accuracy import own_metric
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.deadline import phases
 from headrace_backends.optimize.examples import Examples
-from headrace_backends.optimize.facts import Candidate, Facts, Kind, steps_to_onnx
+from headrace_backends.optimize.facts import Candidate, Facts, Kind, ending_of, steps_to_onnx
 from headrace_backends.optimize.finals import Finals
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
 from headrace_backends.optimize.form import Form
@@ -118,7 +118,7 @@ class Search:
 
     def _facts(self, contest: Contest) -> Facts:
         return Facts(
-            self.subject.path.suffix,
+            ending_of(self.subject.path),
             self.subject.backend,
             self._kind(contest),
             self.goal.allow if contest.first.examples.real and not self._alone else frozenset(),
@@ -142,7 +142,7 @@ class Search:
         Raises:
             TrialFailed: the exporter does not take it.
         """
-        steps = steps_to_onnx(self.subject.path.suffix) or ()
+        steps = steps_to_onnx(ending_of(self.subject.path)) or ()
         return self.workshop.make(steps, contest.signature, contest.first.examples, _SIDE_JOB_S).path
 
     # -- candidates ---------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ _PARAMETER_NAMES = {
     "intra_op_thread_count": "intra_op_threads",
     "graph_optimization_level": "graph_optimization_level",
     "allow_spinning": "allow_spinning",
+    "allow_native_code": "allow_native_code",  # ours: what its owner agrees to has no name of Triton's
 }
 # Of backends whose own parameters Triton writes in capitals; those that are not here tune its runtimes.
 _CAPITAL_NAMES: dict[str, dict[str, str]] = {
