@@ -316,3 +316,10 @@ def test_those_who_wait_may_wait_until_they_have_to_run():
     assert spare_ns == pytest.approx(objective.budget.ns - curve.high_ns(8) - 10 * MS, abs=2)
     assert objective.spare_ns(None, 8, 0, 60 * MS) == 0
     assert objective_of(LatencyCurves()).spare_ns(None, 8, 0, 0) == 0
+
+
+def test_who_is_refused_for_an_objective_is_told_what_was_foreseen():
+    told = TooLate(int(93.24 * MS), 32).explain(50 * MS)
+    assert told.startswith("the request would be answered 93.2 ms after it came, too late for the objective of 50 ms")
+    assert told.endswith("32 rows wait before it")
+    assert TooLate(None, 3).explain(50 * MS).startswith("no instance is up now, so the objective of 50 ms")

@@ -726,7 +726,7 @@ async def test_in_order_a_batch_that_failed_or_died_is_answered_before_what_came
 async def test_how_long_batches_take_is_told_where_somebody_wants_to_know(model, host):
     model.instance(host)
     told = []
-    model.queue.observe = lambda rows, took_ns: told.append((rows, took_ns))
+    model.queue.deadlines.observe = lambda rows, took_ns: told.append((rows, took_ns))
     model.put([1, 2], 3)
     await settle()
     host.answer()

@@ -144,7 +144,7 @@ def learned(queue, batch_ms, rows=1):
     """Have the queue's admission see batches that took so long."""
     queue.make_room(0, monotonic_ns() + 60_000 * MS)
     for _ in range(60):
-        queue.observe(rows, batch_ms * MS)
+        queue.deadlines.observe(rows, batch_ms * MS)
 
 
 async def test_what_cannot_be_answered_in_time_is_refused_at_arrival_and_told_why():
@@ -164,9 +164,9 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_arrival_and_told_wh
 async def test_nothing_is_learned_before_somebody_comes_with_a_deadline():
     queue = queue_of(admission=Admission(ServiceTimes()))
     queue.make_room()
-    assert queue.observe is None
+    assert queue.deadlines.observe is None
     queue.make_room(0, monotonic_ns() + 60_000 * MS)
-    assert queue.observe is not None
+    assert queue.deadlines.observe is not None
 
 
 async def test_what_nobody_waits_for_does_not_make_others_late():
@@ -178,7 +178,7 @@ async def test_what_nobody_waits_for_does_not_make_others_late():
         queue.make_room(0, deadline_ns)
     for one in waiting:
         one.future.cancel()
-    queue._swept_ns = 0  # it looks for those again
+    queue._sweep._swept_ns = 0  # it looks for those again
     queue.make_room(0, deadline_ns)
     assert len(queue) == 0
 
@@ -627,24 +627,24 @@ async def test_everybody_who_waits_for_the_queue_to_grow_is_told():
     queue = queue_of()
     patient = asyncio.get_running_loop().create_task(queue.grown(1, 3600))
     await asyncio.sleep(0)
-    busy = queue.watch(1)  # an instance with a batch at its worker ...
+    busy = queue.watchers.add(1)  # an instance with a batch at its worker ...
     busy.set_result(None)  # ... which has ended
-    more = queue.watch(2)
+    more = queue.watchers.add(2)
     put(queue, request())
     await asyncio.wait_for(patient, 30)
     assert not more.done()
     put(queue, request())
     assert more.done()
-    assert not queue._watchers
+    assert not queue.watchers.size
 
 
 async def test_who_no_longer_waits_for_the_queue_to_grow_is_forgotten():
     queue = queue_of()
     for _ in range(5):
         await queue.grown(3, 0.001)
-        queue.watch(3).cancel()
-    last = queue.watch(3)
-    assert [one for _, one in queue._watchers] == [last]
+        queue.watchers.add(3).cancel()
+    last = queue.watchers.add(3)
+    assert [one for _, one in queue.watchers._watching] == [last]
 
 
 async def test_another_queue_inherits_what_waits_and_what_comes_back(taker):

@@ -22,6 +22,16 @@ class TooLate:
     predicted_ns: int | None
     rows_ahead: int
 
+    def explain(self, objective_ns: int) -> str:
+        """The same, for whoever sent the request."""
+        objective = f"the objective of {objective_ns * 1e-6:g} ms (batching.p99_objective_ms)"
+        if self.predicted_ns is None:
+            return f"no instance is up now, so {objective} cannot be met"
+        return (
+            f"the request would be answered {self.predicted_ns * 1e-6:.1f} ms after it came, too late for {objective}; "
+            f"{self.rows_ahead} rows wait before it"
+        )
+
 
 class Objective:
     """``objective_ns`` is what 99 in 100 accepted requests are to take at most, from arrival to answer.

@@ -1,23 +1,26 @@
 """The bounded queue of one model version: requests go in, idle instances take batches out."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns
 
 from headrace.batching.admission import Admission
 from headrace.batching.backlog import AnyBacklog, Backlog
 from headrace.batching.curve import LatencyCurves
+from headrace.batching.deadlines import Deadlines
+from headrace.batching.drain import Drain
 from headrace.batching.forecast import Forecast
-from headrace.batching.objective import Objective, TooLate
+from headrace.batching.objective import Objective
 from headrace.batching.ordered_backlog import OrderedBacklog
-from headrace.batching.pending import Pending, rank_of
+from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits, Wait
-from headrace.core.errors import DeadlineExceeded, Kind, Overloaded, of_kind
+from headrace.batching.sweep import Sweep
+from headrace.batching.takers import Takers
+from headrace.batching.watchers import Watchers
+from headrace.core.errors import Kind, Overloaded, of_kind
 from headrace.core.statistics import Statistics
 from headrace.core.validation import BatchKey
 
-SWEEP_INTERVAL_NS = 10_000_000
 UNBOUNDED_NS = 1 << 62
 
 
@@ -29,7 +32,7 @@ class BatchQueue:
 
     ``level_sizes`` are the bounds of priority levels that have one of their own, None where there are no levels:
     ``max_size`` bounds the whole queue then, else each other level. With an ``admission`` requests that cannot be
-    answered in time any more are refused; ``observe`` is where it learns, None until somebody asks it.
+    answered in time any more are refused; ``deadlines.observe`` is where it learns, None until somebody asks it.
 
     With ``objective_ns``, 99 in 100 accepted requests are to be answered within so much of their arrival: ``admit``
     refuses what cannot be, and with ``adaptive`` the sizes and delays of batches are chosen for it as well.
@@ -50,28 +53,21 @@ class BatchQueue:
     ) -> None:
         self.curves = LatencyCurves()
         self.objective = Objective(objective_ns, self.curves, adaptive=adaptive) if objective_ns else None
+        self.watchers = Watchers()
+        self._sweep = Sweep()
+        self.deadlines = Deadlines(model, admission, self._sweep, clock)
         self._model = model
         self._preserve_order = preserve_order
         self._backlog: AnyBacklog = self._backlog_for(limits)
         self._level_sizes = level_sizes
-        self._admission = admission
-        if admission is not None:
-            admission.max_rows = limits.max_rows
-        self.observe: Callable[[int, int], None] | None = None
         self._max_size = max_size
         self._clock = clock
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._takers = Takers(clock)
         self._executing = 0
-        self._taken_at: dict[int, int] = {}  # of batches that execute: when they were taken, and their requests
-        self._finished_ns = 0
         self._instances = 0
         self._forecast = self.objective.forecast if self.objective is not None else None  # None: nobody has asked
         self._refusal: tuple[Kind, str] | None = None
-        self._swept_ns = -SWEEP_INTERVAL_NS
-        self._watchers: list[tuple[int, asyncio.Future[None]]] = []  # with the size that each waits for
-        self._watched_size = 0  # the smallest of those
-        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._drain = Drain()
         self._heir: BatchQueue | None = None
         self._heirs_statistics: Statistics | None = None
 
@@ -82,8 +78,13 @@ class BatchQueue:
         """What batches may be, once the model file has told; only while the queue is empty."""
         assert not self._backlog, "limits are set before the first request"
         self._backlog = self._backlog_for(limits)
-        if self._admission is not None:
-            self._admission.max_rows = limits.max_rows
+
+    def _backlog_for(self, limits: BatchLimits) -> AnyBacklog:
+        self._max_rows = limits.max_rows
+        self.deadlines.set_max_rows(limits.max_rows)
+        if self._preserve_order:
+            return OrderedBacklog(limits)
+        return Backlog(limits, self.objective.set_limits(limits) if self.objective is not None else None)
 
     def for_instance(self, index: int) -> "BatchQueue":  # noqa: ARG002 - which one it is matters to sequences
         """Where an instance of the model takes its batches."""
@@ -97,6 +98,8 @@ class BatchQueue:
     def levels(self) -> dict[int, int]:
         """Requests that wait, by priority level; empty where there are no levels."""
         return self._backlog.levels()
+
+    # -- requests go in -----------------------------------------------------------------------------------
 
     def put(self, pending: Pending) -> None:
         """Accept one request.
@@ -114,21 +117,10 @@ class BatchQueue:
             self._pass_on(self._heir, [pending])
             return
         self._backlog.add(pending)
-        if self._waiters:
+        if self._takers.sleeping:
             self._wake_if_due()
-        if self._watchers and len(self._backlog) >= self._watched_size:
-            self._tell_watchers()
-
-    def _tell_watchers(self) -> None:
-        waiting = len(self._backlog)
-        left = []
-        for size, grown in self._watchers:
-            if size > waiting:
-                left.append((size, grown))
-            elif not grown.done():
-                grown.set_result(None)
-        self._watchers = left
-        self._watched_size = min((size for size, _ in left), default=0)
+        if self.watchers.size and len(self._backlog) >= self.watchers.size:
+            self.watchers.tell(len(self._backlog))
 
     def make_room(self, priority: int = 0, deadline_ns: int = 0, rows: int = 1, late_ns: int = 0) -> None:
         """See that one more request fits, and can be answered by its deadline if it has one.
@@ -148,68 +140,17 @@ class BatchQueue:
             if self._backlog.waiting_at(priority) >= most:
                 self._make_room_among(priority, most)
         if deadline_ns:
-            self._see_that_it_is_in_time(priority, deadline_ns, rows or 1, late_ns)
+            self.deadlines.check(self._backlog, priority, deadline_ns, rows or 1, late_ns)
 
     def _make_room_among(self, priority: int, most: int) -> None:
-        if self._sweep(self._clock()) and self._backlog.waiting_at(priority) < most:
-            return
+        if self._sweep.due(self._clock()):
+            self._backlog.drop_dead()
+            if self._backlog.waiting_at(priority) < most:
+                return
         of_level = f" of priority {priority}" if priority and self._level_sizes is not None else ""
         raise Overloaded(
             f"Exceeds maximum queue size: model '{self._model}' has {most} requests{of_level} waiting", "queue_full"
         )
-
-    def _sweep(self, now_ns: int) -> bool:
-        """Let go of requests that nobody waits for any more, if that was not done just now.
-
-        To look for them at each refusal would make overload worse.
-        """
-        if now_ns - self._swept_ns <= SWEEP_INTERVAL_NS:
-            return False
-        self._swept_ns = now_ns
-        self._backlog.drop_dead()
-        return True
-
-    def _see_that_it_is_in_time(self, priority: int, deadline_ns: int, rows: int, late_ns: int) -> None:
-        now_ns = self._clock()
-        left_ns = deadline_ns - now_ns
-        if left_ns <= 0:
-            raise DeadlineExceeded(
-                f"Request timeout expired: the time of the request for model '{self._model}' was over "
-                f"{-left_ns * 1e-6:.1f} ms before it could be queued"
-            )
-        admission = self._admission
-        if admission is None:
-            return
-        self.observe = self._observe
-        rank_ns = rank_of(now_ns, deadline_ns, late_ns)
-        ahead = self._backlog.rows_before(priority, rank_ns)
-        running = self._running(admission)
-        finish_ns = admission.finish_ns(ahead, rows, running, now_ns)
-        if finish_ns is None or finish_ns <= left_ns:
-            return
-        if self._sweep(now_ns):
-            ahead = self._backlog.rows_before(priority, rank_ns)
-            finish_ns = admission.finish_ns(ahead, rows, running, now_ns)
-            if finish_ns is None or finish_ns <= left_ns:
-                return
-        raise Overloaded(
-            f"Refused at arrival: model '{self._model}' would answer in {finish_ns * 1e-6:.1f} ms at the earliest, "
-            f"with {ahead} rows before the request's {rows}, and the request has {left_ns * 1e-6:.1f} ms",
-            "too_late",
-        )
-
-    def _running(self, admission: Admission) -> Sequence[tuple[int, int]]:
-        """Batches that execute: since when they can have run, and the rows that they have at the least."""
-        running = list(self._taken_at.items())
-        if admission.instances == 1 and running:
-            # What a lone instance runs was perhaps staged until the batch before it had ended.
-            taken_ns, requests = running[0]
-            running[0] = max(taken_ns, self._finished_ns), requests
-        return running
-
-    def _observe(self, rows: int, took_ns: int) -> None:
-        if self._admission is not None:
-            self._admission.observe(rows or 1, took_ns, self._clock())
 
     def admit(self, key: BatchKey, rows: int, priority: int) -> None:
         """See that a request can be answered within the model's objective; only for a queue that has one.
@@ -222,7 +163,9 @@ class BatchQueue:
         assert isinstance(backlog, Backlog), "sequences have no objective"
         refusal = objective.admit(backlog.ahead(priority), key, rows, self._clock())
         if refusal is not None:
-            raise Overloaded(f"model '{self._model}': {_explain(refusal, objective.budget.objective_ns)}", "objective")
+            raise Overloaded(f"model '{self._model}': {refusal.explain(objective.budget.objective_ns)}", "objective")
+
+    # -- what is foreseen ---------------------------------------------------------------------------------
 
     def forecast(self) -> Forecast:
         """What is foreseen of the instances; from the first call on, they are followed."""
@@ -262,6 +205,8 @@ class BatchQueue:
         oldest = self._backlog.oldest()
         return UNBOUNDED_NS if oldest is None else self.objective.spare_ns(*oldest, now_ns)
 
+    # -- batches come out ---------------------------------------------------------------------------------
+
     async def take(self) -> list[Pending]:
         """The next batch, as soon as the policy closes one. The caller owes one ``finished`` call for it."""
         while True:
@@ -292,23 +237,11 @@ class BatchQueue:
         """Return when ``size`` requests wait, or after ``timeout_s``."""
         if len(self._backlog) >= size:
             return
-        grown = self.watch(size)
+        grown = self.watchers.add(size)
         try:
             await asyncio.wait([grown], timeout=timeout_s)
         finally:
             grown.cancel()  # where it is not done: nobody waits for it any more
-
-    def watch(self, size: int) -> asyncio.Future[None]:
-        """A future that is done as soon as ``size`` requests wait; only for a queue of fewer.
-
-        Whoever waits for it may set or cancel it too, and for another reason.
-        """
-        watchers = [one for one in self._watchers if not one[1].done()]
-        grown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watchers.append((size, grown))
-        self._watchers = watchers
-        self._watched_size = min(each for each, _ in watchers)
-        return grown
 
     def take_now(self) -> list[Pending]:
         """The next batch if the policy closes one now, else nothing. A batch is owed one ``finished`` call."""
@@ -323,34 +256,52 @@ class BatchQueue:
     def _taken(self, batch: list[Pending]) -> list[Pending]:
         self._executing += 1
         now_ns = monotonic_ns()
-        if self.observe is not None:
-            self._taken_at[now_ns] = len(batch)
+        deadlines = self.deadlines
+        if deadlines.observe is not None:
+            deadlines.taken_at[now_ns] = len(batch)
         for pending in batch:
             pending.taken_at_ns = now_ns
         if self._forecast is not None:
             self._forecast.taken(batch[0], batch[0].key, sum(one.rows for one in batch), now_ns)
-        if self._waiters:
+        if self._takers.sleeping:
             self._wake_if_due()
         return batch
 
     async def _sleep_until(self, wait: Wait | None) -> None:
         if wait is not None:
-            self._wake_at(wait.until_ns)
+            self._takers.wake_at(wait.until_ns)
         else:
             self._notice_idle()
-        await self._sleep()
+        await self._takers.sleep()
+
+    def _wake_if_due(self) -> None:
+        if not self._backlog:
+            return
+        wait_ns = self._backlog.due_ns(self._clock())
+        if wait_ns:
+            self._takers.wake_at(wait_ns)
+        else:
+            self._takers.wake()
+
+    def nudge(self) -> None:
+        """An instance that may have been told of work has gone: tell another."""
+        if self._takers.sleeping:
+            self._wake_if_due()
+
+    # -- and come back, or come to an end -----------------------------------------------------------------
 
     def finished(self, batch: Sequence[Pending]) -> None:
         """A batch that was taken is answered, failed or put back."""
         self._executing -= 1
-        if self.observe is not None:
-            self._finished_ns = monotonic_ns()
+        deadlines = self.deadlines
+        if deadlines.observe is not None:
+            deadlines.finished_ns = monotonic_ns()
             if batch:
-                self._taken_at.pop(batch[0].taken_at_ns, None)
+                deadlines.taken_at.pop(batch[0].taken_at_ns, None)
         if self._forecast is not None and batch:
             self._forecast.ended(batch[0], monotonic_ns())
         self._notice_idle()
-        if self._preserve_order and self._waiters:
+        if self._preserve_order and self._takers.sleeping:
             self._wake_if_due()
 
     def ran(self, batch: Sequence[Pending], rows: int, took_ns: int, now_ns: int) -> None:
@@ -370,23 +321,16 @@ class BatchQueue:
         self._backlog.put_back(batch)
         self._wake_if_due()
 
-    def lose(self, cause: str) -> None:
-        """The worker of the instance that takes here has died: nothing to a model that remembers nothing."""
+    async def drained(self) -> None:
+        """Return once nothing waits and nothing executes."""
+        while self._backlog or self._executing:
+            await self._drain.wait()
 
-    def successor(self) -> "BatchQueue":
-        """Where another instance takes its batches that is to take the place of one that takes here."""
-        return self
+    def _notice_idle(self) -> None:
+        if self._drain.waiting and not self._backlog and not self._executing:
+            self._drain.tell()
 
-    def leave(self) -> None:
-        """An instance that takes here is to be replaced: nothing to a model that remembers nothing."""
-
-    @property
-    def held(self) -> int:
-        """Sequences that the instance that takes here alone can go on with."""
-        return 0
-
-    def close(self) -> None:
-        """The instance that took here has been replaced."""
+    # -- when the model cannot serve, or another queue is to ----------------------------------------------
 
     def refuse(self, kind: Kind, message: str) -> None:
         """Answer everything that waits, and whatever comes until ``accept``, with this error."""
@@ -418,72 +362,22 @@ class BatchQueue:
                 pending.statistics = self._heirs_statistics
         heir.put_back(batch)
 
-    async def drained(self) -> None:
-        """Return once nothing waits and nothing executes."""
-        while self._backlog or self._executing:
-            waiter = asyncio.get_running_loop().create_future()
-            self._idle_waiters.append(waiter)
-            await waiter
+    # -- what matters to the queue of one instance only ---------------------------------------------------
 
-    def nudge(self) -> None:
-        """An instance that may have been told of work has gone: tell another."""
-        if self._waiters:
-            self._wake_if_due()
+    def lose(self, cause: str) -> None:
+        """The worker of the instance that takes here has died: nothing to a model that remembers nothing."""
 
-    def _backlog_for(self, limits: BatchLimits) -> AnyBacklog:
-        self._max_rows = limits.max_rows
-        if self._preserve_order:
-            return OrderedBacklog(limits)
-        return Backlog(limits, self.objective.set_limits(limits) if self.objective is not None else None)
+    def successor(self) -> "BatchQueue":
+        """Where another instance takes its batches that is to take the place of one that takes here."""
+        return self
 
-    def _notice_idle(self) -> None:
-        if self._idle_waiters and not self._backlog and not self._executing:
-            for waiter in self._idle_waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._idle_waiters.clear()
+    def leave(self) -> None:
+        """An instance that takes here is to be replaced: nothing to a model that remembers nothing."""
 
-    async def _sleep(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            else:
-                self._wake()  # it was told of work that it will not do now
-            raise
+    @property
+    def held(self) -> int:
+        """Sequences that the instance that takes here alone can go on with."""
+        return 0
 
-    def _wake_if_due(self) -> None:
-        if not self._backlog:
-            return
-        wait_ns = self._backlog.due_ns(self._clock())
-        if wait_ns:
-            self._wake_at(wait_ns)
-        else:
-            self._wake()
-
-    def _wake(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def _wake_at(self, until_ns: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        delay_s = max(0.0, (until_ns - self._clock()) * 1e-9)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
-
-
-def _explain(refusal: TooLate, objective_ns: int) -> str:
-    """Why a request is refused, for whoever sent it."""
-    objective = f"the objective of {objective_ns * 1e-6:g} ms (batching.p99_objective_ms)"
-    if refusal.predicted_ns is None:
-        return f"no instance is up now, so {objective} cannot be met"
-    return (
-        f"the request would be answered {refusal.predicted_ns * 1e-6:.1f} ms after it came, too late for {objective}; "
-        f"{refusal.rows_ahead} rows wait before it"
-    )
+    def close(self) -> None:
+        """The instance that took here has been replaced."""

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic_ns
 
+from headrace.batching.drain import Drain
 from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
-from headrace.batching.queue import SWEEP_INTERVAL_NS, BatchQueue
+from headrace.batching.queue import BatchQueue
 from headrace.batching.sequence_backlog import SequenceBacklog
 from headrace.batching.sequence_marks import id_control
 from headrace.batching.sequences import Sequences
+from headrace.batching.sweep import Sweep
 from headrace.core.errors import InvalidRequest, Kind, Overloaded, of_kind
 from headrace.core.sequence import SequenceSpec
 
@@ -44,9 +46,9 @@ class SequenceQueue:
         self._sequences = Sequences(model, spec.max_idle_us * 1000, self._places(), id_control(spec))
         self._parts: dict[int, InstanceQueue] = {}
         self._refusal: tuple[Kind, str] | None = None
-        self._swept_ns = -SWEEP_INTERVAL_NS
+        self._sweep = Sweep()
         self._timer: asyncio.TimerHandle | None = None
-        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._drain = Drain()
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -117,9 +119,7 @@ class SequenceQueue:
             raise of_kind(*self._refusal)
         if len(self._sequences) < self._max_size:
             return
-        now_ns = self._clock()
-        if now_ns - self._swept_ns > SWEEP_INTERVAL_NS:  # as BatchQueue does, and as seldom
-            self._swept_ns = now_ns
+        if self._sweep.due(self._clock()):
             for part in self._parts.values():
                 part.drop_dead()
             self._sequences.drop_dead()
@@ -153,9 +153,7 @@ class SequenceQueue:
             self._timer.cancel()
             self._timer = None
         while self._sequences or self.executing:
-            waiter = asyncio.get_running_loop().create_future()
-            self._idle_waiters.append(waiter)
-            await waiter
+            await self._drain.wait()
 
     def another(self) -> "InstanceQueue":
         """Where an instance takes its batches that comes beside those that there are."""
@@ -195,11 +193,8 @@ class SequenceQueue:
 
     def notice_idle(self) -> None:
         """Something has come to an end: perhaps it was the last."""
-        if self._idle_waiters and not self._sequences and not self.executing:
-            for waiter in self._idle_waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._idle_waiters.clear()
+        if self._drain.waiting and not self._sequences and not self.executing:
+            self._drain.tell()
 
     # -- the shell ----------------------------------------------------------------------------------------
 

@@ -246,7 +246,7 @@ class Instance:
             slot.outputs = segment
         pending = batch.pending
         in_all = sum([one.rows for one in pending])
-        observe = self._queue.observe
+        observe = self._queue.deadlines.observe
         if observe is not None:
             observe(in_all, frame.input_ns + frame.infer_ns + frame.output_ns)
         most = max(1, self.signature.max_batch_size)
@@ -451,7 +451,7 @@ class Instance:
 
     async def _company(self, wanted: int) -> None:
         """Return when so many requests wait, or when the batch in flight has ended."""
-        self._slot_freed = self._queue.watch(wanted)
+        self._slot_freed = self._queue.watchers.add(wanted)
         await self._slot_freed
 
     async def _free_slot(self, timeout_s: float | None = None) -> None:
