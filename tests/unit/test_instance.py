@@ -19,7 +19,7 @@ from headrace.core.request import InferRequest
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
-from headrace.workers import instance as instance_module
+from headrace.workers import pump as pump_module
 from headrace.workers.arena import SMALLEST_BYTES, Segment
 from headrace.workers.frames import (
     Begun,
@@ -837,7 +837,7 @@ async def test_a_decoupled_request_leaves_its_slot_when_it_is_begun_and_is_under
 
 
 async def test_so_many_are_open_and_no_more(streaming, monkeypatch):
-    monkeypatch.setattr(instance_module, "MAX_OPEN", 3)
+    monkeypatch.setattr(pump_module, "MAX_OPEN", 3)
     requests = streaming.put(8)
     sequences = [await streaming.begin() for _ in range(3)]
     # Two had been handed over before the third was begun, as with any model.
@@ -939,7 +939,7 @@ async def test_an_answer_that_is_lent_stays_as_it_is_and_its_place_comes_back_wh
         host.answer()
     assert bytes(y.data) == b"\1\1"
     assert [answer_of(one) for one in later] == [[number] for number in range(2, 8)]
-    assert instance._slots._lent == 7
+    assert instance._pump.slots._lent == 7
     del y, first, later
     (last,) = model.put(8)  # the instance holds on to its last batch until the next one
     await settle()
@@ -947,7 +947,7 @@ async def test_an_answer_that_is_lent_stays_as_it_is_and_its_place_comes_back_wh
     assert answer_of(last) == [8]
     gc.collect()
     await settle()
-    assert instance._slots._lent == 0
+    assert instance._pump.slots._lent == 0
 
 
 async def test_nobody_is_lent_the_memory_of_a_batch_that_somebody_else_is_in(model, host):
@@ -1073,7 +1073,7 @@ async def test_instances_that_are_up_are_counted(model, host):
 async def test_under_an_objective_a_batch_is_staged_only_when_the_worker_is_about_to_be_free(
     host, monkeypatch, handover_s, staged
 ):
-    monkeypatch.setattr(instance_module, "HANDOVER_NS", int(handover_s * 1e9))
+    monkeypatch.setattr(pump_module, "HANDOVER_NS", int(handover_s * 1e9))
     model = Model(objective_ns=600 * 10**9, adaptive=True)
     for _ in range(20):
         for rows in (1, 2, 4):

@@ -1,4 +1,4 @@
-"""One instance of a model: takes batches from its queue whenever it is idle, has them run, answers them."""
+"""One instance of a model: hands the batches that it takes to its worker, and answers them when they come back."""
 
 import asyncio
 import logging
@@ -8,11 +8,8 @@ from typing import Protocol
 
 import msgspec
 
-from headrace.batching.forecast import Place
 from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
-from headrace.batching.regroup import Regroup
-from headrace.batching.staging import Staging
 from headrace.batching.streamed import StreamedRequest
 from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError, InternalError, Kind, of_kind
@@ -34,18 +31,18 @@ from headrace.workers.frames import (
 )
 from headrace.workers.handover import Handover
 from headrace.workers.lending import Attachments
-from headrace.workers.open_streams import MAX_OPEN, OpenStreams
+from headrace.workers.open_streams import OpenStreams
 from headrace.workers.permit import Permit
+from headrace.workers.pump import Pump
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim
 from headrace.workers.second_chance import MAX_DEATHS, living, survivors
-from headrace.workers.slots import Slot, Slots
+from headrace.workers.slots import Slot
 from headrace.workers.turns import CpuTurns
 
 log = logging.getLogger(__name__)
 
 LEAVE_INTERVAL_S = 0.02  # one that leaves is looked at so often
-HANDOVER_NS = 500_000  # before a worker is expected to be free it is given its next batch, under an objective
 
 
 class Host(Protocol):
@@ -104,7 +101,6 @@ class Instance:
         self.load = load
         self.execution_timeout_s = execution_timeout_s
         self.loaded: Loaded | None = None
-        self.in_flight = 0  # requests that the worker has
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
@@ -118,21 +114,24 @@ class Instance:
         self._queue = queue
         self._statistics = statistics
         self._permit = Permit(load.name, turns, cpu_weight)
-        self._regroup = Regroup()
         self._ended_ns = 0  # when the last batch did
         self._up_at_ns = 0
         self._host: Host | None = None
-        self._place = Place()  # its batches, for as long as an objective needs them to be foreseen
-        self._slots = Slots(self._wake_pump)  # of the present worker
-        self._slot_freed: asyncio.Future[None] | None = None
-        self._pump_task: asyncio.Task[None] | None = None
+        self._pump = Pump(
+            load.name, queue, self._permit, self.streams, self._send, of_sequences=load.sequence is not None
+        )
         self._leaving = False
         self._held = False
 
     @property
     def is_up(self) -> bool:
         """Whether it can run a batch now."""
-        return self._pump_task is not None
+        return self._pump.running
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the worker has."""
+        return self._pump.in_flight
 
     @property
     def waiting(self) -> int:
@@ -144,6 +143,8 @@ class Instance:
         """What the model takes and gives; known once it was loaded."""
         assert self.loaded is not None, "an instance has a signature once it is loaded"
         return self.loaded.signature
+
+    # -- from its start to its end ------------------------------------------------------------------------
 
     def limit(self, limiter: RateLimiter, claim: Claim) -> None:
         """Have it run a batch only with what it claims; before it is up."""
@@ -158,15 +159,14 @@ class Instance:
         self._up_at_ns = monotonic_ns()
         self.broken = ""
         self._host = host
-        self._slots = Slots(self._wake_pump)
+        self._pump.let_go()
 
     def start(self) -> None:
         """Begin to take batches."""
         if self._leaving:  # its process died meanwhile and has come back
             return
-        self._pump_task = asyncio.get_running_loop().create_task(self._pump())
-        self._pump_task.add_done_callback(self._on_pump_end)
-        self._queue.joined()
+        assert self.loaded is not None, "only an instance that is up pumps"
+        self._pump.start(self.loaded).add_done_callback(self._on_pump_end)
         self.on_change()
 
     def _on_pump_end(self, task: asyncio.Task[None]) -> None:
@@ -177,16 +177,23 @@ class Instance:
 
     def stop(self) -> None:
         """Take no more batches. What is running is answered when it ends."""
-        if self._pump_task is not None:
-            self._pump_task.cancel()
-            self._pump_task = None
-            self._permit.leave_line()
-            self._queue.left()
+        self._pump.stop()
 
-    def hold(self) -> None:
-        """Take no more batches, for good, also when its process comes back or another takes its place."""
-        self._held = self._leaving = True
+    def break_down(self, reason: str) -> None:
+        """It cannot serve, and trying again will not help soon."""
         self.stop()
+        self.broken = reason
+        self.on_change()
+
+    def retire(self) -> None:
+        """Stop for good, and let go of the shared memory."""
+        self.stop()
+        self._permit.give()
+        self._pump.let_go()
+        self._host = None
+        self.on_change = lambda: None
+
+    # -- when another takes its place ---------------------------------------------------------------------
 
     def twin(self, number: int) -> "Instance":
         """Another one of the same model, to be loaded elsewhere in this one's place."""
@@ -207,6 +214,11 @@ class Instance:
         self.on_change = lambda: None
         self.on_replaced(self, twin)
 
+    def hold(self) -> None:
+        """Take no more batches, for good, also when its process comes back or another takes its place."""
+        self._held = self._leaving = True
+        self.stop()
+
     async def leave(self) -> None:
         """Take nothing new; return when all that was taken is answered, and every sequence that it has has ended."""
         self._queue.leave()
@@ -218,29 +230,31 @@ class Instance:
             await asyncio.sleep(LEAVE_INTERVAL_S)
         self._queue.close()
 
-    def retire(self) -> None:
-        """Stop for good, and let go of the shared memory."""
-        self.stop()
-        self._permit.give()
-        self._slots = Slots(self._wake_pump)
-        self._host = None
-        self.on_change = lambda: None
+    # -- a batch goes to the worker -----------------------------------------------------------------------
 
-    def abandon(self, batch: Batch, error: Exception) -> None:
-        """The batch has been answered, and the answer could not be taken; its process is about to be killed."""
-        for one in batch.pending:
-            one.fail(InternalError(f"model '{self.load.name}': the answer could not be taken: {error}"))
-        self._queue.finished(batch.pending)
+    def _send(self, slot: Slot, pending: list[Pending]) -> None:
+        host, loaded, pump = self._host, self.loaded, self._pump
+        assert host is not None, "only an instance that is up pumps"
+        assert loaded is not None, "only an instance that is up pumps"
+        handover = Handover(slot, host.attachments)
+        handover.prepare(self.load, loaded, host.next_sequence(), pending)
+        try:
+            batch = Batch(self, slot, pending, handover.frame.sequence)
+            host.run(batch, handover.frame, handover.descriptors)
+        except BaseException:
+            handover.undo()
+            raise
+        pump.in_flight += len(pending)
+        if self._queue.objective is not None:
+            expected_ns = self._queue.forecast().expected_ns(pending[0].key, sum(one.rows for one in pending))
+            pump.place.taken(batch, expected_ns, monotonic_ns())
 
-    def break_down(self, reason: str) -> None:
-        """It cannot serve, and trying again will not help soon."""
-        self.stop()
-        self.broken = reason
-        self.on_change()
+    # -- and comes back -----------------------------------------------------------------------------------
 
     def done(self, batch: Batch, frame: Done, segment: Segment | None) -> None:
         """The worker has run the batch; ``segment`` is the slot's new output segment, if it has one."""
-        self.in_flight -= len(batch.pending)
+        pump = self._pump
+        pump.in_flight -= len(batch.pending)
         slot = batch.slot
         if segment is not None:
             slot.outputs = segment
@@ -251,16 +265,16 @@ class Instance:
             observe(in_all, frame.input_ns + frame.infer_ns + frame.output_ns)
         most = max(1, self.signature.max_batch_size)
         self.used_at_ns = now_ns = monotonic_ns()
-        self._regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
+        pump.regroup.ended(len(pending), len(self._queue), most, frame.infer_ns, now_ns)
         # What it cost those who waited: also the handing over, the turn, and what else runs on the machine.
         began_ns = max(pending[0].taken_at_ns, self._ended_ns)
         self._queue.ran(pending, in_all, now_ns - began_ns + self._permit.waited_ns, now_ns)
         self._ended_ns = now_ns
-        self._place.ended(batch, now_ns)
+        pump.place.ended(batch, now_ns)
         for one in pending:
             if one.traced:
                 one.timings = (frame.input_ns, frame.infer_ns, frame.output_ns)
-        lent = self._slots.lend(slot) if all(one.request.borrows for one in pending) else None
+        lent = pump.slots.lend(slot) if all(one.request.borrows for one in pending) else None
         extract: packing.Extract = packing.copy if lent is None else packing.view
         view = slot.outputs.view if slot.outputs is not None else memoryview(b"")
         if lent is not None:
@@ -277,66 +291,22 @@ class Instance:
             self._statistics.last_inference_ms = int(time() * 1000)
             self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
-            self._slots.give(slot)
-        self._batch_ended(pending)
-
-    def begun(self, batch: Batch, frame: Begun) -> None:
-        """The worker has taken a decoupled request out of its slot and will answer it part by part."""
-        (pending,) = batch.pending
-        assert isinstance(pending, StreamedRequest), "a decoupled model is given no other"
-        host = self._host
-        assert host is not None, "frames come from a host"
-        self.streams.begin(frame, pending, host.tell)
-        self._slots.give(batch.slot)
-        self._end_turn_if_idle()
-
-    def part(self, frame: Part) -> None:
-        """One response to a decoupled request."""
-        self._statistics.last_inference_ms = int(time() * 1000)
-        self.streams.part(frame)
-
-    def ended(self, frame: Ended) -> None:
-        """The last response to a decoupled request."""
-        pending = self.streams.end(frame)
-        if pending is not None:
-            self._answered([pending])
+            pump.slots.give(slot)
+        pump.batch_ended(pending)
 
     def failed(self, batch: Batch, frame: Failed) -> None:
         """The model refused the batch. Its members run again, each alone, so that only the bad one fails."""
-        self.in_flight -= len(batch.pending)
+        pump = self._pump
+        pump.in_flight -= len(batch.pending)
         message = f"model '{self.load.name}': {frame.message}"
         error = of_kind(Kind(frame.kind), message)
         if len(batch.pending) > 1:
             self._run_alone(batch.pending, error)
         else:
             batch.pending[0].fail(error)
-        self._slots.give(batch.slot)
-        self._place.ended(batch, monotonic_ns())
-        self._batch_ended(batch.pending)
-
-    def down(self, executing: Batch | None, staged: list[Batch], cause: str) -> None:
-        """The process has died. What it was executing is suspect, what was staged is not."""
-        self.stop()
-        self._host = None
-        self.in_flight = 0
-        self._place = Place()
-        self._permit.give()
-        self._statistics.worker_deaths += 1
-        self._queue.lose(cause)
-        if executing is not None:
-            again = survivors(
-                executing.pending, self.load.name, cause, self._up_at_ns, elsewhere=self.on_death is not None
-            )
-            self._statistics.retries += len(again)
-            self._queue.put_back(again)
-            self._queue.finished(executing.pending)
-            if self.on_death is not None:
-                self.on_death(cause, any(one.deaths >= MAX_DEATHS for one in again))
-        for batch in reversed(staged):
-            self._queue.put_back(living(batch.pending))
-            self._queue.finished(batch.pending)
-        for pending in self.streams.lose(cause):
-            self._queue.finished([pending])
+        pump.slots.give(batch.slot)
+        pump.place.ended(batch, monotonic_ns())
+        pump.batch_ended(batch.pending)
 
     def _run_alone(self, pending: list[Pending], error: HeadraceError) -> None:
         """Put the members of a failed batch back, each to be run alone; one that was alone has its answer.
@@ -354,127 +324,55 @@ class Instance:
             one.alone = True
         self._queue.put_back(pending)
 
-    def _batch_ended(self, pending: list[Pending]) -> None:
-        self._queue.finished(pending)
-        self._end_turn_if_idle()
+    def abandon(self, batch: Batch, error: Exception) -> None:
+        """The batch has been answered, and the answer could not be taken; its process is about to be killed."""
+        for one in batch.pending:
+            one.fail(InternalError(f"model '{self.load.name}': the answer could not be taken: {error}"))
+        self._queue.finished(batch.pending)
 
-    def _end_turn_if_idle(self) -> None:
-        if self._permit.held and self._slots.idle:
-            self._permit.give(keep_claim=bool(len(self.streams)), again=self._goes_on())
+    # -- or its request is answered part by part ----------------------------------------------------------
 
-    def _goes_on(self) -> bool:
-        """Whether it will want another turn as soon as its pump comes to that."""
-        if self._pump_task is None or not self._queue.due or self._regroup.wait_ns(len(self._queue), monotonic_ns()):
-            return False
-        return len(self.streams) < (1 if self._permit.limited else MAX_OPEN)
+    def begun(self, batch: Batch, frame: Begun) -> None:
+        """The worker has taken a decoupled request out of its slot and will answer it part by part."""
+        (pending,) = batch.pending
+        assert isinstance(pending, StreamedRequest), "a decoupled model is given no other"
+        host = self._host
+        assert host is not None, "frames come from a host"
+        self.streams.begin(frame, pending, host.tell)
+        self._pump.slots.give(batch.slot)
+        self._pump.end_turn_if_idle()
 
-    def _answered(self, pending: list[Pending]) -> None:
-        """Requests that were streamed are done with."""
-        self.in_flight -= len(pending)
-        if self._permit.limited:
-            self._end_turn_if_idle()
-        self._wake_pump()
-        self._queue.finished(pending)
+    def part(self, frame: Part) -> None:
+        """One response to a decoupled request."""
+        self._statistics.last_inference_ms = int(time() * 1000)
+        self.streams.part(frame)
 
-    def _wake_pump(self) -> None:
-        if self._slot_freed is not None and not self._slot_freed.done():
-            self._slot_freed.set_result(None)
+    def ended(self, frame: Ended) -> None:
+        """The last response to a decoupled request."""
+        pending = self.streams.end(frame)
+        if pending is not None:
+            self._pump.stream_ended(pending)
 
-    async def _pump(self) -> None:
-        assert self.loaded is not None, "only an instance that is up pumps"
-        threads = self.loaded.cpu_threads
-        in_turn = threads > 0 or self._permit.limited
-        staging = Staging() if self._stages(in_turn) else None
-        most = max(1, self.signature.max_batch_size)
-        while True:
-            if not self._slots.available or len(self.streams) >= MAX_OPEN:
-                await self._free_slot()
-                continue
-            if staging is not None and not self._slots.idle:
-                wanted = staging.wanted(self.in_flight + len(self._queue), most)
-                if len(self._queue) < wanted:
-                    await self._company(wanted)
-                    continue
-            if self._place and not in_turn and (early_ns := self._early_ns(monotonic_ns())) > 0:
-                await self._free_slot(early_ns * 1e-9)
-                continue
-            pending = await (self._take_in_turn(threads) if in_turn else self._queue.take())
-            if not pending:
-                continue
-            slot = self._slots.take()
-            try:
-                self._send(slot, pending)
-            except Exception as error:
-                log.exception("could not hand a batch of model %s to its worker", self.load.name)
-                for one in pending:
-                    one.fail(InternalError(f"model '{self.load.name}': could not hand the request over: {error}"))
-                self._slots.give(slot)
-                self._batch_ended(pending)
-            del pending, slot  # the next wait may be long, and they hold memory that somebody has lent
+    # -- or the process dies ------------------------------------------------------------------------------
 
-    async def _take_in_turn(self, threads: int) -> list[Pending]:
-        """The next batch of a heavy or limited model, once it may run. None may be left when its turn comes.
-
-        Nothing is staged: the handing over takes little beside the batch, and what waits longer grows together.
-        """
-        if not self._slots.idle or (self._permit.limited and len(self.streams)):
-            await self._free_slot()
-            return []
-        if not self._queue.due:
-            self._permit.leave_line()  # others may have taken what it stood in line for
-            await self._queue.ready()
-        while wait_ns := self._regroup_ns(monotonic_ns()):
-            self._permit.leave_line()
-            await self._queue.grown(self._regroup.expected, wait_ns * 1e-9)
-        await self._permit.take(threads)
-        pending = self._queue.take_now()
-        if not pending:
-            self._permit.give(ran=False)
-        return pending
-
-    def _regroup_ns(self, now_ns: int) -> int:
-        """How much longer to wait for the clients of the last batch; those who are here may not be late by it."""
-        wait_ns = self._regroup.wait_ns(len(self._queue), now_ns)
-        return min(wait_ns, self._queue.spare_ns(now_ns)) if wait_ns else 0
-
-    def _stages(self, in_turn: bool) -> bool:
-        """Whether a batch waits at the worker behind the one that runs, with half of all clients in it."""
-        alone = in_turn or self.signature.decoupled or self.load.sequence is not None
-        return not alone and self._queue.objective is None
-
-    def _early_ns(self, now_ns: int) -> int:
-        """How much too early it would be to stage a batch behind the one that runs; only under an objective.
-
-        Nobody can join a batch that is staged, so it is taken when the worker is about to be free.
-        """
-        return int(self._place.free_ns(now_ns)) - now_ns - HANDOVER_NS
-
-    async def _company(self, wanted: int) -> None:
-        """Return when so many requests wait, or when the batch in flight has ended."""
-        self._slot_freed = self._queue.watchers.add(wanted)
-        await self._slot_freed
-
-    async def _free_slot(self, timeout_s: float | None = None) -> None:
-        """Return when a batch in flight has ended, or a stream, or after ``timeout_s``."""
-        self._slot_freed = asyncio.get_running_loop().create_future()
-        if timeout_s is None:
-            await self._slot_freed
-        else:
-            await asyncio.wait([self._slot_freed], timeout=timeout_s)
-
-    def _send(self, slot: Slot, pending: list[Pending]) -> None:
-        host, loaded = self._host, self.loaded
-        assert host is not None, "only an instance that is up pumps"
-        assert loaded is not None, "only an instance that is up pumps"
-        handover = Handover(slot, host.attachments)
-        handover.prepare(self.load, loaded, host.next_sequence(), pending)
-        try:
-            batch = Batch(self, slot, pending, handover.frame.sequence)
-            host.run(batch, handover.frame, handover.descriptors)
-        except BaseException:
-            handover.undo()
-            raise
-        self.in_flight += len(pending)
-        if self._queue.objective is not None:
-            expected_ns = self._queue.forecast().expected_ns(pending[0].key, sum(one.rows for one in pending))
-            self._place.taken(batch, expected_ns, monotonic_ns())
+    def down(self, executing: Batch | None, staged: list[Batch], cause: str) -> None:
+        """The process has died. What it was executing is suspect, what was staged is not."""
+        self.stop()
+        self._host = None
+        self._pump.lose()
+        self._statistics.worker_deaths += 1
+        self._queue.lose(cause)
+        if executing is not None:
+            again = survivors(
+                executing.pending, self.load.name, cause, self._up_at_ns, elsewhere=self.on_death is not None
+            )
+            self._statistics.retries += len(again)
+            self._queue.put_back(again)
+            self._queue.finished(executing.pending)
+            if self.on_death is not None:
+                self.on_death(cause, any(one.deaths >= MAX_DEATHS for one in again))
+        for batch in reversed(staged):
+            self._queue.put_back(living(batch.pending))
+            self._queue.finished(batch.pending)
+        for pending in self.streams.lose(cause):
+            self._queue.finished([pending])
