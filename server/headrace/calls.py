@@ -273,7 +273,7 @@ def _callers(process: WorkerProcess, frame: Call) -> tuple[str, ...]:
     instance = process.hosted.get(frame.instance)
     own = () if instance is None else (instance.load.name,)
     before: dict[str, None] = {}
-    for batch in process.batches_of(frame.instance, frame.sequence):
+    for batch in process.unanswered.batches_of(frame.instance, frame.sequence):
         for pending in batch.pending:
             before.update(dict.fromkeys(pending.request.callers))
     return (*before, *own)

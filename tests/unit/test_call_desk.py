@@ -38,8 +38,9 @@ class Process:
         self.batches = {}
         self.told = []
         self.refuses = None
+        self.unanswered = SimpleNamespace(batches_of=self._batches_of)
 
-    def batches_of(self, instance, sequence):
+    def _batches_of(self, instance, sequence):
         return self.batches.get((instance, sequence), [])
 
     def tell(self, frame, descriptors=()):

@@ -10,7 +10,7 @@ from headrace.core.model import Signature
 from headrace.workers.frames import Load
 from headrace.workers.gpu_budget import Gpu, GpuLimits
 from headrace.workers.gpu_room import GpuRoom
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 GPUS = {"gpu:0": Gpu("GPU-1", "L4", 1000), "gpu:1": Gpu("GPU-2", "L4", 1000), "gpu:UUID": Gpu("GPU-1", "L4", 1000)}
 

@@ -21,6 +21,7 @@ from headrace.workers.frames import (
     encode,
 )
 from headrace.workers.instance import Batch
+from headrace.workers.loads import Loading
 from headrace.workers.process import WorkerProcess
 from headrace.workers.spawn import Spawned
 
@@ -164,11 +165,11 @@ async def test_a_batch_is_found_by_its_number_until_it_is_answered(worker):
     model = Model(3, "m")
     worker.host(model)
     first, second = worker.run(model, 7), worker.run(model, 8)
-    assert worker.process.batches_of(3, 7) == [first]
-    assert worker.process.batches_of(3, 8) == [second]
-    assert worker.process.batches_of(3, 9) == []
+    assert worker.process.unanswered.batches_of(3, 7) == [first]
+    assert worker.process.unanswered.batches_of(3, 8) == [second]
+    assert worker.process.unanswered.batches_of(3, 9) == []
     await worker.say(Failed(7, "internal", "no"))
-    assert worker.process.batches_of(3, 7) == []
+    assert worker.process.unanswered.batches_of(3, 7) == []
 
 
 async def test_one_that_is_answered_part_by_part_until_it_has_ended(worker):
@@ -176,9 +177,9 @@ async def test_one_that_is_answered_part_by_part_until_it_has_ended(worker):
     worker.host(model)
     batch = worker.run(model, 7)
     await worker.say(Begun(7, 5), Part(7, (), {}))
-    assert worker.process.batches_of(3, 7) == [batch]
+    assert worker.process.unanswered.batches_of(3, 7) == [batch]
     await worker.say(Ended(7))
-    assert worker.process.batches_of(3, 7) == []
+    assert worker.process.unanswered.batches_of(3, 7) == []
 
 
 async def test_without_a_number_all_of_the_instance_s_are_found_and_no_other_s(worker):
@@ -186,20 +187,21 @@ async def test_without_a_number_all_of_the_instance_s_are_found_and_no_other_s(w
     worker.host(model, other)
     first, _, second = worker.run(model, 7), worker.run(other, 8), worker.run(model, 9)
     await worker.say(Begun(7, 5))
-    assert {one.sequence for one in worker.process.batches_of(3, 0)} == {first.sequence, second.sequence}
-    assert [one.sequence for one in worker.process.batches_of(4, 0)] == [8]
-    assert worker.process.batches_of(5, 0) == []
+    assert {one.sequence for one in worker.process.unanswered.batches_of(3, 0)} == {first.sequence, second.sequence}
+    assert [one.sequence for one in worker.process.unanswered.batches_of(4, 0)] == [8]
+    assert worker.process.unanswered.batches_of(5, 0) == []
     await worker.say(Ended(7))
-    assert worker.process.batches_of(3, 0) == [second]
+    assert worker.process.unanswered.batches_of(3, 0) == [second]
 
 
 async def test_a_model_that_is_being_loaded_is_no_batch(worker):
     load = Load(4, "fake", "m", "1", "/m", "cpu", 1, None, None, {}, False)
     model = Model(4, "m")
     worker.host(model)
-    worker.process._ask(-5, process._Loading(model, None), load)
-    assert worker.process.batches_of(4, 0) == []
-    assert worker.process.batches_of(4, -5) == []
+    model.load = load
+    worker.process._send_load(Loading(model, None))
+    assert worker.process.unanswered.batches_of(4, 0) == []
+    assert worker.process.unanswered.batches_of(4, -5) == []
 
 
 # ---- what it says ----
@@ -256,7 +258,7 @@ async def test_its_silence_counts_from_when_somebody_had_room(worker):
     worker.host(model)
     worker.run(model, 7)
     await worker.say(Begun(7, 5))
-    heard_at = worker.process._heard_at
+    heard_at = worker.process.unanswered.heard_at
     model.streams.awaited = True
     worker.process.check_time(heard_at + 4.9, 60.0)
     model.streams.awaited_since = heard_at + 100

@@ -16,7 +16,7 @@ from headrace.repository.layout import read_folder
 from headrace.repository.overrides import read_override
 from headrace.repository.repository import Repository
 from headrace.repository.served import version_print
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 X = "{name: x, datatype: FP32, shape: [-1, 2]}"
 Y = "{name: y, datatype: FP32, shape: [-1, 2]}"

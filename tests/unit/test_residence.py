@@ -14,7 +14,7 @@ from headrace.core.validation import ModelInputs
 from headrace.repository import residence as residence_module
 from headrace.repository.pager import Pager
 from headrace.repository.residence import Residence
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 
 class Model:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headrace.repository.pager import Pager
 from headrace.repository.residency import AwaitIdle, Evict, Resident, TooLarge, make_room
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 
 def resident(key, nbytes, used_at_ns, **more):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from headrace.core.statistics import LATENCY_BUCKETS_S, Histogram
 from headrace.repository.residency import AwaitIdle, Evict, Resident, TooLarge, make_room
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from headrace.batching.sequence_queue import SequenceQueue
 from headrace.core.errors import Kind
 from headrace.repository.pager import Pager
 from headrace.workers.instance import Instance
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from headrace.repository.trust import Trust
 from headrace.workers.cpus import threads_for
 from headrace.workers.frames import Load, Loaded
 from headrace.workers.instance import Instance
+from headrace.workers.loads import LoadRefused
 from headrace.workers.placement import Needs
-from headrace.workers.process import LoadRefused
 from headrace.workers.resources import GLOBAL
 from headrace.workers.supervisor import Supervisor
 from headrace_backends.optimize.misfit import misfit

@@ -23,7 +23,7 @@ from headrace.repository.plans import Plans
 from headrace.repository.served import ServedVersion
 from headrace.repository.served_ensemble import ServedEnsemble
 from headrace.repository.shelf import Shelf
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 from headrace.workers.replayed import UNPROVED
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from headrace.workers.frames import Load
 from headrace.workers.gpu_budget import Gpu, GpuBudget, GpuLimits, NoGpuRoom
 from headrace.workers.gpu_probing import find_gpu
 from headrace.workers.instance import Instance
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 
 ROOM_TIMEOUT_S = 30.0  # that models which are leaving have to answer what they were given
 

@@ -7,7 +7,7 @@ from time import monotonic
 
 from headrace.core.process_memory import process_memory
 from headrace.workers.growth import GiveUp, GrowthLimits, MemorySample, MemoryWatch, Recycle
-from headrace.workers.process import LoadRefused
+from headrace.workers.loads import LoadRefused
 from headrace.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -76,3 +77,12 @@ def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
 
     loop.add_reader(descriptor, on_exit)
     return exited
+
+
+def cause_of_end(status: int) -> str:
+    """How a process ended, in words, by the status that it was waited for with."""
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-status).name}"
+    return f"signal {-status}"

@@ -13,9 +13,10 @@ from headrace.core.process_memory import process_memory
 from headrace.log import LogLevels
 from headrace.workers.gpu_room import GpuRoom
 from headrace.workers.instance import Instance
+from headrace.workers.loads import LoadRefused
 from headrace.workers.numa import Node, assign
 from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
-from headrace.workers.process import CallDesk, LoadRefused, WorkerProcess
+from headrace.workers.process import CallDesk, WorkerProcess
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim, Unschedulable
 from headrace.workers.turns import CpuTurns
