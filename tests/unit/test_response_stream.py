@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream
-from headrace.core.errors import InternalError
+from headrace.batching.response_stream import WINDOW, WINDOW_BYTES, ResponseStream, single_response
+from headrace.core.errors import InternalError, NotReady
 from headrace.core.request import InferResponse
 
 
@@ -132,3 +132,44 @@ async def test_nothing_comes_after_the_end(stream, how):
     stream.put(response(1))
     stream.end()
     assert await read(stream) == []
+
+
+# -- the stream of a request that is answered once --
+
+
+async def items(stream):
+    return [item async for item in stream]
+
+
+async def test_a_single_response_is_all_that_its_stream_has():
+    future = asyncio.get_running_loop().create_future()
+    stream = single_response(future)
+    assert not stream.decoupled
+    future.set_result(response(1))
+    assert await items(stream) == [response(1)]
+
+
+async def test_an_error_comes_in_its_place_and_a_bug_as_an_internal_one():
+    loop = asyncio.get_running_loop()
+    for error, kind in ((NotReady("it is being loaded"), NotReady), (ValueError("a bug"), InternalError)):
+        future = loop.create_future()
+        stream = single_response(future)
+        future.set_exception(error)
+        (item,) = await items(stream)
+        assert type(item) is kind
+        assert str(item) == str(error)
+
+
+async def test_who_reads_on_no_more_takes_the_request_back():
+    future = asyncio.get_running_loop().create_future()
+    stream = single_response(future)
+    stream.cancel()
+    assert future.cancelled()
+    assert await items(stream) == []
+
+
+async def test_a_request_that_is_taken_back_ends_its_stream():
+    future = asyncio.get_running_loop().create_future()
+    stream = single_response(future)
+    future.cancel()
+    assert await items(stream) == []

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferResponse
 
 WINDOW = 32  # responses that a model may make ahead of its client
@@ -72,3 +72,25 @@ class ResponseStream:
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+def single_response(future: asyncio.Future[InferResponse]) -> ResponseStream:
+    """The stream of a request that is answered once, by ``future``: the response or an error, and the end."""
+    stream = ResponseStream(decoupled=False)
+
+    def on_cancel() -> None:
+        future.cancel()
+
+    stream.on_cancel = on_cancel
+
+    def on_done(done: asyncio.Future[InferResponse]) -> None:
+        if not done.cancelled():
+            error = done.exception()
+            if error is None:
+                stream.put(done.result())
+            else:
+                stream.put(error if isinstance(error, HeadraceError) else InternalError(str(error)))
+        stream.end()
+
+    future.add_done_callback(on_done)
+    return stream

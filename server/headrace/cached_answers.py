@@ -1,0 +1,80 @@
+"""Answers that need not be computed: looked for in the response cache before a request is run, and kept there."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+
+from headrace.core.request import InferRequest, InferResponse
+from headrace.core.validation import ModelInputs
+from headrace.repository.repository import Repository, Served
+from headrace.repository.served_ensemble import ServedEnsemble
+from headrace.response_cache import Cache, Outputs, cache_key
+
+Answer = asyncio.Future[InferResponse]
+
+
+class CachedAnswers:
+    """``run`` computes what is not found; it raises at once for what cannot be accepted.
+
+    What belongs to a version that has ended is forgotten.
+    """
+
+    def __init__(
+        self, cache: Cache, repository: Repository, run: Callable[[Served, InferRequest, ModelInputs], Answer]
+    ) -> None:
+        self._cache = cache
+        self._repository = repository
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        repository.on_retired = lambda served: cache.forget(served.folder.name, self._identity(served))
+
+    def infer(self, served: Served, request: InferRequest, inputs: ModelInputs) -> Answer:
+        """The answer to a request that was checked.
+
+        Raises:
+            HeadraceError: it is not in the cache, and cannot be accepted.
+        """
+        started_ns = monotonic_ns()
+        key = cache_key(request.model, self._identity(served), inputs.tensors, request.outputs, request.parameters)
+        found = self._cache.get(key)
+        if found is None:
+            return self._run_and_keep(key, served, request, inputs, monotonic_ns() - started_ns)
+        if isinstance(found, tuple):
+            future: Answer = self._loop.create_future()
+            future.set_result(_from_cache(served, request, found, started_ns))
+            return future
+
+        async def look_elsewhere() -> InferResponse:
+            outputs = await found
+            if outputs is not None:
+                return _from_cache(served, request, outputs, started_ns)
+            return await self._run_and_keep(key, served, request, inputs, monotonic_ns() - started_ns)
+
+        return self._loop.create_task(look_elsewhere())
+
+    def _identity(self, served: Served) -> str:
+        """What changes when the same request may have another answer."""
+        identity = f"{served.version}/{served.print}"
+        if isinstance(served, ServedEnsemble):
+            parts = [self._repository.find(*planned.step.part) for planned in served.plan.steps]
+            identity = "|".join([identity, *(self._identity(part) for part in parts if part is not None)])
+        return identity
+
+    def _run_and_keep(
+        self, key: bytes, served: Served, request: InferRequest, inputs: ModelInputs, lookup_ns: int
+    ) -> Answer:
+        future = self._run(served, request, inputs)
+
+        def keep(done: Answer) -> None:
+            started_ns = monotonic_ns()
+            if not done.cancelled() and done.exception() is None and not done.result().parameters:
+                self._cache.put(key, done.result().outputs)
+            served.statistics.cache_miss(lookup_ns + monotonic_ns() - started_ns)
+
+        future.add_done_callback(keep)
+        return future
+
+
+def _from_cache(served: Served, request: InferRequest, outputs: Outputs, started_ns: int) -> InferResponse:
+    served.statistics.cache_hit(monotonic_ns() - started_ns)
+    return InferResponse(request.model, served.version, request.id, outputs)
