@@ -12,10 +12,10 @@ from headrace.core.model import ModelInfo, Signature
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType
 from headrace.repository.declared import config_json, declared_signature
+from headrace.repository.form import version_print
 from headrace.repository.layout import read_folder
 from headrace.repository.overrides import read_override
 from headrace.repository.repository import Repository
-from headrace.repository.served import version_print
 from headrace.workers.loads import LoadRefused
 
 X = "{name: x, datatype: FP32, shape: [-1, 2]}"

@@ -10,10 +10,11 @@ from headrace.background.schedule import Room, Subject
 from headrace.core.device import CPU
 from headrace.core.machine_memory import read_memory
 from headrace.plan_choices import served_form
+from headrace.repository.form import version_print
 from headrace.repository.planned import OWN_CODE, device_of, why_no_plan
 from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository, Served
-from headrace.repository.served import ServedVersion, version_print
+from headrace.repository.served import ServedVersion
 
 
 def subjects_of(repository: Repository, plans: Plans | None) -> list[Subject]:

@@ -6,32 +6,27 @@ import logging
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
 
-from headrace.batching.admission import Admission
-from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.sequence_queue import SequenceQueue
-from headrace.batching.service_times import ServiceTimes
 from headrace.core.errors import InvalidRequest, Kind
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
-from headrace.repository.declared import config_json, declared_signature, reshapes
+from headrace.repository.declared import reshapes
+from headrace.repository.form import ServedForm
 from headrace.repository.layout import ModelFolder, VersionFiles
-from headrace.repository.model_config import InstanceConfig
 from headrace.repository.pager import Pager
-from headrace.repository.planned import Planned, device_for
+from headrace.repository.planned import Planned
 from headrace.repository.residence import Residence
+from headrace.repository.served_queue import limits_for, queue_for
 from headrace.repository.trust import Trust
-from headrace.workers.cpus import threads_for
-from headrace.workers.frames import Load, Loaded
+from headrace.workers.frames import Loaded
 from headrace.workers.instance import Instance
 from headrace.workers.loads import LoadRefused
-from headrace.workers.placement import Needs
-from headrace.workers.resources import GLOBAL
 from headrace.workers.supervisor import Supervisor
 from headrace_backends.optimize.misfit import misfit
-from headrace_backends.registry import PLATFORMS, SHAREABLE
+from headrace_backends.registry import PLATFORMS
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +54,9 @@ class ServedVersion:
         self.folder = folder
         self.files = files
         self.planned = planned
-        self._config = planned.config if planned is not None else folder.config  # what it is run by
-        self._run_files = planned.files if planned is not None else files
+        self._form = ServedForm(folder, files, planned)
         self.version = str(files.version)
-        self.print = version_print(folder, files.version) + (f"/{planned.print}" if planned is not None else "")
+        self.print = self._form.print
         self.statistics = Statistics(with_summaries=with_summaries)
         self.instances: list[Instance] = []
         # What every request asks for, as plain attributes.
@@ -153,7 +147,7 @@ class ServedVersion:
         Raises:
             LoadRefused: one of them was refused; none is left running then.
         """
-        self._queue_until_known()
+        self.queue = queue_for(self.folder, self._form.count)
         if self._residence is None:
             await self.start_instances()
         else:
@@ -194,7 +188,7 @@ class ServedVersion:
     @property
     def estimated_bytes(self) -> int:
         """What it takes in memory at least, before anybody knows more: nobody is refused for a guess."""
-        return self._run_files.model_bytes * sum(group.count for group in self._config.instances)
+        return self._form.estimated_bytes
 
     def measured_bytes(self) -> int:
         """What its instances take, which are up."""
@@ -208,25 +202,25 @@ class ServedVersion:
         """
         started = monotonic()
         queue = self.queue
-        config, turns = self._config, self._supervisor.turns
+        config, supervisor = self._form.config, self._supervisor
         self.instances = [
             Instance(
                 load,
                 queue.for_instance(index),
                 self.statistics,
-                turns,
+                supervisor.turns,
                 config.execution_timeout_s,
                 config.cpu_weight,
             )
-            for index, load in enumerate(self._loads())
+            for index, load in enumerate(self._form.loads(supervisor.cpus(), supervisor.number))
         ]
         limit_bytes = config.memory_limit_bytes
         for instance in self.instances:
             instance.memory_limit_bytes = limit_bytes
             instance.on_replaced = self._on_replaced
             instance.loaded = self._loaded  # so that it breaks where the files have changed since the first time
-        needs = [self._needs(group) for group in config.instances for _ in range(group.count)]
-        starts = [self._supervisor.start_instance(*one) for one in zip(self.instances, needs, strict=True)]
+        needs = self._form.needs(self._loaded, pages=self._residence is not None and not self.pinned)
+        starts = [supervisor.start_instance(*one) for one in zip(self.instances, needs, strict=True)]
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
         refused += [LoadRefused(one.broken) for one in self.instances if one.broken]
@@ -305,60 +299,9 @@ class ServedVersion:
             await instance.leave()
         await self._supervisor.stop_instance(instance)
 
-    @property
-    def _shareable(self) -> bool:
-        # What is bounded by itself must be measured by itself.
-        return self._run_files.backend in SHAREABLE and not self.folder.config.memory_limit_bytes
-
-    def _needs(self, group: InstanceConfig) -> Needs:
-        pages = self._residence is not None and not self.pinned
-        limit = group.rate_limit
-        resources = {(group.device, name): count for name, count in limit.resources.items()}
-        resources |= {(GLOBAL, name): count for name, count in limit.global_resources.items()}
-        return Needs(
-            self._run_files.model_bytes,
-            self._shareable,
-            device_for(group.device, self._run_files.backend),
-            # The file's size before anybody knows more: nobody is refused for a larger guess.
-            max(group.gpu_memory_bytes or self._run_files.model_bytes, self._loaded.gpu_bytes if self._loaded else 0),
-            pages=pages,
-            again=self._loaded is not None,
-            resources=resources,
-            priority=limit.priority,
-        )
-
-    def _queue_until_known(self) -> None:
-        batching, name, spec = self.folder.config.batching, self.folder.name, self.folder.sequence
-        order = batching.preserve_order
-        if spec is None:
-            instances = 1 if order else sum(group.count for group in self._config.instances)
-            self.queue = BatchQueue(
-                name,
-                BatchLimits(),
-                batching.max_queue_size,
-                preserve_order=order,
-                level_sizes={level: policy.max_size for level, policy in self.policies.items()}
-                if batching.priority_levels
-                else None,
-                admission=Admission(ServiceTimes(), instances) if batching.refuse_late else None,
-                objective_ns=int((batching.p99_objective_ms or 0) * 1e6),
-                adaptive=batching.adaptive,
-            )
-        else:
-            self.queue = SequenceQueue(name, spec, batching.max_queue_size, preserve_order=order)
-
     def _describe(self, signature: Signature) -> None:
-        batching = self.folder.config.batching
-        # A decoupled model is given one request at a time: whoever is answered part by part has nobody to wait for.
-        most = 1 if signature.decoupled else max(1, signature.max_batch_size)
-        self.queue.set_limits(
-            BatchLimits(
-                max_rows=most,
-                preferred_rows=tuple(size for size in batching.preferred_sizes if size <= signature.max_batch_size),
-                max_delay_ns=batching.max_queue_delay_us * 1000 if signature.max_batch_size else 0,
-            ),
-            places=max(1, signature.max_batch_size),
-        )
+        places = max(1, signature.max_batch_size)
+        self.queue.set_limits(limits_for(self.folder.config.batching, signature), places=places)
         self.checker = InputChecker(self.folder.name, signature)
         self.max_batch_size = signature.max_batch_size
         self.decoupled = signature.decoupled
@@ -370,42 +313,6 @@ class ServedVersion:
             signature=signature,
             labels=dict(self.folder.labels),
         )
-
-    def _loads(self) -> list[Load]:
-        config, files, planned = self._config, self._run_files, self.planned
-        wanted = config.parameters.get("intra_op_threads")
-        groups = [(group.device, group.count) for group in config.instances]
-        total = sum(count for _, count in groups)
-        threads = threads_for(
-            self._supervisor.cpus(),
-            total,
-            wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else None,
-        )
-        declared = declared_signature(self.folder)
-        return [
-            Load(
-                instance=self._supervisor.number(),
-                backend=files.backend,
-                name=self.folder.name,
-                version=self.version,
-                path=str(files.model_path),
-                device=device,
-                threads=threads,
-                signature=declared,
-                max_batch_size=config.max_batch_size,
-                parameters=dict(config.parameters),
-                warmup=config.warmup,
-                decoupled=config.decoupled,
-                sequence=self.folder.sequence,
-                reshapes=reshapes(self.folder),
-                config_json=config_json(self.folder, self.files.version),
-                repository=str(self.folder.path),
-                replay=str(planned.replay) if planned is not None else "",
-                tolerance=planned.plan.tolerance if planned is not None else 0.0,
-            )
-            for device, count in groups
-            for _ in range(count)
-        ]
 
     def _on_instance_change(self) -> None:
         if self.distrusted:
@@ -423,8 +330,3 @@ class ServedVersion:
         self.instances = [new if one is old else one for one in self.instances]
         if self.distrusted:
             new.hold()
-
-
-def version_print(folder: ModelFolder, version: int) -> str:
-    """What changes when the version has to be loaded anew: its own files, or the model's configuration."""
-    return f"{folder.config_print}/{folder.versions[version].print}"

@@ -12,8 +12,8 @@ from headrace.core.model import ModelInfo
 from headrace.core.request import Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.validation import InputChecker
+from headrace.repository.form import version_print
 from headrace.repository.layout import ModelFolder
-from headrace.repository.served import version_print
 from headrace.repository.version_files import ENSEMBLE
 from headrace.workers.instance import Instance
 
