@@ -4,15 +4,13 @@ import asyncio
 import contextlib
 import gc
 import logging
-import resource
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from headrace.announcement import model_lines, no_model_line, ready_line
 from headrace.background.optimizer import BackgroundOptimizer
 from headrace.background.schedule import Subject
 from headrace.background.subjects import command_for, read_room, subjects_of
@@ -33,7 +31,7 @@ from headrace.frontends.http import create_app, metrics_app
 from headrace.frontends.http_lane import lane
 from headrace.frontends.http_plans import add_plans
 from headrace.frontends.http_recording import add_recording
-from headrace.frontends.http_server import HttpServer, bind
+from headrace.frontends.http_server import HttpServer
 from headrace.frontends.http_settings import add_settings
 from headrace.frontends.http_shared_memory import add_shared_memory
 from headrace.frontends.http_statistics import add_statistics
@@ -49,7 +47,6 @@ from headrace.readings import Readings
 from headrace.recording.recorder import Recorder, allowed_folder
 from headrace.redis_cache import RedisCache, RedisMissing
 from headrace.repository.drift import DriftGuard
-from headrace.repository.layout import list_models
 from headrace.repository.pager import Pager
 from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository
@@ -57,27 +54,17 @@ from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
 from headrace.response_cache import Cache, ResponseCache
 from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.starting import CannotStart, bind_all, check_folder, raise_descriptor_limit
 from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
-from headrace.workers.cpus import usable_cpus
-from headrace.workers.gpu_budget import GpuLimits
-from headrace.workers.gpu_room import GpuRoom
+from headrace.worker_side import build_supervisor
 from headrace.workers.growth import GrowthLimits
-from headrace.workers.numa import read_nodes
-from headrace.workers.placement import PlacementLimits
-from headrace.workers.rate_limit import RateLimiter, parse_counts
 from headrace.workers.recycler import Recycler
-from headrace.workers.resources import Resources
-from headrace.workers.supervisor import Supervisor
 from headrace_backends.optimize.plan_cache import PlanCache
 
 log = logging.getLogger("headrace")
 
 SWEEP_INTERVAL_S = 5.0
-
-
-class CannotStart(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 async def serve(
@@ -94,7 +81,7 @@ async def serve(
         CannotStart: a port is taken, or there is no repository.
     """
     check_folder(settings.repository)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -185,11 +172,12 @@ class App:
             SettingsService(log_settings, self.tracer, self._has_model),
             SharedMemoryService(self.regions, cuda_regions),
         ]
-        with contextlib.ExitStack() as bound:
-            http_socket = bound.enter_context(_bind(settings.host, settings.http_port, "--http-port"))
-            metrics_socket = bound.enter_context(_bind(settings.host, settings.metrics_port, "--metrics-port"))
-            grpc_socket = bound.enter_context(_bind(settings.host, settings.grpc_port, "--grpc-port"))
-            bound.pop_all()
+        ports = [
+            (settings.http_port, "--http-port"),
+            (settings.metrics_port, "--metrics-port"),
+            (settings.grpc_port, "--grpc-port"),
+        ]
+        http_socket, metrics_socket, grpc_socket = bind_all(settings.host, ports)
         self.grpc = GrpcServer(
             {pb.SERVICE: (pb.RPCS, services), pb.HEALTH_SERVICE: (pb.HEALTH_RPCS, [HealthService(self.state)])},
             InferLane(self.engine, grpc_infer),
@@ -297,13 +285,10 @@ class App:
         gc.collect()
         gc.freeze()
         if not prints:
-            announce(f"there is no model in {settings.repository} yet: a folder NAME/1/model.onnx there is one")
+            announce(no_model_line(settings.repository))
         for line in model_lines(self.repository):
             announce(line)
-        announce(
-            f"ready: http://{_shown(settings.host)}:{self.http.port} grpc://{_shown(settings.host)}:{self.grpc.port} "
-            f"metrics http://{_shown(settings.host)}:{self.metrics.port}/metrics"
-        )
+        announce(ready_line(settings.host, self.http.port, self.grpc.port, self.metrics.port))
         if settings.model_control == "poll":
             await self.watcher.run(prints)
 
@@ -338,79 +323,6 @@ def _growth_limits(settings: Settings) -> GrowthLimits:
     )
 
 
-def build_supervisor(settings: Settings) -> Supervisor:
-    """The worker side of a server; the commands that only look at models use it too.
-
-    Raises:
-        CannotStart: the resources for the rate limiter cannot be read.
-    """
-    try:
-        counts = parse_counts(settings.rate_limit_resource)
-    except ValueError as error:
-        raise CannotStart(str(error)) from None
-    limits = GpuLimits(settings.gpu_memory_bytes, settings.gpu_memory_fraction)
-    return Supervisor(
-        cpus=usable_cpus,
-        limiter=RateLimiter(Resources(counts)) if settings.rate_limit != "off" else None,
-        limits=PlacementLimits(own=settings.max_own_workers, shared=settings.max_shared_workers),
-        load_timeout_s=settings.load_timeout,
-        log_format=settings.log_format,
-        nodes=read_nodes(),
-        keeps_shared=settings.resident_bytes > 0,
-        gpus=GpuRoom(limits) if limits else None,
-    )
-
-
-def model_lines(repository: Repository) -> list[str]:
-    """A line for each version: what it is served as, or why it is not."""
-    served = {(one.folder.name, one.version): one for one in repository.served()}
-    lines = []
-    for entry in repository.index():
-        one = served.get((entry.name, entry.version))
-        if one is None:
-            if entry.state:
-                lines.append(f"{entry.name} {entry.version or '-'}: {entry.state}: {entry.reason}")
-            continue
-        signature = one.info.signature
-        inputs = ", ".join(spec.describe() for spec in signature.inputs)
-        outputs = ", ".join(spec.describe() for spec in signature.outputs)
-        batching = f"batches of up to {signature.max_batch_size}" if signature.max_batch_size else "no batching"
-        planned = one.planned if isinstance(one, ServedVersion) else None
-        backend = one.info.backend if planned is None else f"{one.info.backend} (as planned: {planned.name})"
-        lines.append(f"{entry.name} {entry.version}: {entry.state}: {backend}, {inputs} -> {outputs}, {batching}")
-    return lines
-
-
-def check_folder(path: Path) -> None:
-    """See that there is a model repository at ``path``.
-
-    Raises:
-        CannotStart: there is none.
-    """
-    if not path.is_dir():
-        raise CannotStart(
-            f"there is no model repository at '{path}': expected a folder with one folder a model, "
-            "for instance NAME/1/model.onnx"
-        )
-    try:
-        list_models(path)
-    except OSError as error:
-        raise CannotStart(f"the model repository '{path}' cannot be read: {error}") from error
-
-
-def _bind(host: str, port: int, flag: str) -> socket.socket:
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise _taken(host, port, flag, error) from error
-
-
-def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
-    if isinstance(error, socket.gaierror):
-        return CannotStart(f"cannot listen on '{host}' ({error}): expected an address of this machine, with --host")
-    return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")
-
-
 def _begin(work: Coroutine[Any, Any, None], gone: str) -> asyncio.Task[None]:
     """Do it beside all the rest; should it fail, the log says what is ``gone`` then."""
     task = asyncio.get_running_loop().create_task(work)
@@ -421,13 +333,3 @@ def _begin(work: Coroutine[Any, Any, None], gone: str) -> asyncio.Task[None]:
 def _log_failure(what: str, task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("%s any more", what, exc_info=task.exception())
-
-
-def _raise_descriptor_limit() -> None:
-    """A connection is a descriptor, and so is much of what a worker needs: take as many as are allowed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

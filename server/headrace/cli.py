@@ -89,7 +89,8 @@ def _serve(settings: Settings) -> None:
     """
     import uvloop
 
-    from headrace.app import CannotStart, serve
+    from headrace.app import serve
+    from headrace.starting import CannotStart
 
     set_up_logging(settings.log_format, settings.log_level, "front")
     try:

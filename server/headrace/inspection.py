@@ -7,7 +7,6 @@ from pathlib import Path
 
 import typer
 
-from headrace.app import CannotStart, build_supervisor, check_folder
 from headrace.config import Settings
 from headrace.core.model import TensorSpec
 from headrace.plan_story import tell_plan
@@ -17,6 +16,8 @@ from headrace.repository.model_config import BatchingConfig
 from headrace.repository.plans import Plans
 from headrace.repository.repository import IndexEntry, Repository, Served
 from headrace.repository.served import ServedVersion
+from headrace.starting import CannotStart, check_folder
+from headrace.worker_side import build_supervisor
 from headrace.workers.instance import Instance
 from headrace.workers.supervisor import Supervisor
 from headrace_backends.optimize.plan_cache import PlanCache
