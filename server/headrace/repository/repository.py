@@ -1,16 +1,16 @@
 """The door to the models: what is served, what is being loaded, and every change of that."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from headrace.core.errors import Forbidden, InvalidRequest, NotFound
-from headrace.repository.layout import ModelFolder, has_model, list_models, read_folder
+from headrace.repository.disk import Absent, Disk
+from headrace.repository.fall_back import FallBack
+from headrace.repository.layout import ModelFolder
 from headrace.repository.lifecycle import State
 from headrace.repository.model_record import (
     IndexEntry,
@@ -40,19 +40,8 @@ __all__ = ["IndexEntry", "ModelControl", "Repository", "Served"]
 
 log = logging.getLogger(__name__)
 
-FALL_BACK_AGAIN_S = 5.0  # after neither a plan's form nor the model as it was dropped in could be served
-
 ModelControl = Literal["poll", "explicit", "none"]
 Result = TypeVar("Result")
-
-
-class Absent(Enum):
-    """Why there is no folder to be followed."""
-
-    MODEL = "model"
-    REPOSITORY = "repository"  # all of it is away, as a network file system may be for a while
-
-
 Read = Callable[[], ModelFolder | Absent]
 
 
@@ -71,6 +60,7 @@ class Repository:
         plans: Plans | None = None,
     ) -> None:
         self.path = path.resolve()
+        self._disk = Disk(self.path)
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused
         self._records: dict[str, ModelRecord] = {}
@@ -81,10 +71,12 @@ class Repository:
             self._records, self._shelf, serve or partial(ServedVersion, supervisor=supervisor), self.is_ready, plans
         )
         self.plans = plans  # None: every model is served as it was dropped in
-        self._transition.on_distrust = self._on_distrust
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._closed = asyncio.Event()
+        if plans is not None:
+            self._fall_back = FallBack(plans, self._transition, self._follow_known, self._closed)
+            self._transition.on_distrust = self._on_distrust
 
     # -- what requests ask --------------------------------------------------------------------------------
 
@@ -120,23 +112,17 @@ class Repository:
 
     def names(self) -> list[str]:
         """Every model that is on disk or serves, sorted."""
-        return sorted({*self._on_disk(), *(name for name, record in self._records.items() if record.serving)})
+        return sorted({*self._disk.names(), *(name for name, record in self._records.items() if record.serving)})
 
     def index(self, only_ready: bool = False) -> list[IndexEntry]:
         """The repository index, sorted by name and version."""
-        names = sorted({*self._on_disk(), *(name for name, record in self._records.items() if record.known)})
+        names = sorted({*self._disk.names(), *(name for name, record in self._records.items() if record.known)})
         entries = [entry for name in names for entry in index_entries(name, self._records.get(name))]
         return [entry for entry in entries if entry.state == State.READY] if only_ready else entries
 
     def unready(self) -> list[str]:
         """The models of which something that is wanted does not serve, sorted."""
         return sorted(name for name, record in self._records.items() if not record.ready)
-
-    def _on_disk(self) -> list[str]:
-        try:
-            return list_models(self.path)
-        except OSError:  # away for a while; what serves is known all the same
-            return []
 
     # -- changes ------------------------------------------------------------------------------------------
 
@@ -145,7 +131,7 @@ class Repository:
         for name in names:
             self._record(name).asked_for = True
         # An ensemble has its models loaded first, so one may be known already when its own turn comes.
-        changes = (self._change(name, partial(self._read_disk, name), again=False) for name in names)
+        changes = (self._change(name, partial(self._disk.read, name), again=False) for name in names)
         results = await asyncio.gather(*changes, return_exceptions=True)
         for name, result in zip(names, results, strict=True):
             if isinstance(result, Exception):
@@ -164,7 +150,7 @@ class Repository:
         """
         self._check_control()
         override = read_override(name, config, files or {}) if config or files else None
-        if (override is None or not override.files) and not has_model(self.path, name):
+        if (override is None or not override.files) and not self._disk.has(name):
             raise NotFound(f"failed to load '{name}', failed to poll from model repository: no such model")
         failed = await self._undisturbed(self._load(name, override))
         if failed:
@@ -184,14 +170,14 @@ class Repository:
         self._check_control()
         record = self._records.get(name)
         if record is None or not record.known:
-            if has_model(self.path, name):
+            if self._disk.has(name):
                 return
             raise NotFound(f"failed to unload '{name}': no such model")
         await self._undisturbed(self._unload(name, dependents))
 
     async def refresh(self, name: str) -> None:
         """Make what is served of one model agree with its folder. Never raises for what the folder holds."""
-        await self._change(name, partial(self._read_disk, name))
+        await self._change(name, partial(self._disk.read, name))
 
     async def take_plan(self, name: str) -> None:
         """Look anew for the plans of a model, under every model control, and serve by what is there.
@@ -234,7 +220,7 @@ class Repository:
         """Returns what failed."""
         record = self._record(name)
         if override is None:
-            failed = await self._change(name, partial(self._read_disk, name))
+            failed = await self._change(name, partial(self._disk.read, name))
         elif not override.files:
             failed = await self._change(name, partial(overridden_folder, override, self.path / name), whole=True)
         else:
@@ -281,7 +267,7 @@ class Repository:
             if not absent:
                 return await self._follow(name, record, folder, whole=whole)
         await asyncio.gather(
-            *(self._change(part, partial(self._read_disk, part), again=again, users=(*users, name)) for part in absent)
+            *(self._change(part, partial(self._disk.read, part), again=again, users=(*users, name)) for part in absent)
         )
         async with record.change:
             folder = None if self._closing else await self._read(name, record, read)
@@ -330,7 +316,7 @@ class Repository:
         return [
             part
             for part in parts_of(folder)
-            if part not in (*users, folder.name) and not self._record(part).serving and has_model(self.path, part)
+            if part not in (*users, folder.name) and not self._record(part).serving and self._disk.has(part)
         ]
 
     def _wake_users(self, name: str) -> None:
@@ -346,51 +332,24 @@ class Repository:
             folder = None if self._closing else record.folder
             await self._follow(name, record, folder, whole=False)
 
+    async def _follow_known(self, name: str, record: ModelRecord) -> None:
+        """Follow the folder as it was read last."""
+        await self._follow(name, record, record.folder, whole=False)
+
     async def _replan(self, name: str, record: ModelRecord) -> None:
         async with record.change:
             record.replan_due = False
             if self._closing:
                 return
-            await self._follow(name, record, record.folder, whole=False)
-
-    # -- plans that turn out to be wrong ------------------------------------------------------------------
+            await self._follow_known(name, record)
 
     def _on_distrust(self, served: ServedVersion) -> None:
-        self._begin(self._fall_back(served))
-
-    async def _fall_back(self, served: ServedVersion) -> None:
-        """Have a version served as it was dropped in again; what waits for the plan's form is answered by that."""
-        plans, planned = self.plans, served.planned
-        assert plans is not None, "only plans lead here"
-        assert planned is not None, "only plans lead here"
-        name, version = served.folder.name, served.files.version
-        record = self._record(name)
-        await plans.refuse(planned, served.distrusted)
-        await served.vacate()
-        while True:
-            async with record.change:
-                if record.serving.get(version) is served and record.folder is not None:
-                    await self._follow(name, record, record.folder, whole=False)
-                if record.serving.get(version) is not served:
-                    break
-            status = record.statuses[version]
-            served.give_up(f"{served.distrusted}; and as it was dropped in: {status.reason or 'it cannot be loaded'}")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), FALL_BACK_AGAIN_S)
-            if self._closing:
-                return
-        if not served.handed_over:
-            await self._transition.finish_elsewhere(served)
+        self._begin(self._fall_back.run(served, self._record(served.folder.name)))
 
     # -- small things -------------------------------------------------------------------------------------
 
     def _record(self, name: str) -> ModelRecord:
         return self._records.setdefault(name, ModelRecord())
-
-    def _read_disk(self, name: str) -> ModelFolder | Absent:
-        if not self.path.is_dir():
-            return Absent.REPOSITORY
-        return read_folder(self.path / name) if has_model(self.path, name) else Absent.MODEL
 
     def _check_control(self) -> None:
         if self.control != "explicit":
