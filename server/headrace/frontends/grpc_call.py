@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any
-from urllib.parse import quote_from_bytes
 
 from google.protobuf.message import DecodeError
 
@@ -24,6 +22,7 @@ from headrace.frontends.grpc_message import (
     prefixed,
     unpacked,
 )
+from headrace.frontends.grpc_trailers import COMPRESSED, OK, RESPONSE, trailers
 from headrace.frontends.status import GRPC_STATUS, StatusCode
 from headrace.http2.connection import STREAM_WINDOW, Connection
 from headrace.http2.frames import ErrorCode
@@ -31,21 +30,6 @@ from headrace.http2.headers import header_block
 from headrace.http2.stream import Buffer, Stream
 
 log = logging.getLogger(__name__)
-
-MAX_MESSAGE_LENGTH = 2000  # of an error
-MAX_ENCODED_LENGTH = 6000  # the same as it travels in the headers, of which clients take 8 KB at least
-UNREAD_BYTES = 1024 * 1024  # of whole messages that a streaming call holds before its client has to wait
-MESSAGE_BYTES = 64  # that a message takes beside what it says
-_PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})  # what grpc-message holds as it is
-
-_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-_ACCEPT = ((b"grpc-accept-encoding", b"identity,deflate,gzip"),)
-RESPONSE = header_block((*_HEAD, *_ACCEPT))
-OK = header_block([(b"grpc-status", b"0")])
-_COMPRESSED = {
-    encoding: header_block((*_HEAD, (b"grpc-encoding", encoding.encode()), *_ACCEPT))
-    for encoding in ("deflate", "gzip")
-}
 
 Calls = Connection[CallHead]
 
@@ -111,7 +95,7 @@ class Call(Stream):
             self._timer.cancel()
         if self._held:
             self.hold(0)
-        self.end(_trailers(status, message, alone=not self._begun))
+        self.end(trailers(status, message, alone=not self._begun))
 
     def lost(self) -> None:
         """The client has left, or taken its call back: nothing need be computed for it."""
@@ -135,7 +119,7 @@ class Call(Stream):
         """Send the headers, if they are not sent yet."""
         if not self._begun:
             self._begun = True
-            self.headers(_COMPRESSED[self.compression] if self.compression else RESPONSE)
+            self.headers(COMPRESSED[self.compression] if self.compression else RESPONSE)
 
     def refuse(self) -> None:
         """End a call for what its head alone says."""
@@ -261,7 +245,7 @@ class UnaryCall(Call):
             self._timer.cancel()
         if self.compression and size >= COMPRESS_ABOVE_BYTES:
             packed = prefixed(b"".join(pieces), self.compression)
-            self._connection.respond(self, _COMPRESSED[self.compression], (packed,), len(packed), OK)
+            self._connection.respond(self, COMPRESSED[self.compression], (packed,), len(packed), OK)
             return
         if size > MAX_BYTES:
             self.finish(
@@ -327,84 +311,3 @@ class SimpleCall(UnaryCall, TaskCall):
         else:
             message = answer.SerializeToString()
             self.respond((message,), len(message))
-
-
-class StreamingCall(TaskCall):
-    """A call that brings any number of requests, and is answered by a coroutine while they come.
-
-    The client may be ``UNREAD_BYTES`` ahead of whoever reads them, or one message. They are unpacked as they are read.
-    """
-
-    __slots__ = ("_arrived", "_unread", "_unread_bytes")
-
-    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms) -> None:
-        super().__init__(connection, stream_id, head, terms)
-        self._unread: deque[Packed] = deque()
-        self._unread_bytes = 0
-        self._arrived: asyncio.Future[None] | None = None
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self.run()
-
-    def receive(self, data: bytes, *, ended: bool) -> None:
-        """A piece of the requests."""
-        if self.ended:
-            return  # with an error, and the client has not taken all that came before it yet
-        messages = self.messages(data)
-        assert self._reader is not None, "it was made for the first piece"
-        self._unread.extend(messages)
-        self._unread_bytes += sum(MESSAGE_BYTES + len(payload) for _, payload in messages)
-        if ended and self._reader.size:
-            self.finish(StatusCode.INVALID_ARGUMENT, "the call ended in the middle of a request")
-        if not self.ended:
-            self.hold(self._reader.size + self._unread_bytes)
-        if self.ended:
-            self.lost()
-            return
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
-        self._allow_if_read()
-
-    async def serve(self) -> None:
-        """Have the procedure answer."""
-        procedure = self.head.procedure
-        assert procedure is not None, "a call of nothing is refused"
-        await procedure.answer(self._requests(), self)
-        self.begin_response()
-        self.finish(StatusCode.OK)
-
-    async def _requests(self) -> AsyncIterator[bytes]:
-        while True:
-            while self._unread:
-                message = self._unread.popleft()
-                self._unread_bytes -= MESSAGE_BYTES + len(message[1])
-                self.hold(max(0, self._held - MESSAGE_BYTES - len(message[1])))
-                self._allow_if_read()
-                yield self.unpack(message)
-            if self.remote_ended:
-                return
-            self._arrived = asyncio.get_running_loop().create_future()
-            await self._arrived
-
-    def _allow_if_read(self) -> None:
-        if self._unread_bytes < UNREAD_BYTES:
-            self.allow_more()
-
-
-def _trailers(status: StatusCode, message: str, *, alone: bool) -> bytes:
-    """The header block that ends a call, as the whole response if it is ``alone``."""
-    headers = [*_HEAD, *_ACCEPT] if alone else []
-    headers.append((b"grpc-status", b"%d" % status))
-    if message:
-        headers.append((b"grpc-message", _encoded(message[:MAX_MESSAGE_LENGTH])))
-    return header_block(headers)
-
-
-def _encoded(message: str) -> bytes:
-    """A message as it travels; what it would take too much room for is left off its end."""
-    while True:
-        text = quote_from_bytes(message.encode("utf-8", "replace"), safe=_PRINTABLE)
-        if len(text) <= MAX_ENCODED_LENGTH:
-            return text.encode("ascii")
-        message = message[: len(message) * MAX_ENCODED_LENGTH // len(text)]

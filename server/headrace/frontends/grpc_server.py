@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from time import monotonic_ns
 from typing import Any
 
-from headrace.frontends.grpc_call import Arrivals, Calls, SimpleCall, StreamingCall, Terms
+from headrace.frontends.grpc_call import Arrivals, Calls, SimpleCall, Terms
 from headrace.frontends.grpc_head import CallHead, Procedure, parse_head
 from headrace.frontends.grpc_lane import InferCall, InferLane
 from headrace.frontends.grpc_message import MAX_BYTES
+from headrace.frontends.grpc_streaming_call import StreamingCall
 from headrace.frontends.restrictions import Restrictions
 from headrace.http2.connection import Connection
 from headrace.http2.headers import Headers

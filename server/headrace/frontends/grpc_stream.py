@@ -9,8 +9,8 @@ from headrace.batching.response_stream import ResponseStream
 from headrace.core.errors import HeadraceError, InternalError, NotReady
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
-from headrace.frontends.grpc_call import StreamingCall
 from headrace.frontends.grpc_infer import GrpcInfer, request_id
+from headrace.frontends.grpc_streaming_call import StreamingCall
 from headrace.wire import pb
 
 log = logging.getLogger(__name__)
