@@ -157,3 +157,101 @@ def test_masked_values_count_for_nothing_where_they_are_the_same():
 
 def test_the_best_five_of_five_tell_nothing():
     assert compare(rows([1.0, 2.0]), rows([2.0, 1.0])).topk_agreement is None
+
+
+# -- whole numbers and texts ---------------------------------------------------------------------------------------
+
+
+def labelled(*labels):
+    return [{"p": np.array([[0.1, 0.9]], np.float32), "label": np.array([label])} for label in labels]
+
+
+@pytest.mark.parametrize(
+    "budget", ["cosine>=0.9", "mean_cosine>=0.9", "top1_agreement>=0.9", "max_abs<=0.01", "max_rel<=0.01"]
+)
+def test_labels_that_differ_are_beyond_a_budget_though_the_floats_are_the_same(budget):
+    right = labelled(1, 2, 3, 4)
+    assert Budget.parse(budget).problem(compare(right, right)) is None
+    assert Budget.parse(budget).problem(compare(right, labelled(1, 2, 3, 7))) is not None
+
+
+def test_as_many_labels_may_differ_as_the_budget_allows():
+    right, mine = labelled(*range(20)), labelled(*range(19), 99)
+    errors = compare(right, mine)
+    assert errors.same == errors.top1_agreement == 0.95
+    for budget in ("cosine>=0.9", "top1_agreement>=0.95"):
+        assert Budget.parse(budget).problem(errors) is None
+    told = Budget.parse("cosine>=0.99").problem(errors)
+    assert told == "only 0.95 of an output's whole numbers or texts are the same, the budget asks for cosine >= 0.99"
+
+
+def test_classes_alone_have_an_agreement():
+    errors = compare([{"y": np.array([[3, 4]])}], [{"y": np.array([[3, 5]])}])
+    assert errors.top1_agreement == 0.5
+    assert errors.cosine is None
+    assert Budget.parse("top1_agreement>=0.5").problem(errors) is None
+
+
+def test_whole_numbers_differ_by_what_they_are():
+    image = np.array([[0, 100, 200]], np.uint8)
+    errors = compare([{"y": image}], [{"y": image + 1}])
+    assert (errors.max_abs, errors.max_rel, errors.mismatches) == (1.0, 1 / 200, 3)
+    assert Budget.parse("max_abs<=1").problem(errors) is None
+    assert Budget.parse("max_abs<=0.5").problem(errors) is not None
+    large = np.array([2**60])
+    assert compare([{"y": large}], [{"y": large + 1}]).max_abs > 0  # which as floats are one
+    masks = np.array([True, False])
+    assert compare([{"y": masks}], [{"y": ~masks}]).max_abs == 1.0
+
+
+@pytest.mark.parametrize("kind", [object, "S1", "U1"])
+def test_texts_differ_or_do_not(kind):
+    right, mine = (
+        [{"y": np.array([one.encode() if kind == "S1" else one], kind)} for one in texts] for texts in ("abcd", "abcx")
+    )
+    errors = compare(right, mine)
+    assert (errors.mismatches, errors.same, errors.max_abs) == (1, 0.75, 1.0)
+    assert compare(right, right).faithful
+    assert not errors.faithful
+
+
+def test_the_worst_output_tells_and_is_not_lost_among_many_rows_of_another():
+    rows_of = np.eye(100, dtype=np.float32)
+    right = [{"map": rows_of, "class": np.array([[0.9, 0.1]], np.float32)}]
+    mine = [{"map": rows_of, "class": np.array([[0.1, 0.9]], np.float32)}]
+    errors = compare(right, mine)
+    assert errors.top1_agreement == 0.0
+    assert errors.mean_cosine == pytest.approx(errors.cosine)
+
+
+def test_whether_a_budget_tells_anything_of_such_outputs():
+    errors = compare([{"label": np.array([3])}], [{"label": np.array([3])}])
+    assert not Budget("cosine", min=0.9).tells(errors)
+    assert Budget("top1_agreement", min=0.9).tells(errors)
+
+
+# -- the owner's metric ----------------------------------------------------------------------------------------------
+
+
+def test_a_metric_may_be_written_as_any_module(tmp_path):
+    (tmp_path / "helper_of_judge.py").write_text("LIMIT = 0.5\n")
+    (tmp_path / "judge.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from helper_of_judge import LIMIT\n"
+        "@dataclass\n"
+        "class Score:\n"
+        "    value: float\n"
+        "def share(outputs, labels):\n"
+        "    return Score(LIMIT).value\n"
+    )
+    assert judged(own_metric("judge.py:share", tmp_path), rows([1.0]), [{}]) == 0.5
+
+
+def test_a_metric_that_ends_the_program_has_failed(tmp_path):
+    (tmp_path / "judge.py").write_text("import sys\ndef score(outputs, labels):\n    sys.exit(3)\n")
+    with pytest.raises(MetricFailed, match="SystemExit"):
+        judged(own_metric("judge.py:score", tmp_path), rows([1.0]), [{}])
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(MetricFailed, match="SystemExit"):
+        own_metric("ends.py:score", tmp_path)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,6 +22,8 @@ Metric = Callable[[Mapping[str, Sequence[Array]], Mapping[str, Sequence[Array]]]
 
 FLOAT_NOISE = 1e-3  # of an output's largest value: what another order of additions may change
 TOP_K = 5
+_TEXTS, _NO_FLOATS = "OSU", "OSUbiu"  # kinds of numpy's
+_MODULE = "headrace_owner_metric"
 _AT_LEAST = ("top1_agreement", "topk_agreement", "cosine", "mean_cosine")
 _AT_MOST = ("max_abs", "max_rel")
 _BOUND = re.compile("[<>]=")
@@ -81,7 +84,15 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
         if value is None:
             return f"{self.metric} cannot be told of these outputs"
         within = value >= self.min if self.min is not None else value <= (self.max or 0.0)
-        return None if within else f"{self.metric} is {value:.4g}, the budget asks for {self}"  # NaN is never within
+        if not within:  # nor is NaN
+            return f"{self.metric} is {value:.4g}, the budget asks for {self}"
+        if self.is_own or self.min is None or errors.same is None or errors.same >= self.min:
+            return None
+        return f"only {errors.same:.4g} of an output's whole numbers or texts are the same, the budget asks for {self}"
+
+    def tells(self, errors: "Errors") -> bool:
+        """Whether there is such a metric of these outputs at all."""
+        return self._value(errors) is not None
 
     def is_near(self, errors: "Errors") -> bool:
         """Whether errors are not so far beyond that a milder change could not be within."""
@@ -98,9 +109,10 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 class Errors(msgspec.Struct, frozen=True, omit_defaults=True):
     """Answers against the reference's, over some examples. None where outputs of that kind are not among them.
 
-    ``max_abs`` and ``max_rel`` (of the output's largest absolute value in the reference) are the worst of any element;
-    ``cosine`` is the worst of any row, ``mean_cosine`` the mean over rows; the agreements are shares of rows. A row is
-    everything that an output has for one example.
+    ``max_abs`` and ``max_rel`` (of the output's largest absolute value in the reference) are the worst of any element,
+    booleans being 0 and 1 and a text that differs being off by 1. The others are those of the worst output: ``cosine``
+    the worst of any row, ``mean_cosine`` the mean over rows, the agreements and ``same`` shares. A row is everything
+    that a float output has for one example.
     """
 
     examples: int
@@ -108,9 +120,10 @@ class Errors(msgspec.Struct, frozen=True, omit_defaults=True):
     max_rel: float | None = None
     cosine: float | None = None
     mean_cosine: float | None = None
-    top1_agreement: float | None = None
+    top1_agreement: float | None = None  # of what is no float each element counts, as a class that somebody chose
     topk_agreement: float | None = None  # share of the reference's five best that are among the five best
     mismatches: int = 0  # elements that are no floats and differ
+    same: float | None = None  # of those, the share that does not
     own: float | None = None  # the owner's metric
 
     @property
@@ -119,45 +132,68 @@ class Errors(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.mismatches == 0 and (self.max_rel is None or self.max_rel <= FLOAT_NOISE)
 
 
+class _Means:
+    """The mean of some numbers for each output."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, values: npt.ArrayLike) -> None:
+        """Some more of them; shares are given as booleans."""
+        array = np.asarray(values)
+        self._sums[name] = self._sums.get(name, 0.0) + float(array.sum())
+        self._counts[name] = self._counts.get(name, 0) + array.size
+
+    def worst(self) -> float | None:
+        """The least of the means; None where there is nothing."""
+        means = [total / self._counts[name] for name, total in self._sums.items()]
+        return min(means, default=None, key=_nan_first)
+
+    def missing(self) -> int:
+        """How many booleans were false."""
+        return sum(self._counts.values()) - int(sum(self._sums.values()))
+
+
 def compare(reference: Sequence[Outputs], answers: Sequence[Outputs]) -> Errors:
     """Answers beside the reference's, example by example."""
     assert len(reference) == len(answers), "answers belong to the reference's"
     scales = _scales(reference)
     worst_abs: list[float] = []
     worst_rel: list[float] = []
-    cosines: list[float] = []
-    top1: list[float] = []
-    topk: list[float] = []
-    mismatches = 0
+    worst_cosines: list[float] = []
+    cosines, top1, topk, same = (_Means() for _ in range(4))
     for wanted, got in zip(reference, answers, strict=True):
         for name, right in wanted.items():
             mine = got[name]
             if mine.shape != right.shape:
                 return Errors(len(reference), float("nan"), float("nan"), mismatches=right.size)
-            if right.dtype.kind in "OSUbiu":
-                mismatches += int(np.count_nonzero(mine != right))
+            if not right.size:
                 continue
-            left, other = right.astype(np.float64).reshape(-1), mine.astype(np.float64).reshape(-1)
-            if not left.size:
-                continue
+            left, other = _numbers(right, mine)
             difference = _largest_difference(left, other)
             worst_abs.append(difference)
             worst_rel.append(difference / scales[name] if scales[name] else difference)
-            cosines.append(_cosine(left, other))
+            if right.dtype.kind in _NO_FLOATS:
+                same.add(name, left == other)
+                continue
+            worst_cosines.append(_cosine(left, other))
+            cosines.add(name, worst_cosines[-1:])
             if right.ndim and right.shape[-1] > 1:
                 one, two = left.reshape(-1, right.shape[-1]), other.reshape(-1, right.shape[-1])
-                top1 += (one.argmax(-1) == two.argmax(-1)).astype(float).tolist()
+                top1.add(name, one.argmax(-1) == two.argmax(-1))
                 if right.shape[-1] > TOP_K:  # the best five of no more than five are always the same
-                    topk += _shared_best(one, two)
+                    topk.add(name, _shared_best(one, two))
     return Errors(
         len(reference),
         max(worst_abs, default=None, key=_nan_last),
         max(worst_rel, default=None, key=_nan_last),
-        min(cosines, default=None, key=_nan_first),
-        float(np.mean(cosines)) if cosines else None,
-        float(np.mean(top1)) if top1 else None,
-        float(np.mean(topk)) if topk else None,
-        mismatches,
+        min(worst_cosines, default=None, key=_nan_first),
+        cosines.worst(),
+        min((one for one in (top1.worst(), same.worst()) if one is not None), default=None),
+        topk.worst(),
+        same.missing(),
+        same.worst(),
     )
 
 
@@ -171,7 +207,7 @@ def judged(metric: Metric, outputs: Sequence[Outputs], labels: Sequence[Mapping[
     by_label = {name: [one[name] for one in labels] for name in (labels[0] if labels else {})}
     try:
         return float(metric(by_output, by_label))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MetricFailed(f"the budget's metric failed: {type(error).__name__}: {error}") from error
 
 
@@ -183,29 +219,46 @@ def own_metric(name: str, folder: Path) -> Metric:
     """
     module_name, _, function = name.partition(":")
     try:
-        module: Any
-        if module_name.endswith(".py"):
-            spec = spec_from_file_location("headrace_owner_metric", folder / module_name)
-            assert spec is not None
-            assert spec.loader is not None
-            module = module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = import_module(module_name)
+        module: Any = _of_file(folder / module_name) if module_name.endswith(".py") else import_module(module_name)
         metric: Metric = getattr(module, function)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MetricFailed(f"the budget's metric '{name}' is not there: {type(error).__name__}: {error}") from error
     return metric
+
+
+def _of_file(path: Path) -> Any:
+    """The owner's module, which may import what lies beside it."""
+    spec = spec_from_file_location(_MODULE, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[_MODULE] = module  # dataclasses look for it there
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def _scales(reference: Sequence[Outputs]) -> dict[str, float]:
     scales: dict[str, float] = {}
     for outputs in reference:
         for name, array in outputs.items():
-            if array.dtype.kind not in "OSUbiu":
-                values = np.abs(array.astype(np.float64))
-                scales[name] = max(scales.get(name, 0.0), float(values[np.isfinite(values)].max(initial=0.0)))
+            values = np.abs(_numbers(array, array)[0])
+            scales[name] = max(scales.get(name, 0.0), float(values[np.isfinite(values)].max(initial=0.0)))
     return scales
+
+
+def _numbers(right: Array, mine: Array) -> tuple[Floats, Floats]:
+    """Both as floats, one after the other; what differs does so afterwards too, and texts differ by 1."""
+    if right.dtype.kind in _TEXTS:
+        ones = np.ones(right.size)
+        return ones, ones - np.asarray(mine != right, np.float64).reshape(-1)
+    left, other = right.astype(np.float64).reshape(-1), mine.astype(np.float64).reshape(-1)
+    if right.dtype.kind in _NO_FLOATS:  # beyond 2**53 neighbours become one float
+        other = np.where((left == other) & (mine != right).reshape(-1), np.nextafter(left, np.inf), other)
+    return left, other
 
 
 def _largest_difference(right: Floats, mine: Floats) -> float:

@@ -19,6 +19,7 @@ _METRICS = {
     "topk_agreement": "top-5 agreement",
     "own": "the owner's metric",
     "mismatches": "elements that differ and are no floats",
+    "same": "share of what is no float that is the same",
 }
 # How a list of candidates is sorted: what is served first, then what could be, then what could not.
 FATES = (Fate.CHOSEN, Fate.KEPT, Fate.REFUSED, Fate.SLOWER, Fate.FAILED, Fate.SKIPPED)
