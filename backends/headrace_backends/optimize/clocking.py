@@ -58,16 +58,28 @@ class Laps:
 
     def rates(self, goal: Goal) -> list[float]:
         """Rows a second in each round, in batches of the size that suits the goal best; zeros where none does."""
-        fitting = [point.rows for point in self.points() if goal.fits(point)]
-        rounds = [[rows * self.instances / median(one) * 1e9 for one in self.by_rows[rows]] for rows in fitting]
+        return self._rates([point.rows for point in self.points() if goal.fits(point)])
+
+    def nearest_rates(self, goal: Goal) -> list[float]:
+        """As ``rates``; where no size suits the goal, those of the size that comes nearest to it."""
+        points = self.points()
+        fitting = [point.rows for point in points if goal.fits(point)]
+        return self._rates(fitting or [point.rows for point in sorted(points, key=lambda one: one.p99_ms)[:1]])
+
+    def _rates(self, sizes: Sequence[int]) -> list[float]:
+        rounds = [[rows * self.instances / median(one) * 1e9 for one in self.by_rows[rows]] for rows in sizes]
         count = len(next(iter(self.by_rows.values()), ()))
         return [max(at_once) for at_once in zip(*rounds, strict=True)] if rounds else [0.0] * count
 
 
 def speedup(mine: Laps, theirs: Laps, goal: Goal) -> float:
-    """How many times as fast as the other one is, for what the goal asks for: the median over the rounds."""
-    pairs = list(zip(mine.rates(goal), theirs.rates(goal), strict=True))
-    return median(one / other if other else float(one > 0) for one, other in pairs) if pairs else 0.0
+    """How many times as fast as the other one is, for what the goal asks for: the median over the rounds.
+
+    0 where it does not reach the goal. Where the other one does not, it is taken as near to that as it comes: else all
+    that reach it would be equally good.
+    """
+    pairs = list(zip(mine.rates(goal), theirs.nearest_rates(goal), strict=True))
+    return median(one / other for one, other in pairs) if pairs else 0.0
 
 
 def race(

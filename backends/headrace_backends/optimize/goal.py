@@ -21,6 +21,7 @@ class Goal:
     p99_ms: float | None = None
     time_limit_s: float = 600.0
     exhaustive: bool = False  # measure everything to the end: what the search is judged by
+    several: bool = True  # instances may run at once; not where the fast form becomes a function
 
     def __str__(self) -> str:
         return self.aim if self.p99_ms is None else f"{self.aim} with p99 of at most {self.p99_ms:g} ms"
@@ -42,6 +43,10 @@ class Goal:
             f"answers differ by more than float noise (max_rel {_told(errors.max_rel)}, {errors.mismatches} "
             "mismatches), and there is no budget for that"
         )
+
+    def budget_tells(self, errors: Errors) -> bool:
+        """Whether the budget says anything of a model with such outputs."""
+        return self.budget is None or self.budget.tells(errors)
 
     def fits(self, point: Point) -> bool:
         """Whether batches of that size suit the goal, taking so long."""
