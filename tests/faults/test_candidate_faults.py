@@ -1,6 +1,7 @@
 """Candidates that crash, hang, refuse or answer wrongly are rows of the report, and the search goes on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.optimize import halves
+from headrace_backends.optimize.accuracy import Budget
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Fate
@@ -22,24 +24,22 @@ EXAMPLES = Examples(
 )
 
 
+def echo(tmp_path):
+    x, y = (TensorSpec(name, DataType.FP32, (-1, 2)) for name in "xy")
+    return Subject("echo", "1", tmp_path, "fake", tmp_path, {"fake_delay_ms": 2}, (x,), (y,), 8)
+
+
+def measured(contest):
+    contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+    return contest
+
+
 @pytest.fixture
 def contest(tmp_path):
-    spec = TensorSpec("x", DataType.FP32, (-1, 2))
-    subject = Subject(
-        "echo",
-        "1",
-        tmp_path,
-        "fake",
-        tmp_path,
-        {"fake_delay_ms": 2},
-        (spec,),
-        (TensorSpec("y", DataType.FP32, (-1, 2)),),
-        8,
-    )
+    subject = echo(tmp_path)
     with Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None) as contest:
-        _, notes, seconds = contest.load_reference()
-        contest.measure_reference(*EXAMPLES.halves(), notes, seconds)
-        yield contest
+        contest.load_reference()
+        yield measured(contest)
 
 
 def tried(contest, *steps, **parameters):
@@ -106,3 +106,43 @@ def test_a_process_that_was_killed_says_so_to_the_next_call(tmp_path):
             trial.memory_bytes()
         with pytest.raises(TrialFailed):
             trial.memory_bytes()
+
+
+def test_a_process_that_cannot_be_started_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no such program"))
+    with pytest.raises(TrialFailed, match="its process cannot be started"):
+        Trial(tmp_path / "log", 1)
+
+
+def test_where_memory_runs_out_a_candidate_goes_first(tmp_path):
+    with Trial(tmp_path / "log", 1) as trial:
+        trial.memory_bytes()
+        assert Path(f"/proc/{trial.pid}/oom_score_adj").read_text().strip() == "1000"
+
+
+def test_the_reference_is_waited_for_longer_than_any_candidate(tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "ANSWER_TIMEOUT_S", 0.1)
+    subject = replace(echo(tmp_path), parameters={"fake_delay_ms": 300})
+    with Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None) as contest:
+        contest.load_reference()
+        seconds, nbytes = contest.pace(EXAMPLES.inputs[0])
+        assert seconds >= 0.3
+        assert nbytes == 2 * 2 * 4
+
+
+def test_a_budget_that_no_answer_could_meet_is_told_at_once(tmp_path):
+    subject = echo(tmp_path)
+    goal = Goal(Budget("topk_agreement", min=0.9))
+    with Contest(subject, goal, Workshop(tmp_path / "work", subject, 1), 1, None) as contest:
+        contest.load_reference()
+        with pytest.raises(TrialFailed, match="cannot be met by any form: topk_agreement cannot be told"):
+            measured(contest)
+
+
+def test_a_model_that_is_beyond_its_own_budget_says_so(tmp_path):
+    subject = echo(tmp_path)
+    goal = Goal(Budget("judge.py:accuracy", min=0.9))
+    with Contest(subject, goal, Workshop(tmp_path / "work", subject, 1), 1, lambda *_: 0.5) as contest:
+        contest.load_reference()
+        row = contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+        assert "which is beyond the budget itself: judge.py:accuracy is 0.5" in row.reason

@@ -4,16 +4,22 @@ import msgspec
 import numpy as np
 import pytest
 
+from headrace.core.model import Signature
+from headrace_backends.optimize import trial_process
 from headrace_backends.optimize.accuracy import Budget, Errors
+from headrace_backends.optimize.affordable import FEWEST_EXAMPLES, MOST_EXAMPLES, affordable
 from headrace_backends.optimize.batches import batches, filling, glance_sizes, judging_sizes
+from headrace_backends.optimize.clocking import Runner
 from headrace_backends.optimize.deadline import Deadline, phases
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.finals import FINALISTS, Finals
 from headrace_backends.optimize.findings import Fate, Row
 from headrace_backends.optimize.form import Form, Step, Technique
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.halves import Half
 from headrace_backends.optimize.listener import SilentListener
 from headrace_backends.optimize.memory_room import RESERVE_BYTES, fits, groups
+from headrace_backends.optimize.trial import TrialFailed
 
 # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -239,3 +245,141 @@ def test_whenever_they_are_cut_short_the_finals_are_over_soon_and_something_prov
     assert took_s <= left_s + 20  # the call under way, and one that finds that there is no time
     assert decision.chosen.held_back is not None
     assert chosen(decision) == ("c" if left_s < 15 else "a")
+
+
+class Noisy(Judge):
+    """The last races have these speeds in turn, by the kind of step; layouts are measured without noise."""
+
+    races = ()
+
+    def final(self, rows):
+        found = super().final(rows)
+        if len({row.form.name for row in rows}) == 1 or not found:
+            return found
+        self.raced = getattr(self, "raced", 0) + 1
+        disturbed = self.races[self.raced - 1] if self.raced <= len(self.races) else {}
+        return [msgspec.structs.replace(row, speedup=disturbed.get(kind_of(row), row.speedup)) for row in found]
+
+
+def kind_of(row):
+    return row.form.steps[0].kind if row.form.steps else "reference"
+
+
+def noisy(*races, left_s=1000.0, rows=(("fast", 1.25), ("slow", 1.02))):
+    clock = Clock()
+    deadline = Deadline(clock)
+    deadline.move(clock.now_s + left_s)
+    judge = Noisy(clock, deadline)
+    judge.races = races
+    rows = [kept(name, speed, proved=True) for name, speed in rows]
+    judge.speeds = {row.form.name: row.speedup for row in rows}
+    return Finals(judge, Goal(), 1, deadline, SilentListener()).run(REFERENCE, rows), judge
+
+
+def test_a_race_that_was_disturbed_does_not_decide():
+    """What had measured 1.25 before and 0.9 in one race has lost to 1.02."""
+    decision, judge = noisy({"fast": 0.9})
+    assert chosen(decision) == "fast"
+    assert decision.chosen.speedup == 1.25
+    assert judge.raced == 3
+
+
+def test_what_looked_fast_once_is_not_chosen_for_that():
+    decision, judge = noisy({"slow": 1.6})
+    assert chosen(decision) == "fast"
+    assert judge.raced == 3
+
+
+def test_what_two_races_agree_on_stands():
+    decision, judge = noisy({"fast": 0.9}, {"fast": 0.92})
+    assert chosen(decision) == "reference"  # and not "slow", which is no more than even with it
+    assert judge.raced == 2
+    assert decision.complete
+
+
+def test_one_race_is_enough_where_it_bears_out_what_was_known():
+    for race in ({}, {"fast": 1.2, "slow": 1.05}, {"slow": 0.7}):  # what is far behind may be anything
+        decision, judge = noisy(race)
+        assert chosen(decision) == "fast"
+        assert judge.raced == 1
+
+
+def test_there_are_no_further_races_without_time_for_them():
+    # Three calls for layouts, one race, and less left than two races may take.
+    decision, judge = noisy({"fast": 0.9}, left_s=55.0)
+    assert judge.raced == 1
+    assert decision.complete
+
+
+def test_where_no_form_keeps_the_bound_that_is_said():
+    row = kept("a", 0.0, proved=True)
+    clock = Clock()
+    deadline = Deadline(clock)
+    judge = Judge(clock, deadline)
+    judge.speeds = {row.form.name: 0.0, "torch": 0.0}
+    goal = Goal(aim="throughput", p99_ms=20.0)
+    decision = Finals(judge, goal, 1, deadline, SilentListener()).run(REFERENCE, [row])
+    assert chosen(decision) == "reference"
+    assert decision.why == (
+        "no form was seen to reach throughput with p99 of at most 20 ms, nor was the model as it was dropped in"
+    )
+
+
+def test_a_function_is_one_instance():
+    goals = Goal(aim="throughput"), Goal(aim="throughput", several=False)
+    several, one = (finals(kept("a", 2.0), goal=goal)[0].rows for goal in goals)
+    assert {row.form.instances for row in several} == {1, 2}
+    assert {row.form.instances for row in one} == {1}
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_judged_by_as_many_examples_as_there_is_time_and_memory_for():
+    assert affordable(600.0, 0.001, 1000) == MOST_EXAMPLES
+    assert affordable(600.0, 0.0, 0) == MOST_EXAMPLES
+    assert FEWEST_EXAMPLES < affordable(600.0, 1.0, 1000) < MOST_EXAMPLES
+    assert affordable(600.0, 1.0, 1000) <= 60
+    assert FEWEST_EXAMPLES < affordable(600.0, 0.001, 8 << 20) < MOST_EXAMPLES
+    assert affordable(1.0, 100.0, 1 << 30) == FEWEST_EXAMPLES
+
+
+class Answering:
+    """A form's process, whose answers have so many rows as ``rows_of`` says."""
+
+    def __init__(self, rows_of):
+        self.rows_of = rows_of
+        self.asked = []
+
+    def answer(self, requests, timeout_s):
+        self.asked.append(len(requests))
+        return [{"y": np.zeros(self.rows_of(len(one["x"])))} for one in requests]
+
+
+def asked(rows_of):
+    trial = Answering(rows_of)
+    signature = Signature((), (), 8)
+    half = Half(rows(*[3] * 20), (), lambda _: (8,), 20)
+    return half.ask(Runner(Form("fake"), (trial,), signature)), trial
+
+
+def test_examples_are_asked_batch_by_batch():
+    answers, trial = asked(lambda count: (count, 2))
+    assert len(answers) == 20
+    assert {answer["y"].shape for answer in answers} == {(1, 2)}
+    assert trial.asked == [1, 1, 1]  # else all answers would be in memory several times
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (9, 2)])
+def test_answers_with_other_rows_than_were_asked_are_the_forms_fault(shape):
+    with pytest.raises(TrialFailed, match=r"output 'y' has shape .* for a batch of 8 rows"):
+        asked(lambda _: shape)
+
+
+@pytest.mark.parametrize(("took_s", "seconds", "runs"), [(0.1, 0.0, 3), (0.1, 1.0, 10), (2.0, 0.0, 1), (2.0, 0.1, 1)])
+def test_a_slow_model_is_run_once_in_each_round(monkeypatch, took_s, seconds, runs):
+    now_ns = [0]
+    bench = trial_process.Bench()
+    monkeypatch.setattr(trial_process, "perf_counter_ns", lambda: now_ns[0])
+    monkeypatch.setattr(bench, "_run", lambda _: now_ns.__setitem__(0, now_ns[0] + int(took_s * 1e9)))
+    assert bench.clock({}, seconds, 100) == [int(took_s * 1e9)] * runs

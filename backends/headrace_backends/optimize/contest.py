@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -86,6 +87,18 @@ class Contest:
         self.signature = self._reference.signature
         return self.signature, notes, seconds
 
+    def pace(self, example: Example) -> tuple[float, int]:
+        """The seconds that the reference takes for an example, and the bytes of that with its answer.
+
+        Raises:
+            TrialFailed: it refuses the example, or it died.
+        """
+        (trial,) = self._reference.trials
+        trial.answer([example], halves.ANSWER_TIMEOUT_S)  # the first run allocates
+        started = monotonic()
+        (outputs,) = trial.answer([example], halves.ANSWER_TIMEOUT_S)
+        return monotonic() - started, sum(array.nbytes for array in (*example.values(), *outputs.values()))
+
     def measure_reference(self, first: Examples, held_back: Examples, notes: Sequence[str], load_s: float) -> Row:
         """The reference's answers, and its own row of the report.
 
@@ -98,15 +111,19 @@ class Contest:
         self.held_back = answered(self._reference, filling(held_back, sizes), judging_sizes, len(held_back))
         self._requests = held_back.first(_RECORDED).inputs
         self._recorded[self.subject.reference.name] = self._record(self._reference)
+        errors, judged = (half.errors(half.answers, self._metric) for half in (self.first, self.held_back))
+        problem = self.goal.problem(judged)
+        if problem and not self.goal.budget_tells(judged):
+            raise TrialFailed(f"the budget cannot be met by any form: {problem}")
         (laps,) = self._race([self._reference], _GLANCE)
         return Row(
             self.subject.reference,
             Fate.KEPT,
-            "the model as it was dropped in",
+            "the model as it was dropped in" + (f", which is beyond the budget itself: {problem}" if problem else ""),
             1.0,
             laps.points(),
-            self.first.errors(self.first.answers, self._metric),
-            self.held_back.errors(self.held_back.answers, self._metric),
+            errors,
+            judged,
             self.subject.path.stat().st_size if self.subject.path.is_file() else None,
             self._weighed(self._reference),
             load_s=load_s,
@@ -235,7 +252,8 @@ class Contest:
         return self.workshop.make(form.steps, self.signature, self.first.examples, LOAD_TIMEOUT_S)
 
     def _load_reference(self) -> tuple[Runner, list[str], float]:
-        return self._load(self.subject.reference, self.subject.path, self._open, patient=True)
+        form, limit_s = self.subject.reference, max(LOAD_TIMEOUT_S, self.goal.time_limit_s)
+        return self._load(form, self.subject.path, self._open, limit_s, patient=True)
 
     def _load(
         self,
@@ -248,14 +266,15 @@ class Contest:
     ) -> tuple[Runner, list[str], float]:
         """The form in as many processes as it has instances, with the notes and the seconds of the last.
 
-        One that is waited for patiently is not killed at the deadline.
+        One that is waited for patiently is not killed at the deadline, nor sooner than ``timeout_s`` after any call.
         """
-        deadline = None if patient else self.workshop.deadline
+        deadline, patience_s = (None, timeout_s) if patient else (self.workshop.deadline, 0.0)
         source = self.subject.source(form, path, self.cpus)
         trials: list[Trial] = []
         for _ in range(form.instances):
-            trials.append(stack.enter_context(Trial(self.workshop.log, source.threads, deadline, source.device)))
-            signature, notes, seconds = trials[-1].load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
+            trial = Trial(self.workshop.log, source.threads, deadline, source.device, patience_s)
+            trials.append(stack.enter_context(trial))
+            signature, notes, seconds = trial.load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 
     def _judged(self, row: Row, runner: Runner) -> Row:
@@ -290,9 +309,14 @@ class Contest:
             beside = faster / self._champion_speedup
             row = _with(row, speedup=faster, curve=ours.points())
             if allowed and beside < _CLEARLY and not self.goal.exhaustive:
-                rival = "the best so far" if self._champion_speedup != 1.0 else "the reference"
-                return _with(row, fate=Fate.SLOWER, reason=f"{beside:.2f} times as fast as {rival} at a glance")
+                return _with(row, fate=Fate.SLOWER, reason=self._slower(beside))
         return _with(row, fate=Fate.KEPT) if allowed else row
+
+    def _slower(self, beside: float) -> str:
+        if not beside and self.goal.p99_ms is not None:
+            return f"does not reach {self.goal}"
+        rival = "the best so far" if self._champion_speedup != 1.0 else "the reference"
+        return f"{beside:.2f} times as fast as {rival} at a glance"
 
     def _revive(self) -> None:
         """Let go of a champion whose process is dead, and load the reference again where its own is."""

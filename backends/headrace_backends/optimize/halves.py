@@ -11,7 +11,7 @@ from headrace_backends.optimize.clocking import Runner
 from headrace_backends.optimize.examples import Examples, merged
 from headrace_backends.optimize.trial import TrialFailed
 
-ANSWER_TIMEOUT_S = 300.0  # for all of them
+ANSWER_TIMEOUT_S = 300.0  # for one batch
 _TWICE = 32  # examples that the reference is asked a second time
 
 Sizes = Callable[[int], Sequence[int]]  # of the batches in turn, for a model that merges so many rows
@@ -32,13 +32,16 @@ class Half:
         Raises:
             TrialFailed: it refuses one, or it died.
         """
-        made = batches(self.examples.inputs, self.sizes(runner.signature.max_batch_size))
-        requests = [merged(batch) if len(batch) > 1 else batch[0] for batch in made]
         answers: list[Outputs] = []
-        for batch, outputs in zip(made, runner.trials[0].answer(requests, ANSWER_TIMEOUT_S), strict=True):
+        for batch in batches(self.examples.inputs, self.sizes(runner.signature.max_batch_size)):
+            # One by one: all of them and their answers may be more than the process has memory for beside the model.
+            (outputs,) = runner.trials[0].answer([merged(batch) if len(batch) > 1 else batch[0]], ANSWER_TIMEOUT_S)
             if len(batch) == 1:
                 answers.append(outputs)
                 continue
+            for name, array in outputs.items():
+                if array.shape[:1] != (len(batch),):
+                    raise TrialFailed(f"output '{name}' has shape {list(array.shape)} for a batch of {len(batch)} rows")
             for place in range(len(batch)):
                 answers.append({name: array[place : place + 1] for name, array in outputs.items()})  # noqa: PERF401
         return tuple(answers)

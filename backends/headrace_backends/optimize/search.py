@@ -20,6 +20,7 @@ from headrace.core.device import CPU
 from headrace.core.model import Signature
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
+from headrace_backends.optimize.affordable import affordable
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.deadline import phases
 from headrace_backends.optimize.examples import Examples
@@ -36,7 +37,6 @@ from headrace_backends.optimize.traits import Traits
 from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Workshop
 
-MOST_EXAMPLES = 256  # in each half: enough to tell a hundredth
 CURVE_ROWS = (1, 2, 4, 8, 16, 32)
 _HOPELESS = 3.0  # a form is not tried when the best so far is so many times as fast as such forms usually are
 _WORTHWHILE = 1.1  # so many times as fast as the best so far must be what is to be made milder, and slower by that
@@ -105,8 +105,8 @@ class Search:
         signature, notes, seconds = contest.load_reference()
         examples = self.examples(signature)
         self._alone = len(examples) < 2  # what was calibrated with it cannot be judged by it
-        first, held_back = examples.halves()
-        first, held_back = first.first(MOST_EXAMPLES), held_back.first(MOST_EXAMPLES)
+        most = affordable(self.goal.time_limit_s, *contest.pace(examples.inputs[0]))
+        first, held_back = (half.first(most) for half in examples.halves())
         self.listener.progress(f"running it on {len(first)} + {len(held_back)} examples")
         reference = contest.measure_reference(first, held_back, notes, seconds)
         self.listener.row(reference)
@@ -154,7 +154,9 @@ class Search:
             if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
                 form = msgspec.structs.replace(form, max_batch_size=0)
             self.listener.trying(form, position, len(todo))
-            if self._best() > _HOPELESS * candidate.gain and not self.goal.exhaustive:
+            # Within a bound on latency a form may be many times as fast for the batches that it has time for.
+            hopeless = self.goal.p99_ms is None and self._best() > _HOPELESS * candidate.gain
+            if hopeless and not self.goal.exhaustive:
                 told = f"such forms bring {candidate.gain:.1f} times, and the best so far {self._best():.1f} times"
                 self._finish(Row(form, Fate.SKIPPED, told))
                 continue

@@ -21,7 +21,7 @@ from headrace_backends.optimize.deadline import Deadline
 from headrace_backends.optimize.examples import Example
 
 MOST_RUNS = 100_000
-_MARGIN_S = 60.0  # on top of what a measurement is meant to take: a slow model runs a few times at least
+_MARGIN_S = 300.0  # on top of what a measurement is meant to take: a slow model has its batch run once at least
 
 
 class TrialFailed(Exception):
@@ -38,26 +38,39 @@ class OutOfTime(TrialFailed):
 class Trial:
     """One process. ``log`` gets whatever it and its libraries print. A context manager: it is gone afterwards.
 
-    Where there is a ``deadline`` the process is killed when that is over before an answer is there.
+    Where there is a ``deadline`` the process is killed when that is over before an answer is there. No call is given up
+    sooner than after ``patience_s``.
     """
 
-    def __init__(self, log: Path, threads: int, deadline: Deadline | None = None, device: str = CPU) -> None:
+    def __init__(
+        self,
+        log: Path,
+        threads: int,
+        deadline: Deadline | None = None,
+        device: str = CPU,
+        patience_s: float = 0.0,
+    ) -> None:
         self._log = log
         self._deadline = deadline
+        self._patience_s = patience_s
         try:
             visible = visible_gpus(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
         except ValueError as error:
             raise TrialFailed(str(error)) from None
         ours, theirs = socket.socketpair()
-        with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "headrace_backends.optimize.trial_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=model_environment(shared=False, threads=threads, visible_gpus=visible),
-            )
+        try:
+            with theirs, log.open("ab") as output:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [sys.executable, "-m", "headrace_backends.optimize.trial_process", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=model_environment(shared=False, threads=threads, visible_gpus=visible),
+                )
+        except OSError as error:
+            ours.close()
+            raise TrialFailed(f"its process cannot be started: {error}") from error
         self._connection = Connection(ours.detach())
 
     def __enter__(self) -> Self:
@@ -129,6 +142,7 @@ class Trial:
             raise TrialFailed(self._how_it_ended()) from None
 
     def _receive(self, timeout_s: float) -> Any:
+        timeout_s = max(timeout_s, self._patience_s)
         left_s = math.inf if self._deadline is None else self._deadline.left_s
         try:
             if not self._connection.poll(min(timeout_s, left_s)):
@@ -154,5 +168,7 @@ class Trial:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()
+    with log.open("rb") as file:  # it may be long
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+        lines = file.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,7 @@ from headrace_backends.optimize.steps.base import StepFailed, StepTask
 from headrace_backends.registry import resolve
 
 _FEWEST_RUNS = 3
+_SLOW_NS = 1_000_000_000  # a run that takes so long is told enough by one in each round
 
 
 class Bench:
@@ -44,10 +46,13 @@ class Bench:
         """Run a batch again and again for so long. Returns the nanoseconds of each run."""
         times: list[int] = []
         until_ns = perf_counter_ns() + int(seconds * 1e9)
-        while len(times) < most and (len(times) < _FEWEST_RUNS or perf_counter_ns() < until_ns):
+        fewest = _FEWEST_RUNS
+        while len(times) < most and (len(times) < fewest or perf_counter_ns() < until_ns):
             started_ns = perf_counter_ns()
             self._run(inputs)
             times.append(perf_counter_ns() - started_ns)
+            if times[0] > _SLOW_NS:
+                fewest = 1
         return times
 
     def memory_bytes(self) -> int:
@@ -108,6 +113,8 @@ def main() -> None:
     """Entry point: ``python -m headrace_backends.optimize.trial_process DESCRIPTOR``."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which then ends this process
+    with suppress(OSError):  # rather a candidate than the search, or a server beside it, where memory runs out
+        Path("/proc/self/oom_score_adj").write_text("1000")
     np.seterr(all="ignore")
     serve(Connection(int(sys.argv[1])))
 
