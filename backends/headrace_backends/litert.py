@@ -107,6 +107,15 @@ class LiteRtBackend(Backend):
         return self.execute(inputs, ())
 
 
+def tensor_names(path: Path) -> dict[str, str]:
+    """What the graph calls the tensors of the file's signature, by the names that clients use.
+
+    Raises:
+        LoadError: the file cannot be opened, or several signatures could be meant.
+    """
+    return chosen(_opened(path.name, _read(path), 1), None, path.name).tensor_names
+
+
 def _read(path: Path) -> bytes:
     """The file's content: a mapped file that is written over in place would end the process."""
     try:

@@ -38,6 +38,7 @@ class FileSignature:
     inputs: list[FoundTensor]
     outputs: list[FoundTensor]
     notes: list[str] = field(default_factory=list)
+    tensor_names: dict[str, str] = field(default_factory=dict)  # in the graph, by those that clients use
 
     def runner(self, interpreter: Any) -> Any:
         """What takes arrays by input name as keywords and returns arrays by output name."""
@@ -67,7 +68,8 @@ def chosen(interpreter: Any, wanted: object, file: str) -> FileSignature:
         raise LoadError(f"cannot serve '{file}': {'; '.join(problems)}")
     notes = [f"signature '{key}' of {', '.join(offered)}"] if len(offered) > 1 else []
     notes += [note for side in (inputs, outputs) for name, one in side.items() if (note := _scale(name, one))]
-    return FileSignature(key, _found(inputs), _found(outputs), notes)
+    names = {name: one["name"] for name, one in (*inputs.items(), *outputs.items())}
+    return FileSignature(key, _found(inputs), _found(outputs), notes, names)
 
 
 def _found(tensors: Mapping[str, Mapping[str, Any]]) -> list[FoundTensor]:

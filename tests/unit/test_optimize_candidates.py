@@ -152,3 +152,24 @@ def test_gains_are_over_the_reference():
         for ending, backend in ((".pt2", "torch"), (".onnx", "onnxruntime"))
     )
     assert of_torch["openvino + openvino"] > 2 * of_onnx["openvino + openvino"] > 1.5
+
+
+def test_where_the_reference_misses_the_bound_those_that_keep_it_are_told_apart():
+    """Else all of them would be as good, and the one that changes least be chosen, however slow it is."""
+    goal = Goal(aim="throughput", p99_ms=20.0)
+    reference, slow, fast = laps(r1=15.0, r8=40.0), laps(r1=5.0, r8=9.0), laps(r1=1.0, r8=3.0)
+    assert speedup(reference, reference, goal) == 0.0
+    assert speedup(slow, reference, goal) == pytest.approx(8 / 9 * 15)
+    assert speedup(fast, reference, goal) == pytest.approx(8 / 3 * 15)
+    assert speedup(reference, fast, goal) == 0.0
+
+
+def test_a_tensorflow_lite_file_is_tried_on_openvino_too():
+    faithful = names(Facts(".tflite", "litert", "dense"))
+    assert faithful == ["openvino + openvino"]
+    every = names(Facts(".tflite", "litert", "dense", ALL))
+    assert every[0] == "openvino + openvino"
+    assert "openvino + openvino_int8" in every
+    assert "openvino + openvino + precision=bf16" in every
+    assert names(Facts(".tflite", "openvino", "dense")) == []
+    assert "openvino + precision=bf16" in names(Facts(".xml", "openvino", "dense", ALL))

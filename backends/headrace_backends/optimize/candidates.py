@@ -13,7 +13,8 @@ from headrace_backends.optimize.facts import TORCH_ENDINGS, Candidate, Facts, st
 from headrace_backends.optimize.form import Form, Step, Technique
 from headrace_backends.optimize.gpu_candidates import REFERENCE_GAINS_ON_GPU, gpu_candidates
 
-_REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2}
+_REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2, "litert": 2.2}
+_OPENVINO_ALONE = (".xml", ".tflite")  # besides the backend of the file
 _PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
 _STATIC = Step("int8_static")
 # Options that were seen to bring answers nearer, by the kind of step.
@@ -75,6 +76,8 @@ def _faithful(facts: Facts) -> Iterator[Candidate]:
         if facts.exhaustive:
             for level in ("disabled", "basic", "extended"):
                 yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
+    if facts.ending in _OPENVINO_ALONE and facts.backend != "openvino":
+        yield Candidate(Form("openvino", (Step("openvino"),)), 2.3)
     if facts.ending in TORCH_ENDINGS:
         if facts.ending == ".pt2":
             yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
@@ -89,16 +92,25 @@ def _lossy(facts: Facts) -> Iterator[Candidate]:
         yield from _halved(facts, base)
     if facts.trains:
         yield from _trained(facts)
-    if Technique.INT8_STATIC in facts.allow and facts.backend == "openvino" and facts.ending == ".xml":
-        yield Candidate(_static_openvino(facts, ()), 6.0)
-    if Technique.INT8_DYNAMIC in facts.allow and facts.backend == "openvino" and facts.ending == ".xml":
-        yield Candidate(_weights_openvino(()), 3.0)
+    if facts.ending in _OPENVINO_ALONE:
+        yield from _read_by_openvino(facts)
     if Technique.INT8_DYNAMIC in facts.allow and facts.ending == ".pt2":
         step = Step("torch_int8_dynamic")
         gain = 0.3 if facts.kind == "convolutional" else 2.0
         yield Candidate(Form("torch", (step,), techniques=(Technique.INT8_DYNAMIC,)), gain)
     if Technique.BF16 in facts.allow and facts.ending in TORCH_ENDINGS:
         yield Candidate(Form("torch", parameters={"autocast": "bf16"}, techniques=(Technique.BF16,)), 1.1)
+
+
+def _read_by_openvino(facts: Facts) -> Iterator[Candidate]:
+    """What nobody here makes an ONNX file of."""
+    if Technique.INT8_STATIC in facts.allow:
+        yield Candidate(_static_openvino(facts, ()), 6.0)
+    if Technique.INT8_DYNAMIC in facts.allow:
+        yield Candidate(_weights_openvino(()), 3.0)
+    if Technique.BF16 in facts.allow:
+        steps = () if facts.backend == "openvino" else (Step("openvino"),)
+        yield Candidate(Form("openvino", steps, {"precision": "bf16"}, techniques=(Technique.BF16,)), 1.6)
 
 
 def _quantized(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:

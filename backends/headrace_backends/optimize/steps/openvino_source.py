@@ -4,7 +4,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,23 @@ def _converted(task: StepTask) -> tuple[Any, list[_Pair], list[_Pair]]:
             core = ov.Core()
             core.set_property({"ENABLE_MMAP": False})  # the file may be written over while its weights are being read
             model = read_model(source, core)
-            return model, _by_name("input", inputs, model.inputs), _by_name("output", outputs, model.outputs)
+            inner = _graph_names(task, model)
+            return (
+                model,
+                _by_name("input", inputs, model.inputs, inner),
+                _by_name("output", outputs, model.outputs, inner),
+            )
+
+
+def _graph_names(task: StepTask, model: Any) -> Mapping[str, str]:
+    """What the graph calls the signature's tensors, where OpenVINO knows them by no other name."""
+    wanted = {spec.name for spec in (*task.signature.inputs, *task.signature.outputs)}
+    known = {name for port in (*model.inputs, *model.outputs) for name in port.get_names()}
+    if task.source.suffix.lower() != ".tflite" or wanted <= known:
+        return {}
+    from headrace_backends.litert import tensor_names
+
+    return tensor_names(task.source)
 
 
 def _paired(
@@ -180,11 +196,12 @@ def _paired(
     return [(spec, ports[place]) for spec, place in zip(specs, places, strict=True)]
 
 
-def _by_name(kind: str, specs: Sequence[TensorSpec], ports: Sequence[Any]) -> list[_Pair]:
-    named = {name: port for port in ports for name in port.get_names()}
+def _by_name(kind: str, specs: Sequence[TensorSpec], ports: Sequence[Any], names: Mapping[str, str]) -> list[_Pair]:
+    found = {name: port for port in ports for name in port.get_names()}
+    named = found | {name: found[inner] for name, inner in names.items() if inner in found}
     missing = [spec.name for spec in specs if spec.name not in named]
     if missing:
-        raise StepFailed(f"OpenVINO finds no {kind} {', '.join(map(repr, missing))} in it; there are {sorted(named)}")
+        raise StepFailed(f"OpenVINO finds no {kind} {', '.join(map(repr, missing))} in it; there are {sorted(found)}")
     return [(spec, named[spec.name]) for spec in specs]
 
 
