@@ -8,11 +8,12 @@ from pathlib import Path
 
 # Field numbers of the ONNX specification (onnx.proto).
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_GRAPH_NODE, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 11, 12
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _FUNCTION_NODE = 7
 _NODE_OP_TYPE = 4
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_SHAPE = 1, 2
+_TENSOR_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
 
 
 def declared_shapes(path: Path) -> frozenset[str]:
@@ -36,6 +37,20 @@ def operators(path: Path) -> frozenset[str]:
                 _texts(data, model, _MODEL_FUNCTIONS, _FUNCTION_NODE, _NODE_OP_TYPE),
             )
         )
+
+
+def external_files(path: Path) -> frozenset[str]:
+    """The names of the files in which the graph's weights lie, if not in its own; none where this is no ONNX file."""
+    names: set[str] = set()
+    try:
+        with _opened(path) as data:
+            model = (0, len(data))
+            for entry in _fields(data, model, _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_EXTERNAL):
+                if "location" in _texts(data, entry, _ENTRY_KEY):
+                    names.update(_texts(data, entry, _ENTRY_VALUE))
+    except (IndexError, ValueError):  # empty, cut off, or something else
+        return frozenset()
+    return frozenset(names)
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import blake2b
 from pathlib import Path
-
-import msgspec
 
 from headrace.core.cpus import usable_cpus
 from headrace.core.device import CPU
@@ -20,7 +18,7 @@ from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.importers.conversion_cache import NOTE_FILE
 from headrace_backends.optimize.accuracy import Budget, MetricFailed
-from headrace_backends.optimize.basis import model_digest, searched_versions, version_of, versions
+from headrace_backends.optimize.basis import model_digest, searched_versions, versions
 from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Technique
@@ -28,13 +26,15 @@ from headrace_backends.optimize.goal import Aim, Goal
 from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.imported import as_onnx, is_imported
 from headrace_backends.optimize.listener import Listener
-from headrace_backends.optimize.plan import Basis, Plan
+from headrace_backends.optimize.plan import BadPlan, Basis, Plan, read_plan
 from headrace_backends.optimize.plan_cache import PlanCache
 from headrace_backends.optimize.replay import write_replay
 from headrace_backends.optimize.report import write_report
 from headrace_backends.optimize.search import Outcome, Search, SearchFailed
+from headrace_backends.optimize.search_key import file_key, search_key
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.summary import lines
+from headrace_backends.optimize.work_folder import Busy, claimed
 from headrace_backends.optimize.workshop import Workshop
 from headrace_backends.registry import backend_of_file
 from headrace_backends.specs import FoundTensor
@@ -42,6 +42,7 @@ from headrace_backends.specs import FoundTensor
 NOTHING_BETTER = 3  # exit status: the plan says that the model is best served as it was dropped in
 DEFAULT_TIME_LIMIT_S = 600.0
 RECORDED = "recorded"  # the folder of recorded traffic, in that of the plans
+_UNFINISHED = ".work-"  # begins the names of folders in which searches work, beside a model's plans
 
 Say = Callable[[str], None]
 
@@ -68,6 +69,7 @@ class OptimizeArguments:
     time_limit_s: float | None = None
     exhaustive: bool = False
     anew: bool = False
+    beside_server: bool = False  # which tries again where nothing came of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +81,52 @@ class Job:
     calibration: Path | None
     digest: str
     cache: PlanCache | None  # None: a file's plan goes to ``folder``
-    folder: Path  # where files are made; of a model file, where they stay
+    folder: Path
+    work: Path  # where files are made, unless another search does so there
     imported: bool = False  # the model was of another framework, so that its plan needs the ONNX file in any case
 
 
-def run(arguments: OptimizeArguments, listener: Listener, say: Say) -> int:
-    """Optimise, and write the plan and its report. Returns the exit status; the reason of a failure is said."""
+def run(arguments: OptimizeArguments, listener: Listener, say: Say, complain: Say) -> int:
+    """Optimise, and write the plan and its report. Returns the exit status; what fails is complained of."""
     try:
         job = job_of(arguments)
-        if arguments.anew:
-            shutil.rmtree(job.folder / "work", ignore_errors=True)
-        cpus = usable_cpus()
-        search = Search(
-            job.subject,
-            job.goal,
-            lambda signature: _examples(job, signature, say),
-            Workshop(job.folder / "work", job.subject, cpus),
-            listener,
-            cpus,
-            hardware(),
-            searched_versions(on_gpu=job.subject.device != CPU),
-        )
-        outcome = search.run()
-    except (CannotOptimize, SearchFailed, BadCalibration, MetricFailed, BackendUnavailable, LoadError) as error:
-        say(f"headrace: {error}")
+        with claimed(job.work.parent, job.work.name, _UNFINISHED if job.cache else "") as work:
+            if arguments.anew:
+                shutil.rmtree(work, ignore_errors=True)
+            outcome = _search(job, work, listener, say)
+            unchanged = outcome.chosen.form == job.subject.reference
+            if unchanged and arguments.beside_server and not outcome.findings.complete:
+                complain("headrace: its time was over before anything better was found; the next run goes on from here")
+                return 1
+            folder = _keep(job, outcome, work)
+    except (
+        *(CannotOptimize, SearchFailed, BadCalibration, MetricFailed, BackendUnavailable, LoadError, Busy),
+        OSError,  # as where the disk is full
+    ) as error:
+        complain(f"headrace: {error}")
         return 1
-    folder = _keep(job, outcome)
+    if job.cache is None:
+        with suppress(OSError):  # there is unfinished work of others in it
+            job.work.parent.rmdir()
     for line in lines(outcome.findings):
         say(line)
     say(f"plan:   {folder / 'plan.json'}")
     say(f"report: {folder / 'report.html'}")
-    unchanged = outcome.chosen.form == job.subject.reference
     return NOTHING_BETTER if unchanged else 0
+
+
+def _search(job: Job, work: Path, listener: Listener, say: Say) -> Outcome:
+    cpus = usable_cpus()
+    return Search(
+        job.subject,
+        job.goal,
+        lambda signature: _examples(job, signature, say),
+        Workshop(work, job.subject, cpus),
+        listener,
+        cpus,
+        hardware(),
+        searched_versions(on_gpu=job.subject.device != CPU),
+    ).run()
 
 
 def job_of(arguments: OptimizeArguments) -> Job:
@@ -133,11 +149,14 @@ def job_of(arguments: OptimizeArguments) -> Job:
 
 def _file_job(arguments: OptimizeArguments, path: Path) -> Job:
     output = (arguments.output or Path.cwd() / f"{path.stem}-optimized").resolve()
+    if output == path.parent:
+        raise CannotOptimize(f"--output is '{output}', where '{path.name}' lies: it could be written over")
     subject = Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=arguments.training)
     _refuse_unfit(subject)
     goal = _goal(arguments, OptimizeConfig())
-    imported = is_imported(subject.backend)
-    return Job(as_onnx(subject), goal, arguments.calibration, model_digest(path, {}), None, output, imported)
+    key = _key(subject, goal, file_key(path), arguments.calibration)
+    digest, imported = model_digest(path, {}), is_imported(subject.backend)
+    return Job(as_onnx(subject), goal, arguments.calibration, digest, None, output, output / "work" / key, imported)
 
 
 def _model_job(arguments: OptimizeArguments) -> Job:
@@ -182,23 +201,15 @@ def _model_job(arguments: OptimizeArguments) -> Job:
     if calibration is None and recorded.is_file():
         calibration = recorded
     cache = PlanCache(arguments.plan_cache)
-    # Rows of another goal are of no use to this one.
-    work = cache.place(folder.name, str(number)) / f".work-{digest[:12]}-{_search_key(goal, subject, calibration)}"
-    return Job(as_onnx(subject), goal, calibration, digest, cache, work, is_imported(subject.backend))
+    place = cache.place(folder.name, str(number))
+    work = place / f"{_UNFINISHED}{_key(subject, goal, digest, calibration)}"
+    return Job(as_onnx(subject), goal, calibration, digest, cache, place, work, is_imported(subject.backend))
 
 
-def _search_key(goal: Goal, subject: Subject, calibration: Path | None) -> str:
-    """A short name for what a search's rows and files depend on, the model and the time limit aside."""
-    told: list[object] = [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
-    told += [
-        searched_versions(on_gpu=subject.device != CPU),
-        [version_of(name) for name in ("nncf", "onnx", "onnxslim", "torch-pruning")],
-    ]
-    budget = goal.budget
-    judge = subject.folder / budget.metric.split(":")[0] if budget is not None and budget.is_own else None
-    for file in (calibration, subject.training, judge):
-        told.append(model_digest(file, {}) if file is not None and file.exists() else None)
-    return blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=6).hexdigest()
+def _key(subject: Subject, goal: Goal, model: str, calibration: Path | None) -> str:
+    there = calibration is not None and calibration.exists()
+    examples = [model_digest(calibration, {})] if calibration is not None and there else []
+    return search_key(subject, goal, usable_cpus(), model, examples)
 
 
 def _refuse_unfit(subject: Subject) -> None:
@@ -244,10 +255,10 @@ def _examples(job: Job, signature: Signature, say: Say) -> Examples:
     return examples
 
 
-def _keep(job: Job, outcome: Outcome) -> Path:
-    """Put the plan where it is found. Returns its folder."""
+def _keep(job: Job, outcome: Outcome, work: Path) -> Path:
+    """Put the plan where it is found, and remove the work where all is done. Returns the plan's folder."""
     subject, findings, chosen = job.subject, outcome.findings, outcome.chosen
-    made_in = job.folder / "plan"
+    made_in = work / "plan"
     shutil.rmtree(made_in, ignore_errors=True)
     made_in.mkdir(parents=True)
     artifact = ""
@@ -276,13 +287,25 @@ def _keep(job: Job, outcome: Outcome) -> Path:
         signature=outcome.signature,
     )
     write_report(findings, made_in)
-    cache = job.cache or PlanCache(job.folder / "plans")
+    cache = job.cache or PlanCache(work / "plans")
     _, folder = cache.put(made_in, plan)
     if job.cache is None:  # a file: what people look for lies on top
-        shutil.copytree(folder, job.folder, dirs_exist_ok=True)
-        shutil.rmtree(job.folder / "plans")
+        _replace(job.folder, folder)
         folder = job.folder
     shutil.rmtree(made_in, ignore_errors=True)
     if findings.complete:  # else the same command goes on from here
-        shutil.rmtree(job.folder / "work" if job.cache is None else job.folder, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _replace(folder: Path, made: Path) -> None:
+    """Have what was made in the place of an earlier plan, of which no file stays."""
+    try:
+        earlier = read_plan(folder).files
+    except BadPlan:
+        earlier = {}
+    for name in earlier:
+        if (folder / name).resolve().is_relative_to(folder):
+            (folder / name).unlink(missing_ok=True)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    shutil.rmtree(made)

@@ -1,6 +1,7 @@
 """The flags of ``headrace optimize``, and from them to a job with a listener that suits the terminal."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,6 +88,9 @@ def optimize(
     except ValueError as error:
         typer.echo(f"headrace: {error}", err=True)
         raise typer.Exit(1) from None
+    if apply and Path(target).is_file():
+        typer.echo(f"headrace: --apply is for a model of the server's repository, and '{target}' is a file", err=True)
+        raise typer.Exit(1)
     arguments = OptimizeArguments(
         target,
         repository,
@@ -102,9 +106,11 @@ def optimize(
         time_limit_s,
         exhaustive,
         anew,
+        background,
     )
+    listener = listener_for(sys.stdout, background=background)
     try:
-        status = run(arguments, listener_for(sys.stdout, background=background), typer.echo)
+        status = run(arguments, listener, typer.echo, partial(typer.echo, err=True))
     except KeyboardInterrupt:
         typer.echo("headrace: stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None

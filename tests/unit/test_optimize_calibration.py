@@ -5,7 +5,7 @@ import pytest
 
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
-from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
+from headrace_backends.optimize.calibration import BadCalibration, given_examples, made_up_examples, read_examples
 from headrace_backends.optimize.examples import Examples, merged, shapes_of
 from headrace_backends.specs import FoundTensor
 
@@ -127,3 +127,32 @@ def test_examples_of_one_shape_merge():
     one, other = ({"x": np.ones((1, 3))}, {"x": np.zeros((1, 3))})
     assert shapes_of(one) == shapes_of(other) != shapes_of({"x": np.ones((1, 4))})
     assert merged([one, other])["x"].shape == (2, 3)
+
+
+def test_a_folder_of_single_examples_without_rows(tmp_path):
+    for place in range(3):
+        save(tmp_path / f"{place}.npz", x=np.full(4, place, np.float32), digit=np.int64(place))
+    examples = read_examples(tmp_path, ROWS)
+    assert [one["x"].tolist() for one in examples.inputs] == [[[place] * 4] for place in range(3)]
+    assert [int(one["digit"]) for one in examples.labels] == [0, 1, 2]
+    np.save(tmp_path / "one.npy", np.ones(4, np.float32))
+    assert len(read_examples(tmp_path / "one.npy", ROWS)) == 1
+    with pytest.raises(BadCalibration, match=r"has shape \[5\]"):
+        read_examples(save(tmp_path / "other.npz", x=np.zeros(5, np.float32)), ROWS)
+
+
+def test_arrays_are_examples_whatever_they_are_called():
+    signature = Signature((TensorSpec("file", DataType.FP32, (-1, 2)),), (), max_batch_size=4)
+    examples = given_examples({"file": np.zeros((3, 2)), "allow_pickle": np.arange(3)}, signature)
+    assert len(examples) == 3
+    assert [int(one["allow_pickle"]) for one in examples.labels] == [0, 1, 2]
+    with pytest.raises(BadCalibration, match="'example inputs' has no examples of input 'file'"):
+        given_examples({"x": np.zeros((3, 2))}, signature)
+
+
+def test_texts_may_be_objects():
+    signature = Signature((TensorSpec("t", DataType.BYTES, (-1, 1)),), (), max_batch_size=4)
+    examples = given_examples({"t": np.array([["ab"], [b"c\0"]], object)}, signature)
+    assert [one["t"].tolist() for one in examples.inputs] == [[[b"ab"]], [[b"c\0"]]]
+    with pytest.raises(BadCalibration, match="expected text"):
+        given_examples({"t": np.array([[1]], object)}, signature)

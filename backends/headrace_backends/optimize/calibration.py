@@ -43,12 +43,22 @@ def read_examples(path: Path, signature: Signature, origin: str = "") -> Example
     inputs: list[Example] = []
     labels: list[Mapping[str, Array]] = []
     for file in files:
-        some, theirs = _of_file(file, signature)
+        some, theirs = _cut(str(file), _read(file, signature), signature)
         inputs += some
         labels += theirs
     if len({frozenset(one) for one in labels}) > 1:
         raise BadCalibration(f"the files in '{path}' do not all have the same labels")
     return Examples(tuple(inputs), tuple(labels), origin or path.name)
+
+
+def given_examples(arrays: Mapping[str, Array], signature: Signature) -> Examples:
+    """The examples in arrays that are named as those of a file.
+
+    Raises:
+        BadCalibration: there are none, or they do not suit the model.
+    """
+    inputs, labels = _cut("example inputs", arrays, signature)
+    return Examples(tuple(inputs), tuple(labels), "given")
 
 
 def made_up_examples(inputs: Sequence[FoundTensor], signature: Signature) -> Examples | None:
@@ -66,13 +76,16 @@ def made_up_examples(inputs: Sequence[FoundTensor], signature: Signature) -> Exa
     return Examples(requests, tuple({} for _ in requests), "made up", real=False)
 
 
-def _of_file(file: Path, signature: Signature) -> tuple[list[Example], list[Mapping[str, Array]]]:
-    arrays = _read(file, signature)
+def _cut(
+    where: str, given: Mapping[str, Array], signature: Signature
+) -> tuple[list[Example], list[Mapping[str, Array]]]:
+    """Requests and their labels; ``where`` is for messages."""
+    arrays = dict(given)
     specs = {spec.name: spec for spec in signature.inputs}
     columns: dict[str, list[Array]] = {}
     for name, spec in specs.items():
         if name in arrays:
-            columns[name] = _examples_of(file, spec, arrays.pop(name), merges=signature.max_batch_size > 0)
+            columns[name] = _examples_of(where, spec, arrays.pop(name), merges=signature.max_batch_size > 0)
     numbered: dict[str, dict[int, Array]] = {}
     for key in list(arrays):
         match = _NUMBERED.fullmatch(key)
@@ -80,23 +93,22 @@ def _of_file(file: Path, signature: Signature) -> tuple[list[Example], list[Mapp
             numbered.setdefault(match[1], {})[int(match[2])] = arrays.pop(key)
     for name, parts in numbered.items():
         column = [parts[place] for place in sorted(parts)]
-        columns[name] = [_typed(file, specs[name], part) for part in column] if name in specs else column
+        columns[name] = [_typed(where, specs[name], part) for part in column] if name in specs else column
     missing = [spec.name for spec in signature.inputs if not spec.optional and spec.name not in columns]
     if missing:
         raise BadCalibration(
-            f"'{file}' has no examples of input {', '.join(map(repr, missing))}; it has {list(arrays)}"
+            f"'{where}' has no examples of input {', '.join(map(repr, missing))}; it has {list(arrays)}"
         )
-    counts = {name: len(column) for name, column in columns.items()}
-    counts |= {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    tags: dict[str, list[Array]] = {name: list(array) if array.ndim else [array] for name, array in arrays.items()}
+    counts = {name: len(column) for name, column in (*columns.items(), *tags.items())}
     if len(set(counts.values())) != 1:
-        raise BadCalibration(f"'{file}' has not as many examples of everything: {counts}")
+        raise BadCalibration(f"'{where}' has not as many examples of everything: {counts}")
     count = next(iter(counts.values()))
     if not count:
-        raise BadCalibration(f"'{file}' has no examples")
+        raise BadCalibration(f"'{where}' has no examples")
     inputs: list[Example] = [
         {name: column[place] for name, column in columns.items() if name in specs} for place in range(count)
     ]
-    tags = {name: list(array) for name, array in arrays.items()}
     tags |= {name: column for name, column in columns.items() if name not in specs}
     labels: list[Mapping[str, Array]] = [
         {name: np.asarray(column[place]) for name, column in tags.items()} for place in range(count)
@@ -119,11 +131,11 @@ def _read(file: Path, signature: Signature) -> dict[str, Array]:
         raise BadCalibration(f"'{file}' cannot be read: {error}") from error
 
 
-def _examples_of(file: Path, spec: TensorSpec, array: Array, *, merges: bool) -> list[Array]:
-    """Requests of one input, cut out of an array that has them along its first axis."""
-    array = _typed(file, spec, array)
+def _examples_of(where: str, spec: TensorSpec, array: Array, *, merges: bool) -> list[Array]:
+    """Requests of one input, cut out of an array that has them along its first axis, or of one request without rows."""
+    array = _typed(where, spec, array)
     if not array.ndim:
-        raise BadCalibration(f"'{file}': '{spec.name}' is one number, expected examples along the first axis")
+        raise BadCalibration(f"'{where}': '{spec.name}' is one number, expected examples along the first axis")
     if spec.shape is None:
         return [array[place] for place in range(len(array))]
     if array.ndim == len(spec.shape) + 1:
@@ -131,28 +143,34 @@ def _examples_of(file: Path, spec: TensorSpec, array: Array, *, merges: bool) ->
     elif array.ndim == len(spec.shape):
         rows = 1 if merges or spec.shape[0] < 1 else spec.shape[0]
         parts = [array[place : place + rows] for place in range(0, len(array) - rows + 1, rows)]
+    elif merges and array.ndim == len(spec.shape) - 1:
+        parts = [array[np.newaxis]]
     else:
         parts = []
     if not parts or not _fits(spec, parts[0]):
         raise BadCalibration(
-            f"'{file}': '{spec.name}' has shape {list(array.shape)}, expected examples of {spec.describe()} along the "
+            f"'{where}': '{spec.name}' has shape {list(array.shape)}, expected examples of {spec.describe()} along the "
             "first axis"
         )
     return parts
 
 
-def _typed(file: Path, spec: TensorSpec, array: Array) -> Array:
+def _typed(where: str, spec: TensorSpec, array: Array) -> Array:
     if spec.datatype is DataType.BYTES:
-        if array.dtype.kind not in "SU":
-            raise BadCalibration(f"'{file}': '{spec.name}' is {array.dtype}, expected text")
+        if array.dtype.kind not in "SU" and not _is_text(array):
+            raise BadCalibration(f"'{where}': '{spec.name}' is {array.dtype}, expected text")
         flat = [one.encode() if isinstance(one, str) else one for one in array.reshape(-1).tolist()]
         texts = np.empty(len(flat), dtype=np.object_)
         texts[:] = flat
         return texts.reshape(array.shape)
     wanted = NUMPY_DTYPES[spec.datatype]
     if array.dtype != wanted and not _converts(array, wanted):
-        raise BadCalibration(f"'{file}': '{spec.name}' is {array.dtype}, expected {spec.datatype}")
+        raise BadCalibration(f"'{where}': '{spec.name}' is {array.dtype}, expected {spec.datatype}")
     return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+
+
+def _is_text(array: Array) -> bool:
+    return array.dtype.kind == "O" and all(isinstance(one, str | bytes) for one in array.reshape(-1).tolist())
 
 
 def _converts(array: Array, wanted: np.dtype[np.generic]) -> bool:

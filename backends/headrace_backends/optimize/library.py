@@ -9,22 +9,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from headrace.core.model import Signature
 from headrace.core.tensor import NUMPY_DTYPES
 from headrace_backends.base import Array, Backend
 from headrace_backends.optimize.accuracy import Budget
 from headrace_backends.optimize.basis import searched_versions
-from headrace_backends.optimize.calibration import read_examples
-from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Findings
 from headrace_backends.optimize.form import Technique
+from headrace_backends.optimize.given import array_in, digest_of, examples_of, file_of
 from headrace_backends.optimize.goal import Aim, Goal
 from headrace_backends.optimize.hardware import hardware
 from headrace_backends.optimize.imported import as_onnx
 from headrace_backends.optimize.listener import Listener, SilentListener
 from headrace_backends.optimize.report import write_report
-from headrace_backends.optimize.search import Search
+from headrace_backends.optimize.search import Outcome, Search
+from headrace_backends.optimize.search_key import file_key, search_key
 from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.work_folder import claimed
 from headrace_backends.optimize.workshop import Workshop
 from headrace_backends.registry import backend_of_file, resolve
 
@@ -51,18 +51,17 @@ class Optimized:
         if len(inputs) > len(specs) or set(given) != set(names):
             raise TypeError(f"got {len(inputs)} inputs and {sorted(named)} by name, expected {names}")
         arrays = {
-            spec.name: np.ascontiguousarray(_array(given[spec.name]), dtype=NUMPY_DTYPES[spec.datatype])
+            spec.name: np.ascontiguousarray(array_in(given[spec.name]), dtype=NUMPY_DTYPES[spec.datatype])
             for spec in specs
         }
         with self._lock:
             outputs = self._backend.execute(arrays, ())
             assert isinstance(outputs, Mapping)
-            values = [np.array(outputs[spec.name]) for spec in self._backend.signature.outputs]
+            values: list[Any] = [np.array(outputs[spec.name]) for spec in self._backend.signature.outputs]
         if any(hasattr(value, "detach") for value in given.values()):
-            import torch
+            from headrace_backends.torch_model import tensor_of
 
-            tensors = [torch.from_numpy(value) for value in values]
-            return tensors[0] if len(tensors) == 1 else tuple(tensors)
+            values = [value if value.dtype.kind == "O" else tensor_of(value) for value in values]  # texts stay arrays
         return values[0] if len(values) == 1 else tuple(values)
 
     def __enter__(self) -> Self:
@@ -99,11 +98,13 @@ def optimize(
     ``model`` is a ``torch.nn.Module``, an exported program, an ONNX model, or the path of a model file.
     ``example_inputs`` are real ones: a path (``.npz``, or a folder), arrays or tensors with examples along the first
     axis (one, a tuple in the model's order, or a mapping by name); half of them is held back to decide with.
-    ``labels`` are what the owner knows of each example, for a budget like ``judge.py:accuracy>=0.97``. Without a
-    ``budget`` and ``allow`` only forms with the same answers are tried. ``folder`` keeps the files and the report.
+    ``labels`` are what the owner knows of each example, for a budget like ``judge.py:accuracy>=0.97``, whose file lies
+    beside the model's, or else in the working directory. Without a ``budget`` and ``allow`` only forms with the same
+    answers are tried. ``folder`` keeps the files and the report; a search that was stopped goes on in there.
 
     Raises:
         SearchFailed: the model cannot be loaded or refuses its examples.
+        MetricFailed: the budget's metric is not there, or fails.
         BadCalibration: the examples do not suit the model.
         ValueError: the budget or a technique is none.
     """
@@ -116,83 +117,42 @@ def optimize(
         held = tempfile.TemporaryDirectory(prefix="headrace-optimized-")
     place = Path(folder or held.name).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    path = _file_of(model, example_inputs, place)
-    code = Path(training) if training else None
-    subject = as_onnx(Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=code))
+    goal = Goal(wanted, techniques, objective, time_limit_s=time_limit_s, several=False)
     count = cpus or hardware().cpus
-    search = Search(
-        subject,
-        Goal(wanted, techniques, objective, time_limit_s=time_limit_s),
-        lambda signature: _examples(example_inputs, labels or {}, signature),
-        Workshop(place / "work", subject, count),
-        listener or SilentListener(),
-        count,
-        hardware(),
-        searched_versions(),
-    )
-    outcome = search.run()
-    write_report(outcome.findings, place)
-    form = outcome.chosen.form
-    backend = resolve(form.backend).load(subject.source(form, outcome.artifact, count))
+    try:
+        path = file_of(model, example_inputs, place)
+        home = path.parent if isinstance(model, str | Path) else Path.cwd()
+        code = Path(training) if training else None
+        subject = as_onnx(Subject(path.stem, "1", path, backend_of_file(path), home, training=code))
+        key = search_key(subject, goal, count, file_key(path), [digest_of(example_inputs), digest_of(labels or {})])
+        with claimed(place / "work", key) as work:
+            outcome = _searched(subject, goal, example_inputs, labels or {}, work, count, listener)
+        write_report(outcome.findings, place)
+        form = outcome.chosen.form
+        backend = resolve(form.backend).load(subject.source(form, outcome.artifact, count))
+    except BaseException:
+        if held is not None:
+            held.cleanup()
+        raise
     return Optimized(backend, outcome.findings, place, held)
 
 
-def _file_of(model: Any, example_inputs: Any, folder: Path) -> Path:
-    """The model's file: its own, or one that it is written to."""
-    if isinstance(model, str | Path):
-        return Path(model).resolve()
-    if hasattr(model, "SerializeToString"):  # an onnx.ModelProto
-        path = folder / "model.onnx"
-        path.write_bytes(model.SerializeToString())
-        return path
-    import torch
-
-    path = folder / "model.pt2"
-    program = model if isinstance(model, torch.export.ExportedProgram) else _exported(model, example_inputs)
-    torch.export.save(program, path)
-    return path
-
-
-def _exported(module: Any, example_inputs: Any) -> Any:
-    """The program of a module, for batches of any size where it allows that."""
-    import torch
-
-    if isinstance(example_inputs, str | Path):
-        raise TypeError("a module is exported with example inputs, expected tensors or arrays, got a path")
-    named = example_inputs if isinstance(example_inputs, Mapping) else None
-    values = list(named.values()) if named else list(_several(example_inputs))
-    rows = [torch.as_tensor(np.asarray(_array(value))[:2]) for value in values]
-    module = module.eval()
-    arguments = () if named else tuple(rows)
-    keywords = dict(zip(named, rows, strict=True)) if named else None
-    batch = torch.export.Dim("batch", min=1)
-    shapes: Any = {name: {0: batch} for name in named} if named else tuple({0: batch} for _ in rows)
-    with torch.no_grad():
-        try:
-            return torch.export.export(module, arguments, keywords, dynamic_shapes=shapes)
-        except Exception:  # noqa: BLE001 - it has no batch dimension, or ties it to others; the exporter's types are many
-            return torch.export.export(module, arguments, keywords)
-
-
-def _examples(given: Any, labels: Mapping[str, Array], signature: Signature) -> Examples:
-    if isinstance(given, str | Path):
-        return read_examples(Path(given), signature)
-    arrays = (
-        {name: np.asarray(_array(value)) for name, value in given.items()}
-        if isinstance(given, Mapping)
-        else {
-            spec.name: np.asarray(_array(value)) for spec, value in zip(signature.inputs, _several(given), strict=True)
-        }
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "example_inputs.npz"
-        np.savez(path, **arrays, **{name: np.asarray(value) for name, value in labels.items()})  # type: ignore[arg-type]
-        return read_examples(path, signature, "given")
-
-
-def _several(given: Any) -> Sequence[Any]:
-    return given if isinstance(given, list | tuple) else [given]
-
-
-def _array(value: Any) -> Any:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+def _searched(
+    subject: Subject,
+    goal: Goal,
+    example_inputs: Any,
+    labels: Mapping[str, Array],
+    work: Path,
+    cpus: int,
+    listener: Listener | None,
+) -> Outcome:
+    return Search(
+        subject,
+        goal,
+        lambda signature: examples_of(example_inputs, labels, signature),
+        Workshop(work, subject, cpus),
+        listener or SilentListener(),
+        cpus,
+        hardware(),
+        searched_versions(),
+    ).run()

@@ -74,10 +74,9 @@ class Workshop:
     ) -> Artifact:
         folder = self.folder / "steps" / steps_key(steps)
         done = folder / _DONE
-        if done.is_file():
-            made = msgspec.json.decode(done.read_bytes(), type=Made)
-            if (folder / made.path).is_file():
-                return Artifact(folder / made.path, (*before.notes, *made.notes), before.seconds + made.seconds)
+        made = _made(done)
+        if made is not None and (folder / made.path).is_file():
+            return Artifact(folder / made.path, (*before.notes, *made.notes), before.seconds + made.seconds)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         step = steps[-1]
@@ -99,5 +98,15 @@ class Workshop:
             raise TrialFailed(f"the step {step.kind} made no file")
         seconds = monotonic() - started
         made = Made(str(path.relative_to(folder)), tuple(notes), seconds)
-        done.write_bytes(msgspec.json.encode(made))
+        new = folder / f".{_DONE}.new"
+        new.write_bytes(msgspec.json.encode(made))
+        new.replace(done)
         return Artifact(path, (*before.notes, *notes), before.seconds + seconds)
+
+
+def _made(done: Path) -> Made | None:
+    """What an earlier run has made, None where it did not come to an end: as where the disk was full."""
+    try:
+        return msgspec.json.decode(done.read_bytes(), type=Made)
+    except (OSError, msgspec.DecodeError):
+        return None
