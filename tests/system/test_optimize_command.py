@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from sklearn.datasets import load_digits
 
 import headrace
 from headrace_backends.optimize.findings import Fate
-from headrace_backends.optimize.plan import read_plan
+from headrace_backends.optimize.plan import REPLAY_FILE, read_plan
+from headrace_backends.optimize.replay import problem, read_replay
 from headrace_backends.optimize.report import read_report
 
 DIGITS = Path(__file__).parents[2] / "model_repository" / "digits"
@@ -42,6 +42,14 @@ def repository(tmp_path):
     return tmp_path / "models"
 
 
+def served(server, rows):
+    body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": list(rows.shape), "data": rows.tolist()}]}
+    status, answer = server.post("/v2/models/digits/infer", body)
+    assert status == 200, answer
+    (output,) = answer["outputs"]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
 def test_a_plan_is_made_and_served(repository, examples, tmp_path):
     plans = tmp_path / "plans"
     options = ("--repository", repository, "--plan-cache", plans, "--calibration", examples)
@@ -62,13 +70,14 @@ def test_a_plan_is_made_and_served(repository, examples, tmp_path):
     with RunningServer(repository, "--plan-cache", str(plans), "--optimize", "plans") as server:
         images = load_digits()
         rows = images.images.reshape(-1, 64).astype(np.float32)[200:210]
-        body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [10, 64], "data": rows.tolist()}]}
-        status, answer = server.post("/v2/models/digits/infer", body)
-        assert status == 200
-        told = np.array(answer["outputs"][0]["data"]).reshape(10, 10).argmax(-1)
+        told = served(server, rows).argmax(-1)
         assert (told == images.target[200:210]).mean() >= 0.9
-        with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=30) as response:
-            assert f'form="{plan.form.name}"' in response.read().decode()
+        # Proved by the worker when it loaded that form, and the same through the protocol: the form's own answers.
+        assert server.metric("headrace_plan_info", model="digits", form=plan.form.name) == 1
+        assert server.metric("headrace_plan_replays_total", model="digits", result="right") >= 1
+        recorded, right = read_replay(place / REPLAY_FILE)
+        answers = [{"probabilities": served(server, one["image"])} for one in recorded]
+        assert problem(answers, right, plan.tolerance) is None
 
 
 def test_a_model_file_of_its_own_is_optimised_beside_the_report(examples, tmp_path):
