@@ -383,3 +383,22 @@ def test_a_slow_model_is_run_once_in_each_round(monkeypatch, took_s, seconds, ru
     monkeypatch.setattr(trial_process, "perf_counter_ns", lambda: now_ns[0])
     monkeypatch.setattr(bench, "_run", lambda _: now_ns.__setitem__(0, now_ns[0] + int(took_s * 1e9)))
     assert bench.clock({}, seconds, 100) == [int(took_s * 1e9)] * runs
+
+
+@pytest.mark.parametrize(("in_the_last_race", "threads"), [(0.98, 0), (1.02, 0), (1.2, 1)])
+def test_another_layout_has_to_be_faster_than_the_model_just_as_it_was_dropped_in(in_the_last_race, threads):
+
+    class Once(Judge):
+        calls = 0
+
+        def final(self, rows):
+            self.calls += 1
+            self.layouts = {"1 x 1 thread": 1.3 if self.calls == 1 else in_the_last_race}
+            return super().final(rows)
+
+    clock = Clock()
+    deadline = Deadline(clock)
+    deadline.move(clock.now_s + 1000)
+    decision = Finals(Once(clock, deadline), Goal(), 2, deadline, SilentListener()).run(REFERENCE, [])
+    assert chosen(decision) == "reference"
+    assert decision.chosen.form.threads == threads

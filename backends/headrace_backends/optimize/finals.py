@@ -57,8 +57,11 @@ class Finals:
 
     def run(self, reference: Row, kept: Sequence[Row]) -> Decision:
         """Choose one of the forms that are allowed so far, or the model as it was dropped in."""
-        best = [self._in_its_best_layout(one) for one in [*self._finalists(kept), reference]]
-        best = [best[-1], *best[:-1]]  # of several that are even and change as little, the first is chosen
+        laid_out = [self._in_its_best_layout(one) for one in [*self._finalists(kept), reference]]
+        best = [reference]  # of several that are even and change as little, the first is chosen
+        for row in (laid_out[-1], *laid_out[:-1]):
+            if all(row.form != one.form for one in best):
+                best.append(row)
         self._listener.progress("measuring the best forms beside each other")
         measured = self._raced(best)
         if self._deadline.over or not measured:  # for the others their own measurements beside the reference stand
