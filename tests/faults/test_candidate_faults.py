@@ -146,3 +146,8 @@ def test_a_model_that_is_beyond_its_own_budget_says_so(tmp_path):
         contest.load_reference()
         row = contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
         assert "which is beyond the budget itself: judge.py:accuracy is 0.5" in row.reason
+        # What answers as it does is allowed all the same, and nothing else is.
+        same = Form("fake", parameters={"fake_delay_ms": 0})
+        assert contest.try_form(same, 60.0).fate in (Fate.KEPT, Fate.SLOWER)  # which depends on the machine
+        lossy = Form("fake", parameters=same.parameters, techniques=(Technique.BF16,))
+        assert contest.try_form(lossy, 60.0).fate is Fate.REFUSED

@@ -58,6 +58,7 @@ class Contest:
         self.first: Half
         self.held_back: Half
         self._metric = metric
+        self._reference_misses = False  # the budget, which says something of the owner's labels
         self._free_bytes = free_bytes
         self._requests: Sequence[Example] = ()  # held-back ones: what a plan is checked with
         self._instance_bytes: dict[str, int] = {}  # what one process of a form takes, by the form's name
@@ -115,6 +116,7 @@ class Contest:
         problem = self.goal.problem(judged)
         if problem and not self.goal.budget_tells(judged):
             raise TrialFailed(f"the budget cannot be met by any form: {problem}")
+        self._reference_misses = problem is not None
         (laps,) = self._race([self._reference], _GLANCE)
         return Row(
             self.subject.reference,
@@ -289,6 +291,8 @@ class Contest:
     def _problem(self, form: Form, errors: Errors) -> str | None:
         if not self.first.examples.real and not form.faithful:
             return "there are no real examples to judge it by"
+        if self._reference_misses and form.faithful and errors.faithful:
+            return None  # it is as the model was dropped in, and nobody asked for a better one
         return self.goal.problem(errors)
 
     def _record(self, runner: Runner) -> list[dict[str, Array]]:
