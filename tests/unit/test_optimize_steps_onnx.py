@@ -363,3 +363,13 @@ def test_renaming_moves_aside_who_has_the_name():
         (["b_inner"], ["c"]),
     ]
     assert model.graph.input[0].name == "b"
+
+
+@pytest.mark.parametrize("step", [int8_static, int8_dynamic])
+def test_trees_and_the_like_have_nothing_to_quantise(tmp_path, step):
+    scaler = NODE("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0] * 4, scale=[2.0] * 4)
+    graph = helper.make_graph([scaler], "net", [value("x", FLOAT, "n", 4)], [value("y", FLOAT, "n", 4)])
+    path = tmp_path / "source.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8), path)
+    with pytest.raises(StepFailed, match="none of ONNX's own operators"):
+        step.apply(task_for(path, tmp_path))

@@ -72,8 +72,10 @@ def of_opset(model: Any, least: int = LEAST_OPSET) -> Any:
     """The model in this version of the operators, where its own is older.
 
     Raises:
-        StepFailed: it cannot be converted.
+        StepFailed: it cannot be converted, or has none of these operators, as trees of other libraries.
     """
+    if all(one.domain not in {"", "ai.onnx"} for one in model.opset_import):
+        raise StepFailed("the model has none of ONNX's own operators, and so no layers that could be changed")
     version = opset(model)
     if version >= least:
         return model
