@@ -19,6 +19,7 @@ from hand_made_plans import put_plan
 from running_server import RunningServer
 
 from headrace.config import Settings
+from headrace.repository.from_triton import IGNORED, REFUSED
 from headrace.repository.model_config import ModelConfig, StepConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace.repository.sequence_config import ControlConfig, SequenceConfig, StateConfig
@@ -289,19 +290,44 @@ def test_every_key_of_a_section_is_shown(section, sections):
     assert section in ModelConfig.model_fields
 
 
-def test_every_metric_is_listed(server):
+def test_the_two_forms_of_a_configuration_say_the_same():
+    blocks = read_blocks(ROOT / "docs" / "triton.md")
+    (pbtxt,) = [block.text for block in blocks if block.language == "pbtxt"]
+    (yaml,) = [block.text for block in blocks if block.language == "yaml"]
+    assert parse_pbtxt(pbtxt, "example").model_dump() == parse_config(yaml).model_dump()
+
+
+def test_every_key_of_config_pbtxt_that_is_not_taken_is_told():
+    page = (ROOT / "docs" / "triton.md").read_text()
+    keys = {key.rpartition(".")[2] for key in (*REFUSED, *IGNORED)}
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_every_metric_is_listed_once(server):
     with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as response:
         families = re.findall(r"^# TYPE (\S+)", response.read().decode(), re.MULTILINE)
-    listed = set(re.findall(r"^\| `((?:nv|headrace)_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+    listed = re.findall(r"^\| `((?:nv|headrace)_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     of_gpus = set(re.findall(r"^\| `(nv_\w+)`", (ROOT / "docs/gpu.md").read_text(), re.MULTILINE))
     ours = {name for name in families if name.startswith(("nv_", "headrace_"))} - of_gpus
-    assert ours == listed
+    assert sorted(listed) == sorted(ours)
 
 
-def test_every_option_is_listed():
-    listed = set(re.findall(r"^\| `(--[a-z-]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+def test_every_option_is_listed_once():
+    listed = re.findall(r"^\| `(--[a-z-]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)} - {"--repository"}
-    assert listed == options
+    assert sorted(listed) == sorted(options)
+
+
+def test_architecture_has_one_line_for_each_change():
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Where to change what")[2]
+    changes = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    assert len(changes) > 50
+    assert sorted({one for one in changes if changes.count(one) > 1}) == ["to change"]
+
+
+def test_the_readme_links_to_every_page():
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES if f"(docs/{page.name})" not in readme] == []
 
 
 def test_the_files_that_architecture_names_exist():
