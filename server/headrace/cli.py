@@ -45,7 +45,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Serve the deep-learning models of a folder over HTTP and gRPC (Open Inference Protocol)."""
@@ -129,10 +129,10 @@ def check(
     repository: RepositoryArgument = Path("model_repository"),
     gpu: Annotated[
         bool,
-        typer.Option("--gpu", help="Look at the machine instead: driver, GPUs, and what the backends need for them."),
+        typer.Option("--gpu", help="Check the machine instead: driver, GPUs, and what backends need for them."),
     ] = False,
 ) -> None:
-    """Read every configuration and load every model file once, serve nothing; exit 1 on any problem."""
+    """Load every model of a folder once, without serving it, and list what is wrong. Exit status 1 on any problem."""
     set_up_logging("text", "error", "check")
     if gpu:
         from headrace.gpu_check import check_gpu
@@ -152,18 +152,16 @@ def explain(
     ] = Path("model_repository"),
     url: Annotated[
         str,
-        typer.Option(
-            "--url", "-u", help="Ask this running server, http://HOST:PORT, what it has learned and decided instead."
-        ),
+        typer.Option("--url", "-u", help="Ask this running server instead, http://HOST:PORT."),
     ] = "",
     plan_cache: Annotated[
         Path, typer.Option("--plan-cache", envvar="HEADRACE_PLAN_CACHE", help="The folder that holds the plans.")
     ] = default_plan_cache(),  # noqa: B008 - the default as the help shows it
 ) -> None:
-    """Say what would be served of a model and why: backend, tensors, batching, threads, plan, and what was refused.
+    """Show how a model is served and why: backend, tensors, batching, threads, plan, and what was refused.
 
-    With --url, say how a running server batches it: the latencies it has learned, its objective and its decisions, and
-    by which plan it is served.
+    Loads the model from the folder; no server is needed. With --url, show instead what a running server has measured
+    and decided about the model: batch latencies, objective, batch sizes, and the plan in use.
     """
     set_up_logging("text", "error", "explain")
     if url:
@@ -186,7 +184,7 @@ def infer(
             "-i",
             metavar="NAME=VALUE",
             help="An input: JSON (x='[[1, 2]]'), plain text for BYTES, or @FILE: .npy, .npz (@FILE:KEY), .json, "
-            "any file for BYTES. Once for each.",
+            "any file for BYTES. Repeat it for each input.",
         ),
     ] = None,
     outputs: Annotated[
@@ -195,13 +193,15 @@ def infer(
             "--output",
             "-o",
             metavar="NAME[=@FILE]",
-            help="An output that is wanted, all unless given; with a file (.npy, .json, any for one BYTES) also saved.",
+            help="Ask for this output only; may be repeated. Default: all. With =@FILE (.npy, .json, any for one "
+            "BYTES) it is saved there too.",
         ),
     ] = None,
     parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the request.")
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A request parameter; may be repeated."),
     ] = None,
-    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    version: Annotated[str, typer.Option("--version", help="The model's version. Default: the newest.")] = "",
     url: Annotated[
         str, typer.Option("--url", "-u", help="The server: http://HOST:PORT or grpc://HOST:PORT.")
     ] = "http://127.0.0.1:8000",
@@ -229,18 +229,18 @@ def bench(
     model: Annotated[str, typer.Argument(help="The model's name on the server, or in --repository.")],
     repository: Annotated[
         Path | None,
-        typer.Option("--repository", "-r", help="Start a server for this model of this folder, and end it afterwards."),
+        typer.Option("--repository", "-r", help="Start a server for the model of this folder, and stop it afterwards."),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option("--url", "-u", help="A server's HTTP address; http://127.0.0.1:8000 unless given."),
+        typer.Option("--url", "-u", help="HTTP address of a running server. Default: http://127.0.0.1:8000."),
     ] = None,
     grpc_url: Annotated[
-        str | None, typer.Option("--grpc-url", help="Its gRPC address; grpc://127.0.0.1:8001 unless given.")
+        str | None, typer.Option("--grpc-url", help="Its gRPC address. Default: grpc://127.0.0.1:8001.")
     ] = None,
     protocols: Annotated[
         list[BenchProtocol] | None,
-        typer.Option("--protocol", help="Only this one; both unless given, or only one of the addresses is."),
+        typer.Option("--protocol", help="Measure this protocol only. Default: both, or that of the given address."),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -248,52 +248,67 @@ def bench(
             "--input",
             "-i",
             metavar="NAME=VALUE",
-            help="An input, as `headrace infer` takes it: JSON, text or @FILE. Once for each; made up from the model's "
-            "metadata unless given.",
+            help="An input, as `headrace infer` takes it: JSON, text or @FILE. Repeat it for each input. Default: made "
+            "up from the model's metadata.",
         ),
     ] = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option(
-            "--shape", metavar="NAME=1x32", help="The shape of an input that is made up; dimensions of any size are 1."
+            "--shape",
+            metavar="NAME=1x32",
+            help="Shape of a made-up input. Default: the model's, with 1 for dimensions of any size.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows in each request.")] = 1,
     parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of each request.")
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of each request; may be repeated."),
     ] = None,
-    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    version: Annotated[str, typer.Option("--version", help="The model's version. Default: the newest.")] = "",
     clients: Annotated[
         list[int] | None,
         typer.Option(
-            "--concurrency", "-c", min=1, help="Just so many clients, repeatable; the knee is sought unless given."
+            "--concurrency",
+            "-c",
+            min=1,
+            help="Measure with this many clients; may be repeated. Default: more and more, until the knee is found.",
         ),
     ] = None,
     most_clients: Annotated[
-        int, typer.Option("--max-concurrency", min=1, max=4096, help="The most clients to try.")
+        int, typer.Option("--max-concurrency", min=1, max=4096, help="The largest number of clients to try.")
     ] = 256,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Measured for each number of clients.")] = 2.0,
-    warmup_s: Annotated[float, typer.Option("--warmup", min=0.0, help="Seconds of load before that.")] = 0.5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.05, help="Seconds to measure, for each number of clients.")
+    ] = 2.0,
+    warmup_s: Annotated[
+        float, typer.Option("--warmup", min=0.0, help="Seconds of load before each measurement.")
+    ] = 0.5,
     max_seconds: Annotated[
-        float, typer.Option("--max-seconds", min=1.0, help="For each protocol; the step under way then is the last.")
+        float,
+        typer.Option(
+            "--max-seconds", min=1.0, help="Seconds, for each protocol, after which no more clients are added."
+        ),
     ] = 120.0,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the last answers.")
+        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the last answers of each measurement.")
     ] = 30.0,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers to this file.")
+    ] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw throughput and latency; needs matplotlib.")
     ] = None,
 ) -> None:
-    """Put a served model under load over HTTP and gRPC, and find how many clients it can serve at its best.
+    """Put a served model under load over HTTP and gRPC, and find how many clients it can serve.
 
-    One client, then two, four and so on, each of whom waits for an answer before it asks again, until more of them
-    bring no more answers a second. Printed for each number of clients: throughput, latency percentiles, the mean batch
-    that the server made of the requests, errors, and what this program itself took of a CPU: where that nears 100 %,
-    it is what holds the numbers down. The knee is the fewest clients that reach 95 % of the best throughput; beyond it
-    they only wait longer.
+    It starts with one client, then two, four and so on, until more clients bring no more answers a second. Each client
+    waits for its answer before it asks again. For each number of clients it prints throughput, latency percentiles, the
+    mean batch size on the server, errors, and the CPU share of this program: near 100 %, this program is the limit and
+    not the server. The knee is the smallest number of clients that reaches 95 % of the best throughput; beyond it,
+    clients only wait longer.
 
-    A measurement takes CPU from a server on the same machine. Exit status 1 when nothing was answered.
+    On the same machine the measurement takes CPU from the server. Exit status 1 when nothing was answered.
     """
     import uvloop
 

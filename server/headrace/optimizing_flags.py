@@ -12,11 +12,14 @@ from headrace_backends.optimize.plan_cache import default_plan_cache
 
 
 def optimize(
-    target: Annotated[str, typer.Argument(metavar="MODEL_OR_FILE", help="A model of the repository, or a model file.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_FILE", help="A model's name in --repository, or the path of a model file."),
+    ],
     repository: Annotated[
         Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds the model.")
     ] = Path("model_repository"),
-    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    version: Annotated[str, typer.Option("--version", help="The model's version. Default: the newest.")] = "",
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -33,37 +36,53 @@ def optimize(
         ),
     ] = "",
     allow: Annotated[
-        list[Technique] | None, typer.Option("--allow", "-a", help="What may change answers; may be repeated.")
+        list[Technique] | None,
+        typer.Option(
+            "--allow",
+            "-a",
+            help="A technique that changes answers and may be tried, within --budget; may be repeated.",
+        ),
     ] = None,
     objective: Annotated[
-        Literal["latency", "throughput"] | None, typer.Option("--objective", "-o", help="What is to become fast.")
+        Literal["latency", "throughput"] | None,
+        typer.Option("--objective", help="What to improve: the time of one request, or requests a second."),
     ] = None,
     p99_ms: Annotated[
-        float | None, typer.Option("--p99-ms", min=0.001, help="Throughput, while requests are answered within this.")
+        float | None,
+        typer.Option(
+            "--p99-ms", min=0.001, help="Improve throughput, with 99 in 100 answers within this many milliseconds."
+        ),
     ] = None,
     training: Annotated[
         Path | None, typer.Option("--training", help="Your training code, for prune, distill, qat and sparse.")
     ] = None,
     time_limit_s: Annotated[
-        float | None, typer.Option("--time-limit", min=1, help="Seconds to search for; 600 unless given.")
+        float | None, typer.Option("--time-limit", min=1, help="Seconds to search for. Default: 600.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Where the plan of a model file goes; ./NAME-optimized unless given."),
+        typer.Option("--output", "-o", help="For a model file: the folder to write to. Default: ./NAME-optimized."),
     ] = None,
     plan_cache: Annotated[
         Path | None,
-        typer.Option("--plan-cache", envvar="HEADRACE_PLAN_CACHE", help="The folder of plans, as the server has it."),
+        typer.Option(
+            "--plan-cache",
+            envvar="HEADRACE_PLAN_CACHE",
+            help="For a model in a repository: the folder of plans, the same as the server's.",
+        ),
     ] = None,
     exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Measure every candidate to the end: to check the search with.")
+        bool,
+        typer.Option("--exhaustive", help="Measure every candidate to the end. Slow; for checking the search itself."),
     ] = False,
-    anew: Annotated[bool, typer.Option("--anew", help="Do not go on with an earlier search that was stopped.")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Start from the beginning instead of continuing a search that was stopped.")
+    ] = False,
     apply_url: Annotated[
         str, typer.Option("--url", "-u", help="With --apply: the running server, http://HOST:PORT.")
     ] = "http://127.0.0.1:8000",
     apply: Annotated[
-        bool, typer.Option("--apply", help="Have a running server take the plan when it is made.")
+        bool, typer.Option("--apply", help="Have the running server at --url use the plan at once.")
     ] = False,
     background: Annotated[
         bool, typer.Option("--background", help="Tell progress as lines for a program.", hidden=True)
@@ -72,12 +91,13 @@ def optimize(
     """Find the fastest form of a model that stays within its accuracy budget; write the plan and its report.
 
     Candidates (runtimes, graph optimisations, precisions, quantisation, pruning, threads, instances) are made and
-    measured one after the other, each in a process of its own and always beside the model as it was dropped in. Without
-    --budget and --allow, and without `optimize:` in the model's configuration, only forms with the same answers are
-    tried. Half of the examples is held back, and decides. The server uses the plan of a model when it loads it next.
+    measured one after the other, each in a process of its own and always beside the original model. Without --budget
+    and --allow, and without `optimize:` in the model's configuration, only forms with the same answers are tried. Half
+    of the examples is held back to decide with. A server uses the plan from its next load of the model on, or at once
+    with --apply.
 
-    Exit status: 0 a plan was made, 3 nothing is better than the model as it was dropped in, 1 it failed. Ctrl-C stops
-    the search; the same command goes on with it.
+    Exit status: 0 a plan was made, 3 nothing is better than the original model, 1 it failed. Ctrl-C stops the search;
+    the same command continues it.
     """
     from headrace.optimizing import OptimizeArguments, run
     from headrace_backends.optimize.accuracy import Budget
@@ -112,7 +132,7 @@ def optimize(
     try:
         status = run(arguments, listener, typer.echo, partial(typer.echo, err=True))
     except KeyboardInterrupt:
-        typer.echo("headrace: stopped; the same command goes on from here", err=True)
+        typer.echo("headrace: stopped; the same command continues the search", err=True)
         raise typer.Exit(130) from None
     if apply and status in (0, 3):
         from headrace.applying import CannotApply, apply_plan

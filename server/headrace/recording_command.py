@@ -38,16 +38,21 @@ def record(
     model: Annotated[str, typer.Argument(help="The model's name on the server.")],
     url: Annotated[str, typer.Option("--url", "-u", help="The server: http://HOST:PORT.")] = "http://127.0.0.1:8000",
     requests: Annotated[
-        int, typer.Option("--requests", min=1, help="Examples to keep, drawn from all that come in that time.")
+        int, typer.Option("--requests", min=1, help="Number of examples to keep, a fair sample of all that come.")
     ] = 256,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to record.")] = 60.0,
-    version: Annotated[str, typer.Option("--version", help="The model's version; the newest unless given.")] = "",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Seconds to record for.")] = 60.0,
+    version: Annotated[str, typer.Option("--version", help="The model's version. Default: the newest.")] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Fetch the file and save it there too.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Also fetch the file and save it here.")
     ] = None,
     headers: Annotated[
         list[str] | None,
-        typer.Option("--header", "-H", metavar="NAME=VALUE", help="Sent along, where the server restricts this API."),
+        typer.Option(
+            "--header",
+            "-H",
+            metavar="NAME=VALUE",
+            help="A header to send, where the server restricts this API; may be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Record real inputs of a model on a running server, for its optimiser to calibrate and judge with.
