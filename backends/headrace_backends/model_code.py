@@ -111,7 +111,9 @@ def guarded(folder: Path, what: str, call: Callable[[], Any]) -> Any:
         return call()
     except (Exception, SystemExit) as error:
         said = error.msg if isinstance(error, SyntaxError) else error
-        raise LoadError(f"model.py {what}: {type(error).__name__}: {said} ({_place(error, folder)})") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        advice = "; install what it needs into the server's environment" if missing else ""
+        raise LoadError(f"model.py {what}: {type(error).__name__}: {said} ({_place(error, folder)}){advice}") from error
 
 
 def _place(error: BaseException, folder: Path) -> str:

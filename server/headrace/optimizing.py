@@ -222,7 +222,8 @@ def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:
     allow = frozenset(wanted.allow if arguments.allow is None else arguments.allow)
     if allow and budget is None:
         raise CannotOptimize(
-            f"what changes answers is allowed ({', '.join(sorted(allow))}), so a budget is needed: --budget"
+            f"what changes answers is allowed ({', '.join(sorted(allow))}), so a budget is needed, for instance "
+            "--budget 'cosine>=0.99'"
         )
     objective = wanted.objective
     return Goal(

@@ -131,7 +131,10 @@ MODEL = "class Model:\n    infer = id\n    inputs = outputs"
             "class Model:\n    def infer(self, inputs): return {}",
             "inputs are not declared; declare them in config.yaml",
         ),
-        ("\n\nimport no_such_module", r"ModuleNotFoundError: No module named 'no_such_module' \(model.py, line 3\)"),
+        (
+            "\n\nimport no_such_module",
+            r"ModuleNotFoundError: No module named 'no_such_module' \(model.py, line 3\); install",
+        ),
         ("class Model:\n  def x(:", r"SyntaxError: .*\(model.py, line 2\)"),
         ("import sys\nsys.exit(3)", r"SystemExit: 3 \(model.py, line 2\)"),
         (

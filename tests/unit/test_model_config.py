@@ -251,7 +251,7 @@ def test_versions(text, latest, only):
         ("memory_limit_bytes: 4GB", "memory_limit_bytes: should be a valid integer, got '4GB'"),
         ("execution_timeout_s: .inf", "execution_timeout_s: should be a finite number, got inf"),
         ("execution_timeout_s: true", "execution_timeout_s: should be a valid number, got True"),
-        ("optimize: {allow: [bf16]}", "optimize: allows what changes answers (bf16), so a budget is needed"),
+        ("optimize: {allow: [bf16]}", "optimize: allows what changes answers (bf16), so it needs a budget, "),
         ("optimize: {allow: [fp3]}", "optimize.allow[0]: should be 'tf32', 'bf16', "),
         ("optimize: {budget: {metric: cosine}}", "optimize.budget: should have either min or max"),
         ("optimize: {budget: {metric: cosine, max: 1}}", "optimize.budget: should have a min of at most 1"),

@@ -87,7 +87,10 @@ class OptimizeConfig(Section):
     @model_validator(mode="after")
     def _pairs(self) -> "OptimizeConfig":
         if self.allow and self.budget is None:
-            raise ValueError(f"allows what changes answers ({', '.join(self.allow)}), so a budget is needed")
+            raise ValueError(
+                f"allows what changes answers ({', '.join(self.allow)}), so it needs a budget, for instance "
+                "{metric: cosine, min: 0.99}"
+            )
         return self
 
     def named_files(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The door to plans: which version is served by which, why not, and what became of those that were trusted."""
+"""The plans of a server: which one serves which version, why others do not, and what became of those in use."""
 
 import asyncio
 import logging

@@ -89,7 +89,10 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     if len(remaining) == 1:
         return remaining[0]
     if remaining:
-        raise Unusable(f"has several model files ({', '.join(remaining)}); set backend or model_file to choose")
+        raise Unusable(
+            f"has several model files ({', '.join(remaining)}); set backend or model_file in the configuration "
+            "to choose one"
+        )
     if backend is not None:
         expected = model_files(backend)
         raise Unusable(f"has no model file for backend '{backend}', expected {' or '.join(expected)}")

@@ -43,7 +43,7 @@ def decode_generate(body: bytes | memoryview, model: str, version: str, signatur
         if spec is not None:
             inputs.append(_tensor(spec, value, model, batches=signature.max_batch_size > 0))
         elif value is not None:
-            parameters[name] = _parameter(name, value, model)
+            parameters[name] = _parameter(name, value, model, list(specs))
     return InferRequest(model, version, request_id, tuple(inputs), parameters=parameters)
 
 
@@ -79,11 +79,11 @@ def _levelled(given: dict[str, Any], model: str) -> dict[str, Any]:
     return {**given, **nested}
 
 
-def _parameter(name: str, value: Any, model: str) -> Parameter:
+def _parameter(name: str, value: Any, model: str, inputs: list[str]) -> Parameter:
     if not isinstance(value, bool | int | float | str):
         raise InvalidRequest(
-            f"model '{model}': '{name}' is {_kind(value)} and no input of the model, "
-            "so it is a parameter, expected a string, a number or a boolean"
+            f"model '{model}': '{name}' is {_kind(value)} and no input of the model, whose inputs are {inputs}; "
+            "a parameter has to be a string, a number or a boolean"
         )
     if type(value) is int and not -(1 << 63) <= value < 1 << 64:
         raise InvalidRequest(f"model '{model}': parameter '{name}' is an integer of more than 64 bits")
