@@ -1,4 +1,4 @@
-"""The module ``openvino``, imported so that it tells nobody.
+"""Imports the module ``openvino`` with its telemetry turned off.
 
 Importing it, and converting or quantising with it, sends messages to a statistics service unless the user has said no
 in a file of his home. A server has nobody to ask and does not phone: OpenVINO and NNCF take the sender's package for

@@ -76,7 +76,7 @@ class SharedMemoryRegions:
         self._held[name] = _Held(region, _open(self._folder, region))
 
     def unregister(self, name: str) -> None:
-        """Forget a region. One that is not there is forgotten already, as Triton has it too."""
+        """Forget a region. It is no error if there is none of that name, as in Triton."""
         self._check_allowed()
         if name in self._held:
             self._drop(name)

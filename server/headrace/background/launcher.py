@@ -1,4 +1,4 @@
-"""Becomes another program that takes nothing from anybody: idle CPU and disk, first to go when memory runs out.
+"""Runs another program in place of itself, with idle CPU and disk priority, and first to be killed for memory.
 
 ``python -m headrace.background.launcher PARENT COMMAND...``. The program, and whatever it starts, keeps these
 priorities; it is killed when the process with the id PARENT ends.

@@ -6,9 +6,9 @@ _FORGET = 0.95  # how fast a crowd that has left is forgotten, per batch
 class Staging:
     """A light model's worker is given its next batch while it runs one, so that it need not wait for the front.
 
-    But nothing is won by doing so at once: the worker has work, and whoever is staged first leaves his company behind.
-    Clients that wait for their answers come back in the groups in which they were answered, so small batches, once
-    there are some, stay small for ever, and each costs both processes as much as a large one. So a batch is staged
+    But doing so at once gains nothing: the worker has work, and a batch that is staged early leaves out the requests
+    that come a moment later. Clients that wait for their answers come back in the groups in which they were answered,
+    so small batches stay small for ever, and each costs both processes as much as a large one. So a batch is staged
     when half of all clients are there, which makes two groups of them, or when the worker has nothing left.
     """
 

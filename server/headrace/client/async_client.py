@@ -188,7 +188,7 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
     ) -> None:
-        """Load a model, or anew what has changed of it.
+        """Load a model, or reload it when its files have changed.
 
         With ``config`` it is loaded with that instead of its own, and with ``files``, by path as ``1/model.onnx``,
         from these alone.

@@ -56,7 +56,7 @@ class InferenceService:
         return response
 
     async def RepositoryModelLoad(self, request: Any, _: Call) -> Any:  # noqa: N802
-        """Load a model, or anew what has changed of it."""
+        """Load a model, or reload it when its files have changed."""
         name = _model_name(request)
         config, files = load_override(name, decode_parameters(request.parameters))
         await self._repository.load(name, config, files)

@@ -24,7 +24,7 @@ class InferLane:
         self.reader = reader
 
     async def is_called(self, _: object, __: object) -> None:
-        """Stands in the table of procedures, where nobody asks for it."""
+        """Never called: it fills ModelInfer's place in the table of procedures, and an ``InferCall`` answers itself."""
         raise AssertionError("an InferCall answers itself")
 
 

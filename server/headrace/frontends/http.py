@@ -308,10 +308,10 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
         **schemas.operation(path, 400, 413, 503, body=body),
     )
     async def load(request: Request) -> Response:
-        """Load a model, or anew what has changed of it. Needs --model-control explicit.
+        """Load a model, or reload it when its files have changed. Needs --model-control explicit.
 
-        ``config`` among the parameters stands in for the model's configuration, as JSON in Triton's form; beside it
-        ``file:1/model.onnx`` and the like stand in for its files, in base64.
+        The parameter ``config``, JSON in Triton's form, is used in place of the model's configuration. Beside it,
+        parameters such as ``file:1/model.onnx`` bring the files of the model, in base64.
         """
         name = request.path_params["name"]
         wanted = _parse(await request.body(), _ChangeRequest)
@@ -330,7 +330,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
         **schemas.operation(path, 400, 413, 503, body=body),
     )
     async def unload(request: Request) -> Response:
-        """Stop serving a model; what was accepted is answered. Needs --model-control explicit."""
+        """Stop serving a model; accepted requests are answered first. Needs --model-control explicit."""
         name = request.path_params["name"]
         wanted = _parse(await request.body(), _ChangeRequest)
         await repository.unload(name, dependents=unload_dependents(name, wanted.parameters or {}))

@@ -221,7 +221,7 @@ class LaneProtocol(HttpToolsProtocol):
         exchange.start()
 
     def _first(self) -> Any:
-        """The cycle whose turn it is now, unless that is one that others wait behind."""
+        """The cycle that is being read, if its turn to be answered has come; None while others wait before it."""
         return self.cycle if not self.pipeline else None
 
     def _refuse_body(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The path that has a server take a new plan now."""
+"""The path by which a server is told to use a new plan now."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def add_plans(app: FastAPI, repository: Repository, plans: Plans | None, plan_ca
         **schemas.operation(path, 400, 413, 503, body=body),
     )
     async def take_plan(request: Request) -> Response:
-        """Look for a model's plan and serve by it from now on. No request fails by that, whatever the model control."""
+        """Look for a plan of a model and use it from now on; no request fails. Works with every --model-control."""
         name = request.path_params["name"]
         wanted = _parse(await request.body())
         if not used:

@@ -61,11 +61,11 @@ def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> N
         return _json(recorder.start(*schemas.model_in(request), wanted.requests, wanted.seconds))
 
     async def status(request: Request) -> Response:
-        """How the last recording of a model stands."""
+        """The state of a model's last recording."""
         return _json(recorder.status(*schemas.model_in(request)))
 
     async def stop(request: Request) -> Response:
-        """End a recording before its time; what it has is written."""
+        """End a recording early, and write what it has."""
         return _json(await recorder.stop(*schemas.model_in(request)))
 
     examples = {"a thousand examples of an hour": {"requests": 1000, "seconds": 3600}}
@@ -85,14 +85,14 @@ def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> N
 
     @app.get(path, tags=["recording"], response_class=FileResponse, **schemas.operation(path))
     async def file(request: Request) -> Response:
-        """What was recorded of a model last, as numpy's .npz."""
+        """The file of a model's last recording, as numpy's .npz."""
         name = request.path_params["name"]
         _check(repository, name)
         return FileResponse(recorder.file(name), media_type="application/octet-stream")
 
     @app.delete(path, tags=["recording"], response_class=Response, **schemas.operation(path))
     async def remove(request: Request) -> Response:
-        """Remove what was recorded of a model; a recording that is under way ends, and nothing of it is written."""
+        """Remove the recording of a model. One that is under way ends, and is not written."""
         name = request.path_params["name"]
         _check(repository, name)
         await recorder.discard(name)

@@ -52,7 +52,7 @@ class TraceSettingsBody(BaseModel):
 
 
 class ChangeTraceSettingsBody(BaseModel):
-    """The trace settings to change; null takes a setting back. The file and the mode cannot be changed."""
+    """The trace settings to change; null resets a setting. The file and the mode cannot be changed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -99,13 +99,13 @@ def _add_tracing(app: FastAPI, tracer: Tracer, has_model: Callable[[str], bool])
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     async def read_trace_settings(request: Request) -> Response:
-        """What is traced, of a model or of all that have no settings of their own."""
+        """What is traced: of one model, or of all models without settings of their own."""
         name = request.path_params.get("name", "")
         check(name)
         return _json(tracer.settings(name).values())
 
     async def change_trace_settings(request: Request) -> Response:
-        """Change what is traced; null takes a setting back."""
+        """Change what is traced; null resets a setting."""
         name = request.path_params.get("name", "")
         body = await request.body()
         check(name)

@@ -117,7 +117,7 @@ def _add_kind(
 
     @app.get(path, tags=tags, response_model=regions_body, **schemas.operation(path, *refusals))
     async def status_of_one(request: Request) -> Response:
-        """A region, alone in an array."""
+        """One region, as an array of one."""
         return _json(regions.status(request.path_params["name"]))
 
     path = f"{prefix}/region/{{name}}/register"
@@ -133,7 +133,7 @@ def _add_kind(
 
     @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
     async def unregister(request: Request) -> Response:
-        """Forget a region; one that is not there is forgotten already."""
+        """Unregister a region; it is no error if there is none of that name."""
         regions.unregister(request.path_params["name"])
         return Response()
 
@@ -141,7 +141,7 @@ def _add_kind(
 
     @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
     async def unregister_all() -> Response:
-        """Forget every region."""
+        """Unregister every region."""
         regions.unregister_all()
         return Response()
 

@@ -180,13 +180,13 @@ class IndexEntryBody(BaseModel):
 
 
 class LoadRequestBody(BaseModel):
-    """What stands in for a model's own files: ``config``, and ``file:VERSION/NAME`` in base64."""
+    """What to use in place of the model's own files: ``config``, and ``file:VERSION/NAME`` in base64."""
 
     parameters: dict[str, str] | None = None
 
 
 class UnloadParameters(BaseModel):
-    """Whether models go too that were only loaded as parts of this one."""
+    """Whether to unload also the models that were loaded only as parts of this one."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -35,7 +35,7 @@ def answer_each(
     view: memoryview,
     extract: packing.Extract,
 ) -> int:
-    """Every request has an answer of its own, or an error that is nobody else's affair. Returns how many have."""
+    """Each request has its own answer or its own error. Returns how many have an answer."""
     answered = 0
     now_ns = monotonic_ns()
     for one, answer in zip(pending, frame.answers, strict=True):

@@ -14,12 +14,12 @@ Extract = Callable[[memoryview], Buffer]
 
 
 def copy(view: memoryview) -> Buffer:
-    """Outputs of their own, out of memory that the worker writes again."""
+    """A copy of an output: the worker will write this memory again."""
     return bytes(view)
 
 
 def view(lent: memoryview) -> Buffer:
-    """Outputs where they are, in memory that is theirs for as long as they are referred to."""
+    """An output where it is, in lent memory: valid for as long as something refers to it."""
     return lent
 
 
@@ -64,7 +64,10 @@ def fill(segment: memoryview, frames: Sequence[TensorFrame | None], batch: Seque
 def fill_or_refer(
     segment: memoryview, frames: Sequence[TensorFrame | None], batch: Sequence[ModelInputs], refer: Refer
 ) -> tuple[Piece, ...]:
-    """As ``fill``, but for data that ``refer`` gives a place in another worker's segment: that is told of instead."""
+    """As ``fill``, except that data for which ``refer`` finds a place in another worker's segment is not copied.
+
+    Returns a piece for each such place.
+    """
     pieces = []
     for offset, data in _places(frames, batch):
         place = refer(data)

@@ -11,7 +11,7 @@ from headrace.workers.turns import CpuTurns
 class Permit:
     """Held while a batch of the instance is in flight. ``waited_ns`` is how long the last one waited for its CPUs.
 
-    Whoever has CPUs never waits for a claim, so that nobody waits for somebody who waits for him.
+    Resources are taken before CPUs and never after, so that no two instances wait for each other.
     """
 
     def __init__(self, model: str, turns: CpuTurns, cpu_weight: float) -> None:
@@ -40,7 +40,7 @@ class Permit:
         return self._turn is not None or self._has_claim
 
     async def take(self, threads: int) -> None:
-        """Wait for what a batch on so many threads needs; 0 for one that needs no turn. Cancelled, it is not held."""
+        """Wait for what a batch on ``threads`` CPU threads needs; 0 need no turn. When cancelled, nothing is held."""
         try:
             if self._limiter is not None and self._claim is not None:
                 await self._limiter.take(self._claim)
@@ -57,7 +57,11 @@ class Permit:
             raise
 
     def give(self, *, keep_claim: bool = False, ran: bool = True, again: bool = False) -> None:
-        """Return CPUs and, unless a stream goes on with it, what was claimed; with ``again`` to ask for it anew."""
+        """Return CPUs and resources, after a batch (``ran``) or without one.
+
+        With ``keep_claim`` the resources are kept, for a stream that goes on. With ``again`` it joins the line for its
+        next batch at once.
+        """
         if self._turn is not None:
             self._next_turn = self.turns.give(self._turn, again=again and self._claim is None)
             self._turn = None
@@ -66,7 +70,7 @@ class Permit:
             self._limiter.give(self._claim, ran=ran, again=again)
 
     def leave_line(self) -> None:
-        """Nothing is to be run now, so what was asked for is not wanted."""
+        """Leave the lines that it stands in: there is nothing to run now."""
         if self._next_turn is not None:
             self.turns.drop(self._next_turn)
             self._next_turn = None

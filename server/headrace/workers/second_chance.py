@@ -14,10 +14,10 @@ MAX_DEATHS = 2  # a request that was running when so many workers died is not tr
 def survivors(
     pending: Iterable[Pending], model: str, cause: str, up_at_ns: int, *, elsewhere: bool = False
 ) -> list[Pending]:
-    """Those of a batch that was being run to be run again, each alone; the others are answered with the reason.
+    """The requests of the batch in execution that run again, each alone; the others are answered with the reason.
 
-    ``up_at_ns`` is since when the worker was up that has died of ``cause``. With ``elsewhere`` all of them are: the
-    model can be run in another form, which may not die of them.
+    The worker died of ``cause`` and had been up since ``up_at_ns``. With ``elsewhere`` all of them run again: the model
+    has another form, which may not die of them.
     """
     alive = living(pending)
     for one in alive:
