@@ -75,6 +75,7 @@ _SCALED_TOGETHER = (
     "such differences do not matter"
 )
 _EXTERNAL_DATA = re.compile(r"external data.*?\"([^\"]+)\"", re.IGNORECASE | re.DOTALL)
+_NOT_WHOLE = ("Protobuf parsing failed", "No graph")  # of a file that is cut short, or not ONNX at all
 
 
 class OnnxRuntimeBackend(Backend):
@@ -253,7 +254,10 @@ def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str 
                 f"'{source.path.name}' keeps weights in a file of its own, '{Path(missing[1]).name}', "
                 "and there is no such file beside it"
             ) from error
-        raise LoadError(f"cannot load '{source.path.name}': {_trimmed(str(error))}") from error
+        message = _trimmed(str(error))
+        whole = not any(sign in message for sign in _NOT_WHOLE)
+        problem = message if whole else f"it is not a whole ONNX file: {message}"
+        raise LoadError(f"cannot load '{source.path.name}': {problem}") from error
     session.disable_fallback()  # else a failing GPU is swapped for the CPU with no word said
     running_on = session.get_providers()[0]
     if running_on == choice.wanted:
