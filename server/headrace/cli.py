@@ -6,6 +6,7 @@ A command imports what it needs when it is called: all of it together takes half
 import asyncio
 import dataclasses
 import inspect
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -103,8 +104,6 @@ def _serve(settings: Settings) -> None:
 def _announcer(settings: Settings) -> Callable[[str], None]:
     """Where the lines for people go: standard output, unless that is to be machine-readable."""
     if settings.log_format == "json":
-        import logging
-
         return logging.getLogger("headrace").info
     return lambda line: print(line, flush=True)  # noqa: T201 - this is the command's output
 
@@ -133,7 +132,7 @@ def check(
     ] = False,
 ) -> None:
     """Load every model of a folder once, without serving it, and list what is wrong. Exit status 1 on any problem."""
-    set_up_logging("text", "error", "check")
+    _log_errors("check")
     if gpu:
         from headrace.gpu_check import check_gpu
 
@@ -163,7 +162,7 @@ def explain(
     Loads the model from the folder; no server is needed. With --url, show instead what a running server has measured
     and decided about the model: batch latencies, objective, batch sizes, and the plan in use.
     """
-    set_up_logging("text", "error", "explain")
+    _log_errors("explain")
     if url:
         from headrace.running_model import explain_running
 
@@ -344,6 +343,13 @@ def bench(
 
 app.command()(record)
 app.command()(optimize)
+
+
+def _log_errors(command: str) -> None:
+    """Log errors, except what the repository says of models: the command itself prints that."""
+    set_up_logging("text", "error", command)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: bool(record.exc_info) or not record.name.startswith("headrace.repository"))
 
 
 def _exit(problems: int) -> None:

@@ -102,6 +102,7 @@ def test_check_names_every_problem_of_every_model(bad):
     assert any(line.startswith("misspelled: ") and "batching.max_queue_size" in line for line in lines)
     assert any(line.startswith("crashing: ") and "SIGSEGV" in line for line in lines)
     assert not any(line.startswith("adder: ") for line in lines)
+    assert "did you mean" not in ended.stderr, "it is said twice"
 
 
 def test_check_misses_files_that_the_optimiser_would_read(tmp_path):
