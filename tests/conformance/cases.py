@@ -147,7 +147,12 @@ ECHOES: list[Echo] = [
 
 REFUSALS: list[Refusal] = [
     Refusal("unknown-model", Call("nobody", (X,)), "NOT_FOUND", ("Request for unknown model", "nobody")),
-    Refusal("unknown-version", Call("onnx_fp32", (X,), version="9"), "NOT_FOUND", ("version 9 is not found",)),
+    Refusal(
+        "unknown-version",
+        Call("onnx_fp32", (X,), version="9"),
+        "NOT_FOUND",
+        ("version 9 is not found", "these are served: 1"),
+    ),
     Refusal("version-text", Call("onnx_fp32", (X,), version="latest"), "INVALID", ("latest",)),
     Refusal("version-zero", Call("onnx_fp32", (X,), version="0"), "INVALID", ("'0'",)),
     Refusal("version-leading-zero", Call("onnx_fp32", (X,), version="09"), "INVALID", ("09",)),

@@ -72,6 +72,12 @@ def test_the_python_model_serves(server):
     assert answer["outputs"][0]["data"] == [3, 5]
 
 
+def test_whoever_asks_for_nothing_is_told_where_the_paths_are(server):
+    status, answer = server.get("/")
+    assert (status, answer["error"]) == (404, "Not Found: there is no GET / on this server; /docs shows its paths")
+    assert server.get("/docs")[0] == 200
+
+
 def test_the_options_that_are_shown_exist():
     ended = subprocess.run(
         [sys.executable, "-m", "headrace", "serve", "--help"], capture_output=True, text=True, timeout=60, check=True

@@ -123,7 +123,8 @@ def _handle_errors(app: FastAPI) -> None:
         where = f"{request.method} {request.url.path}"
         match error.status_code:
             case 404:
-                message = f"Not Found: there is no {where} on this server"
+                paths = "; /docs shows its paths" if app.openapi_url else "; it has /metrics"
+                message = f"Not Found: there is no {where} on this server{paths}"
             case 405:
                 methods = _methods_of(app, request)
                 return _error(f"Method Not Allowed: {where}, expected {methods}", 405, {"Allow": methods})

@@ -116,7 +116,8 @@ def why_not(  # noqa: PLR0911 - one return for each reason
     status = known.get(version)
     if status is None and record.serving:
         return NotFound(
-            f"Request for unknown model: '{name}' version {version} is not found; {served_versions(record)} are served"
+            f"Request for unknown model: '{name}' version {version} is not found; "
+            f"these are served: {', '.join(served_versions(record))}"
         )
     if status is None or (status.state is State.UNAVAILABLE and not status.reason):
         return NotFound(f"Request for unknown model: '{name}' version {version} is not found")
