@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.serving $@
 
-install: $(VENV)/.installed  ## make .venv with the development install
+install: $(VENV)/.installed  ## make .venv with everything that the tests use (several gigabytes)
 
 serve: $(VENV)/.serving  ## serve model_repository/ (REPOSITORY=... for another folder)
 	@exec $(BIN)/headrace serve $(REPOSITORY)
@@ -32,7 +32,7 @@ serve: $(VENV)/.serving  ## serve model_repository/ (REPOSITORY=... for another 
 test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-explore: $(VENV)/.installed  ## try ten times as many made-up examples in the unit tests, others each time
+explore: $(VENV)/.installed  ## run the unit tests of made-up examples with ten times as many, new ones each time
 	$(BIN)/python -m pytest tests/unit -m hypothesis --hypothesis-profile=explore
 
 test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU; without one each says why it is skipped
@@ -44,7 +44,7 @@ check: $(VENV)/.installed  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed  ## let ruff mend what it can
+format: $(VENV)/.installed  ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
