@@ -76,6 +76,8 @@ def test_whoever_asks_for_nothing_is_told_where_the_paths_are(server):
     status, answer = server.get("/")
     assert (status, answer["error"]) == (404, "Not Found: there is no GET / on this server; /docs shows its paths")
     assert server.get("/docs")[0] == 200
+    status, answer = server.get("/v2/models/nothing/ready")
+    assert (status, answer["error"]) == (400, "model 'nothing' is not ready; POST /v2/repository/index says why")
 
 
 def test_the_options_that_are_shown_exist():

@@ -174,7 +174,7 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
         if repository.is_ready(name, version):
             return _json({"name": name, "ready": True})
         which = f"model '{name}'" + (f" version {version}" if version else "")
-        return _error(f"{which} is not ready", 400)
+        return _error(f"{which} is not ready; POST /v2/repository/index says why", 400)
 
     for path in ("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"):
         app.add_api_route(
