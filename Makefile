@@ -10,16 +10,16 @@ TEST_PROCESSES ?= 2
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(BIN)/python:
+$(BIN)/pip:  # what venv makes last: one that was interrupted is made anew
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headrace needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/.serving: pyproject.toml | $(BIN)/python
+$(VENV)/.serving: pyproject.toml | $(BIN)/pip
 	@echo "Installing what serves and optimises the sample models into $(VENV), with PyTorch and OpenVINO: a minute or two."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[samples]'
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	@echo "Installing what is developed and tested with into $(VENV), with TensorFlow and TensorRT: some minutes, 4 GB."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.serving $@
