@@ -361,6 +361,37 @@ async def test_settings_that_are_not_known_are_acknowledged_and_frames_that_are_
     assert server.open(1)
 
 
+@pytest.mark.parametrize("size", [0, 1000, 4096, 100_000])
+async def test_a_client_may_have_any_memory_for_headers(size):
+    """One that makes its table smaller must be told with the next headers, or it takes them for broken."""
+    client = H2Client(Server(silent=True, on_end=echo), HEADER_TABLE_SIZE=size)
+    for body in (b"hello", bytes(100_000)):
+        number = client.request(body)
+        assert client.body(number) == body
+        assert client.ended(number)
+
+
+ANSWERS = {"whole": echo, "trailers": lambda stream: stream.end(END), "pieces": lambda stream: stream.headers(HEAD)}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_that_nothing_is_in_the_table_of_headers_is_said_once(answer):
+    server = Server(on_end=answer)
+    for settings, begins in [
+        (b"\0\1\0\0\x20\0", False),
+        (b"\0\1\0\0\x03\xe8", True),
+        (b"\0\1\0\0\0\0", False),
+        (b"\0\1\0\0\x20\0\0\1\0\0\0\0", False),
+    ]:
+        server.say(frame(frames.SETTINGS, 0, 0, settings))
+        number = 2 * len(server.streams) + 1
+        server.open(number)
+        first, *others = server.heard(frames.HEADERS)
+        assert first.payload.startswith(b"\x20") is begins
+        assert first.payload.removeprefix(b"\x20") in (HEAD, END)
+        assert [one.payload for one in others] in ([], [END])
+
+
 async def test_a_ping_is_answered():
     server = Server()
     server.say(frames.ping(b"abcdefgh"), frames.ping(b"stopping", frames.ACK))

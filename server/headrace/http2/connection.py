@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from headrace.http2 import frames
 from headrace.http2.frames import ConnectionFault, ErrorCode, Setting
-from headrace.http2.headers import ADVERTISED_BYTES, MAX_HEADER_BYTES, HeaderReader, Headers, HeadersTooLarge
+from headrace.http2.headers import ADVERTISED_BYTES, MAX_HEADER_BYTES, NO_TABLE, HeaderReader, Headers, HeadersTooLarge
 from headrace.http2.incoming import FRAME_BYTES, Incoming
 from headrace.http2.outgoing import TRANSPORT_BYTES
 from headrace.http2.patience import Patience
@@ -58,6 +58,7 @@ class Connection(Incoming, Generic[Head]):
         self._open_block: tuple[int, int, list[bytes]] | None = None  # headers that a CONTINUATION is to complete
         self._receivable = CONNECTION_WINDOW
         self._idle_frames = 0
+        self._table_bytes = frames.DEFAULT_TABLE_BYTES  # the most that this end may fill of the client's header table
         self._timer: TimerHandle | None = None
 
     # -- the transport's callbacks ------------------------------------------------------------------------
@@ -284,6 +285,9 @@ class Connection(Incoming, Generic[Head]):
         values = frames.read_settings(payload)
         self._flush()
         self.transport.write(frames.SETTINGS_ACK)  # before what the new windows let out, which may be the last
+        if values.get(Setting.HEADER_TABLE_SIZE, self._table_bytes) < self._table_bytes:
+            # Nothing that is sent goes into the client's table, and yet it must hear that the table has become smaller.
+            self._table_bytes, self._before_block = 0, NO_TABLE
         if (size := values.get(Setting.INITIAL_WINDOW_SIZE)) is not None:
             self._resize_windows(size)
         if (size := values.get(Setting.MAX_FRAME_SIZE)) is not None:

@@ -17,6 +17,7 @@ _REMEMBERED = 256  # blocks of one connection
 _REMEMBERED_BYTES = 1024  # the longest of them
 _REMEMBERED_HEADERS_BYTES = 4096  # what is in them; a byte in a block can stand for a whole table
 _RESIZE = 0b001  # how a block begins that changes the table's size (RFC 7541, section 6.3)
+NO_TABLE = b"\x20"  # the same with size 0, for the blocks that this end sends
 _MAX_RESIZES = 2  # more never say anything: the smallest size in between, and the last one (section 4.2)
 
 Headers = list[tuple[bytes, bytes]]

@@ -35,6 +35,7 @@ class Outgoing(asyncio.Protocol):
         self._leaving = False  # no more streams are taken
         self._gathered: list[bytes] = []  # whole responses that are about to leave together
         self._gathered_bytes = 0
+        self._before_block = b""  # what the next header block has to begin with
 
     # -- what streams do ----------------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ class Outgoing(asyncio.Protocol):
         """Send a whole response of ``size`` bytes: in one write where the client has room for all of it."""
         if stream.over:
             return
-        if size > self._send_window or size > stream.send_window or size > self._whole_bytes:
+        if size > self._send_window or size > stream.send_window or size > self._whole_bytes or self._before_block:
             stream.headers(block)
             stream.send(*pieces)
             stream.end(end_block)
@@ -84,8 +85,14 @@ class Outgoing(asyncio.Protocol):
             self._gathered_bytes = 0
             self.transport.write(together)
 
+    def _announced(self, block: bytes) -> bytes:
+        """A header block, behind what the client must know before it reads it."""
+        before, self._before_block = self._before_block, b""
+        return before + block
+
     def send_headers(self, stream: Stream, block: bytes) -> None:
         """Send a header block that does not end the stream."""
+        block = self._announced(block)
         self.transport.write(frames.header(len(block), frames.HEADERS, frames.END_HEADERS, stream.id) + block)
 
     def send_data(self, stream: Stream, pieces: tuple[Buffer, ...]) -> None:
@@ -107,7 +114,7 @@ class Outgoing(asyncio.Protocol):
         if stream.end_block is None:
             stream.note_drained()
             return
-        block = stream.end_block
+        block = self._announced(stream.end_block)
         flags = frames.END_HEADERS | frames.END_STREAM
         self.transport.write(frames.header(len(block), frames.HEADERS, flags, stream.id) + block)
         self._finish(stream)
