@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -105,7 +106,17 @@ def _announcer(settings: Settings) -> Callable[[str], None]:
     """Where the lines for people go: standard output, unless that is to be machine-readable."""
     if settings.log_format == "json":
         return logging.getLogger("headrace").info
-    return lambda line: print(line, flush=True)  # noqa: T201 - this is the command's output
+    return _say
+
+
+def _say(line: str) -> None:
+    """Print a line. Where standard output does not take it, the server goes on, and drains, without."""
+    try:
+        print(line, flush=True)  # noqa: T201 - this is the command's output
+    except OSError as error:  # the disk is full, or whoever read the pipe has gone
+        logging.getLogger("headrace").warning("standard output cannot be written to, so nothing more is: %s", error)
+        # What is left in the buffer would make the exit status 120.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
 
 
 app.command("serve")(_from_settings(_serve))

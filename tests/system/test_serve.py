@@ -1,5 +1,6 @@
 """``headrace serve`` from its first line to its last: start, readiness, settings, and a drain that loses nothing."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
@@ -376,6 +378,46 @@ def test_the_drain_ends_at_its_deadline_and_tells_who_waited(tmp_path):
         waiting.join()
         assert_gone(processes)
     assert outcomes[0].status == 503, outcomes
+
+
+def test_standard_output_that_takes_nothing_costs_nothing_but_the_lines(tmp_path):
+    """A full disk behind it, or a pipe whose reader has gone: the server goes on, and drains as ever."""
+    repository = tmp_path / "models"
+    fake_model(repository, "slow", "parameters: {fake_delay_ms: 600}\n")
+    outcomes = []
+    command = [*HEADRACE, "serve", str(repository), *FREE_PORTS]
+    with Path("/dev/full").open("wb") as full, (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=full, stderr=log)
+    try:
+        address = wait_for(lambda: ready_address(process.pid))
+        waiting = threading.Thread(target=lambda: outcomes.append(infer(address, "slow", [1.0])))
+        waiting.start()
+        wait_for(lambda: b"\nheadrace_inflight_requests 1" in fetch(f"http://{address}/metrics"))
+        process.terminate()
+        assert process.wait(30) == 0
+        waiting.join()
+    finally:
+        process.kill()
+        process.wait()
+    assert outcomes[0].ok
+    said = (tmp_path / "log").read_text()
+    assert "standard output cannot be written to" in said
+    assert "Traceback" not in said
+
+
+def ready_address(pid):
+    """Where a server that has told nobody answers HTTP, once it is ready."""
+    for one in psutil.Process(pid).net_connections("tcp"):
+        address = f"127.0.0.1:{one.laddr.port}"
+        with contextlib.suppress(OSError):
+            if one.status == psutil.CONN_LISTEN and status_of(f"http://{address}/v2/health/ready") == 200:
+                return address
+    return ""
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read()
 
 
 def test_a_signal_while_models_load_stops_the_server(tmp_path):
