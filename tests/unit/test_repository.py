@@ -1,7 +1,9 @@
 """What a repository serves as models come, change and go; served by made-up workers."""
 
 import asyncio
+import errno
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from headrace.core.errors import Forbidden, InvalidRequest, NotFound, NotReady
 from headrace.core.model import ModelInfo, Signature
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType
+from headrace.repository import layout
 from headrace.repository.declared import config_json, declared_signature
 from headrace.repository.form import version_print
 from headrace.repository.layout import read_folder
@@ -428,6 +431,49 @@ async def test_closing_ends_ensembles_before_their_models(explicit):
     outer.notice_idle()
     await asyncio.wait_for(closing, 30)
     assert explicit.log == ["load a 1", "end a 1"]
+
+
+# ---- a disk that fails ----
+
+
+async def test_a_version_that_cannot_be_read_for_a_while_goes_on(explicit, monkeypatch):
+    """As on a network file system that does not answer: what serves is in memory, and need not go."""
+    explicit.plain("m")
+    await explicit.repository.load("m")
+
+    def unreadable(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layout, "read_version", unreadable)
+        with pytest.raises(InvalidRequest, match="version 1 could not be loaded anew: cannot be read: Input/output"):
+            await explicit.repository.load("m")
+        assert explicit.serves("m", "1")
+        assert explicit.states() == {"m 1": "READY"}
+        explicit.plain("m", version=2)
+        with pytest.raises(InvalidRequest):
+            await explicit.repository.load("m")
+        assert explicit.serves("m", "1")
+    await explicit.repository.load("m")
+    await explicit.quiet()
+    assert explicit.states()["m 2"] == "READY"
+    assert not explicit.serves("m", "1")
+    assert "cannot be read" not in explicit.reason("m")
+
+
+async def test_a_version_whose_folder_is_gone_is_not_kept(explicit, monkeypatch):
+    explicit.plain("m")
+    explicit.plain("m", version=2)
+    await explicit.repository.load("m")
+
+    def gone(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(layout, "read_version", gone)
+    with pytest.raises(InvalidRequest):
+        await explicit.repository.load("m")
+    await explicit.quiet()
+    assert not explicit.serves("m")
 
 
 # ---- load overrides ----

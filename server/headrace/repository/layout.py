@@ -14,7 +14,7 @@ from headrace.repository.fingerprint import print_files
 from headrace.repository.model_config import ModelConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace.repository.sequence_config import MAX_STATE_BYTES, StateConfig
-from headrace.repository.small_files import Unusable, list_names, read_bytes, read_text, why_unread
+from headrace.repository.small_files import Unusable, list_names, may_come_back, read_bytes, read_text, why_unread
 from headrace.repository.version_files import VersionFiles, read_version
 
 __all__ = [
@@ -56,6 +56,7 @@ class ModelFolder:
     broken_versions: dict[int, str] = field(default_factory=dict)
     sequence: SequenceSpec | None = None  # as configured, with the states that sequences begin with
     on_disk: frozenset[int] = frozenset()  # every version that has a folder, whatever state that is in
+    out_of_reach: frozenset[int] = frozenset()  # the broken ones that are there and could not be read just now
     model_problems: tuple[str, ...] = ()
     config_print: str = ""  # changes when the configuration or a file that it names does
 
@@ -111,7 +112,8 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
         names = list_names(path)
     except OSError as error:
         return ModelFolder(path.name, path, model_problems=(f"{path.name}: {why_unread(error)}",))
-    on_disk, broken = _version_folders(path, names)
+    on_disk, unread = _version_folders(path, names)
+    broken = {version: why_unread(error) for version, error in unread.items()}
     # Prints are taken before the files are read: what changes in between is noticed the next time.
     own_print = config_print or print_files(path, CONFIG_FILES)
     problems: list[str] = []
@@ -137,10 +139,23 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
         try:
             versions[version] = read_version(path / str(version), version, config)
         except OSError as error:
-            broken[version] = why_unread(error)
+            unread[version], broken[version] = error, why_unread(error)
         except Unusable as error:
             broken[version] = str(error)
-    return ModelFolder(path.name, path, config, labels, versions, broken, sequence, on_disk, tuple(problems), own_print)
+    out_of_reach = frozenset(version for version, error in unread.items() if may_come_back(error))
+    return ModelFolder(
+        path.name,
+        path,
+        config,
+        labels,
+        versions,
+        broken,
+        sequence,
+        on_disk,
+        out_of_reach,
+        tuple(problems),
+        own_print,
+    )
 
 
 def selected_versions(folder: ModelFolder) -> list[int]:
@@ -270,15 +285,15 @@ def _read_sequence(path: Path, config: ModelConfig) -> tuple[SequenceSpec | None
 # ---- versions ----
 
 
-def _version_folders(path: Path, names: list[str]) -> tuple[frozenset[int], dict[int, str]]:
+def _version_folders(path: Path, names: list[str]) -> tuple[frozenset[int], dict[int, OSError]]:
     """The versions that have a folder, and which of those are out of reach, and why."""
     versions: set[int] = set()
-    broken: dict[int, str] = {}
+    unread: dict[int, OSError] = {}
     for name in filter(_VERSION.fullmatch, names):
         try:
             if stat.S_ISDIR((path / name).stat().st_mode):
                 versions.add(int(name))
         except OSError as error:
             versions.add(int(name))
-            broken[int(name)] = why_unread(error)
-    return frozenset(versions), broken
+            unread[int(name)] = error
+    return frozenset(versions), unread

@@ -1,5 +1,6 @@
 """What a model's folder holds: names, and small files read whole and with care."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -51,6 +52,12 @@ def read_text(path: Path, limit_bytes: int) -> str:
         return read_bytes(path, limit_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unusable(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def may_come_back(error: OSError) -> bool:
+    """Whether something is there and cannot be read now, as when a network file system does not answer."""
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
+    return not gone
 
 
 def why_unread(error: OSError) -> str:

@@ -77,8 +77,9 @@ class Transition:
         unusable = {**folder.broken_versions, **folder.missing_versions}
         record.wanted = frozenset({*selected, *unusable})
         _forget(record, selected)
+        kept = folder.out_of_reach & record.serving.keys()  # a disk that fails for a while takes nothing down
         for version, reason in unusable.items():
-            if whole or version not in record.serving:
+            if whole or version not in record.serving or version in kept:
                 record.note(version, LoadFailed(reason))
         if whole and unusable:
             return
@@ -98,7 +99,7 @@ class Transition:
         failed = await load(folder.name, record, {version: made[version] for version in change.load})
         if whole and failed:
             return
-        retired = settle(change, failed, folder.on_disk) - set(change.load)
+        retired = settle(change, failed, folder.on_disk) - set(change.load) - kept
         self._shelf.retire(folder.name, record, retired)
 
     def _make(self, folder: ModelFolder, versions: Iterable[int], planned: Mapping[int, Planned]) -> dict[int, Served]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from headrace.core.passed_over import is_passed_over
 from headrace.repository.fingerprint import digest, stamps
 from headrace.repository.model_config import ModelConfig
-from headrace.repository.small_files import Unusable, list_names, read_beginning, why_unread
+from headrace.repository.small_files import Unusable, list_names, may_come_back, read_beginning, why_unread
 from headrace_backends.registry import (
     CONTENT_BYTES,
     ENDINGS,
@@ -110,5 +110,7 @@ def _existing(path: Path) -> Path:
     try:
         path.stat()
     except OSError as error:
+        if may_come_back(error):
+            raise
         raise Unusable(f"its model file '{path.name}' {why_unread(error)}") from error
     return path

@@ -1,6 +1,7 @@
 """Watches the repository's folder and has the repository follow it, model by model."""
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -33,24 +34,46 @@ class Watcher:
     async def run(self, prints: dict[str, str]) -> None:
         """Follow changes; ``prints`` are the fingerprints of the folders as they were loaded."""
         self._prints = prints
+        root = self._repository.path
+        told = ""
         while not self._stop.is_set():
             try:
-                await self._watch(self._repository.path)
-            except OSError as error:
-                log.warning("cannot watch %s, trying again: %s", self._repository.path, error)
-                await asyncio.sleep(AGAIN_S)
+                await self._watch(root)
+            except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("cannot watch %s, so it is looked at now and then, and tried again: %s", root, error)
+                # The folder is away, or the system tells nobody of more changes (its inotify limits): then all are
+                # looked for.
+                await asyncio.sleep(RESCAN_S if await asyncio.to_thread(root.is_dir) else AGAIN_S)
+                with contextlib.suppress(OSError):
+                    await self._look(root)
 
     async def _watch(self, root: Path) -> None:
         async for changes in awatch(
-            root, stop_event=self._stop, yield_on_timeout=True, rust_timeout=RESCAN_S * 1000, debounce=400, step=200
+            root,
+            stop_event=self._stop,
+            yield_on_timeout=True,
+            rust_timeout=RESCAN_S * 1000,
+            debounce=400,
+            step=200,
+            ignore_permission_denied=True,  # of a lost+found, for one: all else is followed
         ):
-            names = {Path(path).relative_to(root).parts[0] for _, path in changes if root in Path(path).parents}
-            if not changes:
-                now = await asyncio.to_thread(take_prints, root)
-                names = {name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)}
-            for name in names:
-                if name not in self._settling:
-                    self._settling[name] = asyncio.get_running_loop().create_task(self._follow(name))
+            if changes:
+                below = [Path(path).relative_to(root) for _, path in changes if root in Path(path).parents]
+                self._begin({path.parts[0] for path in below})
+            else:
+                await self._look(root)
+
+    async def _look(self, root: Path) -> None:
+        """See what has changed without being told."""
+        now = await asyncio.to_thread(take_prints, root)
+        self._begin({name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)})
+
+    def _begin(self, names: set[str]) -> None:
+        for name in names:
+            if name not in self._settling:
+                self._settling[name] = asyncio.get_running_loop().create_task(self._follow(name))
 
     def stop(self) -> None:
         """Follow no more."""

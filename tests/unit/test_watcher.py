@@ -1,0 +1,79 @@
+"""How changes of a repository are followed where the system does not tell of them."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from watchfiles import awatch
+
+from headrace.repository import watcher
+from headrace.repository.watcher import Watcher, take_prints
+
+
+class Repository:
+    """Notes which models are to be looked at anew."""
+
+    def __init__(self, path):
+        self.path = path
+        self.refreshed = asyncio.Queue()
+
+    async def refresh(self, name):
+        self.refreshed.put_nowait(name)
+
+
+def model(repository, name, content=b"1"):
+    folder = repository / name / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(content)
+
+
+@pytest.fixture
+async def followed(tmp_path, monkeypatch):
+    """A repository of one model that is followed, quickly."""
+    monkeypatch.setattr(watcher, "SETTLE_S", 0.01)
+    monkeypatch.setattr(watcher, "RESCAN_S", 0.01)
+    monkeypatch.setattr(watcher, "AGAIN_S", 0.01)
+    model(tmp_path, "first")
+    repository = Repository(tmp_path)
+    follower = Watcher(repository)
+    running = []
+
+    def follow():
+        running.append(asyncio.get_running_loop().create_task(follower.run(take_prints(tmp_path))))
+
+    yield SimpleNamespace(follow=follow, path=tmp_path, next=lambda: asyncio.wait_for(repository.refreshed.get(), 20))
+    follower.stop()
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("OS file watch limit reached."), RuntimeError("Error creating recommended watcher")]
+)
+async def test_where_nothing_can_be_watched_changes_are_looked_for(followed, monkeypatch, caplog, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(watcher, "awatch", refuse)
+    followed.follow()
+    for turn in range(3):
+        model(followed.path, "second", b"%d" % turn)
+        assert await followed.next() == "second"
+    assert caplog.text.count(str(error)) == 1, "once, not at every try"
+
+
+async def test_what_may_not_be_read_is_passed_over(followed, monkeypatch):
+    """For instance the lost+found of a volume, in a server that does not run as root."""
+    given = {}
+
+    def watch(*paths, **settings):
+        given.update(settings)
+        return awatch(*paths, **settings)
+
+    monkeypatch.setattr(watcher, "awatch", watch)
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    followed.follow()
+    model(followed.path, "second")
+    assert await followed.next() == "second"
+    assert given["ignore_permission_denied"] is True
