@@ -1,5 +1,6 @@
 """Segments of shared memory, and how large they are to be."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.workers import arena
 from headrace.workers.arena import ALIGNMENT, KEEP_BYTES, SHRINK_AFTER, SMALLEST_BYTES, Segment, SegmentSize, aligned
 
 MIB = 1024 * 1024
@@ -29,6 +31,17 @@ def test_a_new_segment_is_all_zeros_and_has_no_name():
     assert str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("/memfd:")
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
+
+
+def test_memory_that_cannot_be_mapped_leaves_no_descriptor(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(arena.mmap, "mmap", refuse)
+    with pytest.raises(OSError, match="memory"):
+        Segment.create(SMALLEST_BYTES)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_the_first_batch_makes_one_and_like_ones_go_on_with_it():

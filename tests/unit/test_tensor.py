@@ -1,6 +1,7 @@
 """Tensors between arrays and their wire form."""
 
 import struct
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,7 @@ from headrace.core.tensor import (
     DataType,
     Tensor,
     bytes_offsets,
+    check_bytes,
     datatype_of,
     from_wire,
     pack_bytes,
@@ -148,6 +150,18 @@ def test_bytes_data_that_does_not_hold_what_it_should_is_refused_and_never_read_
 def test_what_is_wrong_with_bytes_data_is_said(data, count, message):
     with pytest.raises(InvalidRequest, match=message):
         bytes_offsets(data, count)
+    with pytest.raises(InvalidRequest, match=message):
+        check_bytes(data, count)
+
+
+def test_to_check_many_elements_takes_no_memory():
+    data = bytes(4 * 50_000)
+    tracemalloc.start()
+    try:
+        check_bytes(data, 50_000)
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_tensor_cannot_be_changed():

@@ -1,8 +1,11 @@
 """A tensor on the move: a name, a datatype, a shape and its bytes in wire form."""
 
+from collections import deque
+from collections.abc import Iterator
 from enum import StrEnum
 from itertools import pairwise
 from math import prod
+from struct import Struct
 
 import ml_dtypes
 import msgspec
@@ -12,6 +15,8 @@ import numpy.typing as npt
 from headrace.core.errors import InvalidRequest
 
 MAX_DIMENSIONS = 32  # as many as every numpy has
+
+_length_at = Struct("<I").unpack_from
 
 Buffer = bytes | bytearray | memoryview
 Array = npt.NDArray[np.generic]
@@ -132,18 +137,30 @@ def bytes_offsets(data: Buffer, count: int) -> list[int]:
     Raises:
         InvalidRequest: ``data`` does not hold exactly that many whole elements.
     """
+    return [0, *_ends(data, count)]
+
+
+def check_bytes(data: Buffer, count: int) -> None:
+    """See that ``data`` is ``count`` length-prefixed elements; takes no memory, however many they are.
+
+    Raises:
+        InvalidRequest: as ``bytes_offsets``.
+    """
+    deque(_ends(data, count), maxlen=0)
+
+
+def _ends(data: Buffer, count: int) -> Iterator[int]:
+    """Where each element ends."""
     size = len(data)
     if count * 4 > size:
         raise InvalidRequest(f"has {size} bytes of BYTES data, too few for its {count} elements")
-    offsets = [0]
     position = 0
     for index in range(count):
         if position + 4 > size:
             raise InvalidRequest(f"ends inside the length of BYTES element {index} of {count}")
-        position += 4 + int.from_bytes(data[position : position + 4], "little")
+        position += 4 + _length_at(data, position)[0]
         if position > size:
             raise InvalidRequest(f"ends inside BYTES element {index} of {count}")
-        offsets.append(position)
+        yield position
     if position != size:
         raise InvalidRequest(f"has {size - position} bytes after the last of its {count} BYTES elements")
-    return offsets

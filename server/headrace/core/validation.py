@@ -7,7 +7,7 @@ import msgspec
 from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest
-from headrace.core.tensor import ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor, bytes_offsets
+from headrace.core.tensor import ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor, check_bytes
 
 MAX_ELEMENTS = 1 << 48
 
@@ -144,7 +144,7 @@ class InputChecker:
                 )
         elif tensor.datatype is DataType.BYTES:
             try:
-                bytes_offsets(tensor.data, elements)
+                check_bytes(tensor.data, elements)
             except InvalidRequest as error:
                 raise self._invalid(tensor, str(error)) from None
 

@@ -41,8 +41,12 @@ class Segment:
     def create(cls, nbytes: int) -> tuple["Segment", int]:
         """A new segment and its descriptor, which the caller passes on and closes."""
         descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, nbytes)
-        return cls(descriptor, nbytes), descriptor
+        try:
+            os.ftruncate(descriptor, nbytes)
+            return cls(descriptor, nbytes), descriptor
+        except BaseException:  # there is no memory to map: what is tried again and again must leave nothing
+            os.close(descriptor)
+            raise
 
 
 def mark_begun(segment: memoryview, sequence: int) -> None:
