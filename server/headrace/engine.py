@@ -278,7 +278,9 @@ def _terms(served: Served, request: InferRequest) -> tuple[int, int, int]:
     if not given_us and not policy.default_timeout_us:
         return priority, request.deadline_ns, 0
     if isinstance(given_us, bool) or not isinstance(given_us, int) or given_us < 0:
-        raise InvalidRequest(f"parameter 'timeout' is {given_us!r}, expected a positive number of microseconds")
+        raise InvalidRequest(
+            f"model '{request.model}': parameter 'timeout' is {given_us!r}, expected a positive number of microseconds"
+        )
     return priority, *policy.time_limits(min(given_us, MAX_TIMEOUT_US), request.deadline_ns, monotonic_ns())
 
 

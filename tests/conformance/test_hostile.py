@@ -100,8 +100,10 @@ def test_malformed_requests_are_refused_with_a_reason(target: RunningServer, cas
         ({"inputs": [hostile.X | {"name": 5}]}, {}, ["onnx_fp32", "str", "inputs[0].name"]),
         ({"inputs": 5}, {}, ["onnx_fp32", "inputs"]),
         ({}, {}, ["onnx_fp32", "inputs"]),
-        ({"inputs": [hostile.X]}, {hostile.LENGTH: "ten"}, ["Inference-Header-Content-Length", "ten"]),
-        ({"inputs": [hostile.X]}, {"Content-Encoding": "br"}, ["br", "gzip"]),
+        ({"inputs": [hostile.X]}, {hostile.LENGTH: "ten"}, ["onnx_fp32", "Inference-Header-Content-Length", "ten"]),
+        ({"inputs": [hostile.X]}, {"Content-Encoding": "br"}, ["onnx_fp32", "br", "gzip"]),
+        ({"inputs": [hostile.X], "parameters": {"timeout": "soon"}}, {}, ["onnx_fp32", "timeout", "soon", "micro"]),
+        ({"inputs": [hostile.X]}, {"Grpc-Timeout": "soon"}, ["onnx_fp32", "grpc-timeout", "soon"]),
     ],
 )
 def test_the_reason_names_what_is_wrong(target: RunningServer, body: object, headers: dict[str, str], says: list[str]):

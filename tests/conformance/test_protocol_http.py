@@ -252,7 +252,9 @@ def test_answers_are_compressed_as_the_client_accepts(
 def test_a_body_that_cannot_be_unpacked_is_refused(
     client: httpx.Client, path: str, coding: str, body: bytes, status: int
 ):
-    assert _error(client.post(path, content=body, headers={"Content-Encoding": coding}), status)
+    response = client.post(path, content=body, headers={"Content-Encoding": coding})
+    assert "onnx_fp32" in _error(response, status)
+    assert response.headers.get("accept-encoding") == ("gzip, deflate, identity" if status == 501 else None)
 
 
 # -- connections ------------------------------------------------------------------------------------------

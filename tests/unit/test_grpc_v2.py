@@ -317,7 +317,7 @@ def test_a_large_unsigned_parameter_comes_and_goes():
 def test_a_parameter_without_a_value_is_named():
     made = message()
     made.parameters["odd"].SetInParent()
-    assert "'odd'" in refused(made)
+    assert "model 'mlp': parameter 'odd'" in refused(made)
 
 
 def test_an_answer_is_raw_one_entry_an_output():

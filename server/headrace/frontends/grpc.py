@@ -58,14 +58,14 @@ class InferenceService:
     async def RepositoryModelLoad(self, request: Any, _: Call) -> Any:  # noqa: N802
         """Load a model, or reload it when its files have changed."""
         name = _model_name(request)
-        config, files = load_override(name, decode_parameters(request.parameters))
+        config, files = load_override(name, decode_parameters(request.parameters, f"model '{name}'"))
         await self._repository.load(name, config, files)
         return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
 
     async def RepositoryModelUnload(self, request: Any, _: Call) -> Any:  # noqa: N802
         """Stop serving a model; what was accepted is answered."""
         name = _model_name(request)
-        dependents = unload_dependents(name, decode_parameters(request.parameters))
+        dependents = unload_dependents(name, decode_parameters(request.parameters, f"model '{name}'"))
         await self._repository.unload(name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
 

@@ -36,7 +36,7 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
         name, version = schemas.model_in(request)
         served = engine.repository.lookup(name, version)
         headers: InferHeaders = reader.headers(request.headers.raw)
-        body = reader.body(headers, await request.body())
+        body = reader.body(name, headers, await request.body())
         return reader.accepted(decode_generate(body, name, version, served.info.signature), headers)
 
     async def generate(request: Request) -> Response:

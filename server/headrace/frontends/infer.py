@@ -5,7 +5,7 @@ from time import monotonic_ns
 
 import msgspec
 
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
@@ -73,9 +73,9 @@ class HttpInfer:
             elif name == HEADER_LENGTH:
                 found.header_length = value.decode("latin-1") or "?"
             elif name == b"content-encoding":
-                found.content_encoding = value.decode("latin-1")
+                found.content_encoding = _listed(found.content_encoding, value)
             elif name == b"accept-encoding":
-                found.accept_encoding = value.decode("latin-1")
+                found.accept_encoding = _listed(found.accept_encoding, value)
             elif name == _LOAD_FORMAT:
                 found.load_format = value.decode("latin-1")
             elif name == TIMEOUT_HEADER:
@@ -85,13 +85,18 @@ class HttpInfer:
             found.forwarded = self._forwarding.parameters(headers)
         return found
 
-    def body(self, headers: InferHeaders, body: bytes) -> bytes | memoryview:
+    def body(self, model: str, headers: InferHeaders, body: bytes) -> bytes | memoryview:
         """A request's body, decompressed.
 
         Raises:
-            HeadraceError: it cannot be.
+            HeadraceError: it cannot be; naming the model.
         """
-        return decompress(body, headers.content_encoding, self.limit_bytes) if headers.content_encoding else body
+        if not headers.content_encoding:
+            return body
+        try:
+            return decompress(body, headers.content_encoding, self.limit_bytes)
+        except HeadraceError as error:
+            raise type(error)(f"model '{model}': {error}") from None
 
     def decode(self, model: str, version: str, headers: InferHeaders, body: bytes) -> InferRequest:
         """The request in ``body``.
@@ -99,7 +104,7 @@ class HttpInfer:
         Raises:
             HeadraceError: it is not one; the message says why.
         """
-        request = self._decoded(model, version, headers.header_length, self.body(headers, body))
+        request = self._decoded(model, version, headers.header_length, self.body(model, headers, body))
         if headers.timeout:
             request = _with_deadline(request, headers)
         return with_forwarded(request, headers.forwarded) if headers.forwarded else request
@@ -146,7 +151,8 @@ class HttpInfer:
         text = header_length.strip()
         if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_LENGTH):
             raise InvalidRequest(
-                f"header Inference-Header-Content-Length is {text[:40]!r}, expected the byte length of the JSON part"
+                f"model '{model}': header Inference-Header-Content-Length is {text[:40]!r}, "
+                "expected the byte length of the JSON part"
             )
         length = int(text)
         if length == 0:
@@ -156,4 +162,14 @@ class HttpInfer:
 
 
 def _with_deadline(request: InferRequest, headers: InferHeaders) -> InferRequest:
-    return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + time_left_ns(headers.timeout))
+    try:
+        left_ns = time_left_ns(headers.timeout)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"model '{request.model}': {error}") from None
+    return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + left_ns)
+
+
+def _listed(before: str, value: bytes) -> str:
+    """A header that may come in several lines, which stand for one list."""
+    text = value.decode("latin-1")
+    return f"{before},{text}" if before else text

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 from headrace.core.errors import HeadraceError, Kind
+from headrace.wire.compression import ACCEPTED, UnknownCoding
 
 
 class StatusCode(IntEnum):
@@ -63,4 +64,6 @@ _RETRY = {Kind.NOT_READY, Kind.OVERLOADED, Kind.DEADLINE}
 def http_status(error: HeadraceError) -> tuple[int, dict[str, str]]:
     """An error's HTTP status, and the headers that go with it."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.kind in _RETRY else {}
+    if isinstance(error, UnknownCoding):
+        headers["Accept-Encoding"] = ACCEPTED
     return HTTP_STATUS[error.kind], headers

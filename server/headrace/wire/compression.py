@@ -14,22 +14,26 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # HTTP'
 _ALIASES = {"x-gzip": "gzip"}
 
 
+class UnknownCoding(Unsupported):
+    """A content coding is not offered; HTTP tells with it which are."""
+
+
 def decompress(body: bytes | memoryview, encoding: str, limit_bytes: int) -> bytes:
     """``body`` without the codings that ``encoding``, a Content-Encoding header, lists in the order of applying.
 
     No layer is unpacked further than ``limit_bytes``. A gzip body is one member: more of them are refused.
 
     Raises:
-        Unsupported: a coding is unknown, or there are too many.
+        UnknownCoding: a coding is unknown, or there are too many.
         TooLarge: what comes out is over the limit.
         InvalidRequest: a stream is broken, ends early, or has bytes after its end.
     """
     codings = [coding for item in encoding.split(",") if (coding := _coding(item)) not in ("", "identity")]
     unknown = [coding for coding in codings if coding not in _WINDOW_BITS]
     if unknown:
-        raise Unsupported(f"content encoding '{unknown[0]}' is not supported; accepted are {ACCEPTED}")
+        raise UnknownCoding(f"content encoding '{unknown[0]}' is not supported; accepted are {ACCEPTED}")
     if len(codings) > MAX_LAYERS:
-        raise Unsupported(f"the body is encoded {len(codings)} times, expected at most {MAX_LAYERS}")
+        raise UnknownCoding(f"the body is encoded {len(codings)} times, expected at most {MAX_LAYERS}")
     for coding in reversed(codings):
         body = _inflate(body, coding, limit_bytes)
     if len(body) > limit_bytes:

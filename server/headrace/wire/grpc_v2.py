@@ -72,7 +72,7 @@ def decode_request(message: Any, deadline_ns: int = 0, regions: Regions | None =
         message.id,
         tensors,
         tuple(_requested(model, output, regions) for output in message.outputs),
-        decode_parameters(message.parameters) if message.parameters else {},
+        decode_parameters(message.parameters, f"model '{model}'") if message.parameters else {},
         deadline_ns,
     )
 
@@ -88,7 +88,7 @@ def _tensors_with_shared_memory(model: str, given: Any, raw: Any, regions: Regio
             continue
         where = f"model '{model}': input '{tensor.name}'"
         offered(regions, where)
-        place = place_of(decode_parameters(tensor.parameters), where)
+        place = place_of(decode_parameters(tensor.parameters, where), where)
         if tensor.HasField("contents"):
             raise InvalidRequest(f"{where} has contents although it is in shared memory; send one or the other")
         read_bytes += place.byte_size
@@ -133,7 +133,7 @@ def _datatype(model: str, tensor: Any) -> DataType:
 
 
 def _requested(model: str, output: Any, regions: Regions | None) -> RequestedOutput:
-    parameters = decode_parameters(output.parameters)
+    parameters = decode_parameters(output.parameters, f"model '{model}': output '{output.name}'")
     requested = RequestedOutput(output.name, parameters)
     if REGION in parameters:
         check_output(regions, requested, model)
@@ -168,13 +168,17 @@ def encode_response(
     return message
 
 
-def decode_parameters(parameters: Any) -> Parameters:
-    """A map of InferParameter as plain values."""
+def decode_parameters(parameters: Any, where: str = "the message") -> Parameters:
+    """A map of InferParameter as plain values.
+
+    Raises:
+        InvalidRequest: one has none; ``where`` says whose they are.
+    """
     values: Parameters = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
         if choice is None:
-            raise InvalidRequest(f"parameter '{name}' has no value")
+            raise InvalidRequest(f"{where}: parameter '{name}' has no value")
         values[name] = getattr(parameter, choice)
     return values
 
