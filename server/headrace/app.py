@@ -18,6 +18,7 @@ from headrace.calls import CallDesk
 from headrace.config import Settings
 from headrace.core.errors import InvalidRequest
 from headrace.engine import Engine
+from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.forwarding import HeaderForwarding
 from headrace.frontends.grpc import HealthService, InferenceService
 from headrace.frontends.grpc_infer import GrpcInfer
@@ -164,6 +165,7 @@ class App:
             ],
             restrictions,
         )
+        arrivals = Arrivals(settings.max_inflight_bytes)
         grpc_infer = GrpcInfer(self.engine.count_unreadable, regions=regions, forwarding=forwarding)
         services = [
             InferenceService(self.repository, self.state),
@@ -183,14 +185,17 @@ class App:
             InferLane(self.engine, grpc_infer),
             grpc_socket,
             settings.max_grpc_bytes,
-            settings.max_inflight_bytes,
+            arrivals,
             compression=settings.grpc_compression,
             restrictions=restrictions,
         )
-        protocol = lane(http_infer, settings.max_request_bytes, restrictions)
+        protocol = lane(http_infer, settings.max_request_bytes, arrivals, restrictions)
         self.http = HttpServer(app, http_socket, protocol, settings.read_timeout)
         self.metrics = HttpServer(
-            metrics_app(metrics), metrics_socket, lane(None, settings.max_request_bytes), settings.read_timeout
+            metrics_app(metrics),
+            metrics_socket,
+            lane(None, settings.max_request_bytes, arrivals),
+            settings.read_timeout,
         )
         self.watcher = Watcher(self.repository)
 

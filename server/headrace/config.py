@@ -69,7 +69,8 @@ class Settings:
     max_inflight_bytes: int = _option(
         REQUESTS,
         1024 * 1024 * 1024,
-        "Bytes of accepted requests that wait for their answers; beyond it, large requests are refused (503).",
+        "Bytes of accepted requests that wait for their answers, and of requests that are still arriving; beyond it, "
+        "large requests are refused (503).",
         min=1024,
     )
     read_timeout: float = _option(REQUESTS, 60.0, "Seconds that a client may take to send one HTTP request.", min=1)

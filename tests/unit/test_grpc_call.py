@@ -14,6 +14,7 @@ from headrace.core.errors import InternalError, InvalidRequest, NotFound
 from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
 from headrace.frontends import grpc_call, grpc_lane
+from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.grpc_infer import GrpcInfer
 from headrace.frontends.grpc_lane import InferLane
 from headrace.frontends.grpc_message import prefixed
@@ -94,7 +95,7 @@ class World:
             InferLane(self.engine, GrpcInfer(lambda *_: None)),
             None,
             max_bytes,
-            max_arriving,
+            Arrivals(max_arriving),
             compression=compression,
         )
         self.arrivals = self.grpc._terms.arrivals

@@ -1,7 +1,9 @@
 """The fast lane over a made-up transport and a made-up engine."""
 
 import asyncio
+import gzip
 import json
+import zlib
 from time import monotonic_ns
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from headrace.core.errors import InternalError, InvalidRequest, NotFound, Overlo
 from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
 from headrace.frontends import http_lane
+from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.http_lane import lane
 from headrace.frontends.infer import HttpInfer
 from headrace.frontends.infer_target import infer_target
@@ -130,7 +133,8 @@ class Connection:
         self.engine = Engine() if other is None else other.engine
         self.transport = Transport()
         self.state = ServerState()
-        self.lane = lane(HttpInfer(self.engine, LIMIT), LIMIT) if other is None else other.lane
+        self.arrivals = Arrivals(10**9) if other is None else other.arrivals
+        self.lane = lane(HttpInfer(self.engine, LIMIT), LIMIT, self.arrivals) if other is None else other.lane
         config = uvicorn.Config(
             application, http=self.lane, ws="none", lifespan="off", log_config=None, access_log=False
         )
@@ -512,6 +516,48 @@ async def test_a_refused_connection_ends_after_a_while(client, monkeypatch):
             await asyncio.sleep(0.001)
 
 
+async def test_bodies_that_are_not_whole_are_bounded_together(client):
+    """One may be as large as any request; the one that is too much is refused, and what it held is free again."""
+    client.arrivals.max_bytes = 3000
+    large = [infer(model, body_of().ljust(4000)) for model in "abc"]
+    others = [Connection(client) for _ in large]
+    client.send(infer("m", body_of().ljust(4000))[:-100])
+    assert client.arrivals.bytes == 3900
+    for other, data in zip(others, large, strict=True):
+        other.send(data[:1500])
+        assert other.statuses == [503]
+        assert other.answers[0].headers["retry-after"] == "1"
+        assert "3000 (--max-inflight-bytes)" in json.loads(other.answers[0].body)["error"]
+    assert client.arrivals.bytes == 3900
+    client.send(infer("m", body_of().ljust(4000))[-100:])
+    assert client.models == ["m"]
+    assert client.arrivals.bytes == 0
+
+
+@pytest.mark.parametrize("target", ["/v2/models/a/infer", "/v2/repository/index"])
+@pytest.mark.parametrize("end", ["whole", "left", "broken", "too large"])
+async def test_what_has_arrived_is_forgotten_with_its_request(client, target, end):
+    chunked = {"Content-Length": None, "Transfer-Encoding": "chunked"}
+    client.send(infer(target=target, body=b"", **chunked))
+    assert client.arrivals.bytes == 0
+    client.send(b"400\r\n" + b" " * 1024 + b"\r\n", b"b00\r\n" + b" " * 1000)
+    assert client.arrivals.bytes == 2024
+    if end == "left":
+        client.hang_up()
+    else:
+        rest = {"whole": b"0\r\n\r\n", "broken": b"x\r\n", "too large": b"fff\r\n" + b" " * LIMIT}[end]
+        client.send(b" " * (0xB00 - 1000) + b"\r\n" + rest)
+    assert client.arrivals.bytes == 0
+    await settle()
+
+
+async def test_a_coding_may_be_told_in_several_lines(client):
+    packed = zlib.compress(gzip.compress(body_of(id="packed")))
+    lines = b"\r\nContent-Encoding: gzip\r\nContent-Encoding: deflate\r\n\r\n"
+    client.send(infer(body=packed).replace(b"\r\n\r\n", lines, 1))
+    assert client.engine.accepted[0][0].id == "packed"
+
+
 @pytest.mark.parametrize("what", ["headers", "one header", "url"])
 async def test_headers_without_end_are_refused(client, what):
     start = {"headers": get("/v2")[:-2], "one header": get("/v2")[:-2] + b"X: ", "url": b"GET /"}[what]
@@ -580,6 +626,63 @@ async def test_a_pipelined_request_that_is_not_whole_yet_waits_for_its_rest(clie
     assert client.statuses == [200, 200]
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_pipelined_request_is_begun_once_whenever_its_rest_comes(client, turns):
+    second = infer("b")
+    client.send(infer("a") + second[:-5])
+    client.engine.answer(0)
+    for _ in range(turns):  # of the loop, in which its turn comes
+        await asyncio.sleep(0)
+    client.send(second[-5:])
+    await settle()
+    assert client.models == ["a", "b"]
+    client.engine.answer(1)
+    await settle()
+    assert client.statuses == [200, 200]
+
+
+async def test_only_so_many_requests_are_parsed_before_their_turns(client):
+    """What a request is parsed into takes many times its bytes."""
+    bad = infer("b", body=b"{")
+    client.send(infer("a") + bad * 3000)
+    assert len(client.protocol.pipeline) <= http_lane.MAX_WAITING + http_lane.SLICE_BYTES // len(bad) + 1
+    assert not client.transport.reading
+    client.engine.answer(0)
+    async with asyncio.timeout(60):
+        while len(client.statuses) < 3001:
+            await settle()
+    assert client.statuses == [200] + [400] * 3000
+    assert client.transport.reading
+
+
+async def test_requests_that_wait_are_bounded_also_where_reading_goes_on(client):
+    """uvicorn reads on whenever an application asks whether its client is still there."""
+    client.send(infer("a"))
+    for _ in range(8):
+        client.send(get("/one") * 10_000)
+    parsed = len(client.protocol.pipeline)
+    assert parsed < 1000
+    client.engine.answer(0)
+    async with asyncio.timeout(60):
+        while not client.transport.half_closed:
+            await settle()
+    assert client.statuses == [200] * (1 + parsed) + [400]
+    assert str(http_lane.MAX_UNPARSED_BYTES) in json.loads(client.answers[-1].body)["error"]
+
+
+async def test_headers_behind_many_requests_are_not_taken_for_long_ones(client):
+    whole, last = infer("a"), infer("b")
+    count = http_lane.MAX_HEAD_BYTES // len(whole) + 1
+    client.send(whole * count + last[:20])
+    assert client.transport.sent == b""
+    client.send(last[20:])
+    for number in range(count + 1):
+        client.engine.answer(number)
+        await settle()
+    assert client.statuses == [200] * (count + 1)
+    assert client.models == ["a"] * count + ["b"]
+
+
 async def test_refusals_keep_their_place_too(client):
     client.send(infer("a") + infer("b", body=b"{") + infer("c"))
     client.engine.answer(0)
@@ -620,6 +723,14 @@ async def test_a_refusal_that_ends_the_connection_does_not_overtake_an_answer(cl
     assert all(400 <= status < 500 for status in statuses[1:])
 
 
+async def test_a_refusal_does_not_overtake_an_answer_of_the_application(client):
+    chunked = infer("b", body=b"", **{"Content-Length": None, "Transfer-Encoding": "chunked"})
+    client.send(get("/one") + chunked + (b"400\r\n" + b" " * 1024 + b"\r\n") * 5)
+    await settle()
+    assert client.statuses == [200, 413]
+    assert client.answers[0].body == b"GET /one 0"
+
+
 async def test_leave_to_send_does_not_overtake_an_answer(client):
     head = infer("b", Expect="100-continue")[: -len(body_of())]
     client.send(infer("a") + head)
@@ -650,6 +761,23 @@ async def test_what_a_client_that_left_waited_for_is_taken_back(client):
     assert client.engine.accepted[0][1].cancelled()
     assert client.models == ["a"], "and what waited behind is not begun"
     assert client.transport.sent == b""
+
+
+async def test_the_application_learns_that_a_client_has_left_whatever_that_has_pipelined(client):
+    told = []
+
+    async def waits(scope, receive, _):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.append(scope["path"])
+
+    client.protocol.app = waits
+    client.send(get("/one") + get("/two") + infer("c"))
+    await settle()
+    client.hang_up()
+    await settle()
+    assert told == ["/one"]
+    assert client.models == []
 
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError()])
@@ -763,9 +891,39 @@ async def test_an_idle_connection_is_kept_for_a_while_and_not_for_ever(client):
     assert client.transport.closed
 
 
-async def test_an_upgrade_is_not_followed(client, caplog):
-    client.send(infer(Connection="Upgrade", Upgrade="h2c"))
-    if client.engine.accepted:
-        client.engine.answer()
+OFFER = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_an_offer_of_another_protocol_is_not_taken_and_costs_nothing(client, size):
+    """Java's HttpClient and ``curl --http2`` make one, bodies and all."""
+    data = infer("a", body_of(id="1"), **OFFER) + infer("b", body_of(id="2"), **OFFER)
+    client.send(*(data[start : start + size] for start in range(0, len(data), size)))
+    for number in range(2):
+        client.engine.answer(number)
         await settle()
-    assert client.statuses in ([200], [400])
+    assert client.statuses == [200, 200]
+    assert [request.id for request, _ in client.engine.accepted] == ["1", "2"]
+    assert not client.transport.closed
+
+
+async def test_an_offer_in_front_of_a_chunked_body_and_of_none(client):
+    body = body_of(id="chunked")
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    client.send(
+        get("/one").replace(b"Host: h", b"Host: h\r\nConnection: upgrade\r\nUpgrade: websocket"),
+        infer(body=b"", **OFFER, **{"Content-Length": None, "Transfer-Encoding": "chunked"}) + chunks + get("/two"),
+    )
+    await settle()
+    client.engine.answer()
+    await settle()
+    assert client.statuses == [200, 200, 200]
+    assert (client.answers[0].body, client.answers[2].body) == (b"GET /one 0", b"GET /two 0")
+
+
+async def test_a_connection_that_is_to_end_ends_with_an_offer_too(client):
+    client.send(infer(**{**OFFER, "Connection": "close, Upgrade, HTTP2-Settings"}))
+    client.engine.answer()
+    await settle()
+    assert client.answers[0].headers["connection"] == "close"
+    assert client.transport.closed

@@ -9,7 +9,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from headrace.core.errors import DeadlineExceeded, HeadraceError, NotReady, Overloaded
+from headrace.core.errors import DeadlineExceeded, HeadraceError, NotReady
+from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.grpc_head import CallHead
 from headrace.frontends.grpc_message import (
     COMPRESS_ABOVE_BYTES,
@@ -32,14 +33,6 @@ from headrace.http2.stream import Buffer, Stream
 log = logging.getLogger(__name__)
 
 Calls = Connection[CallHead]
-
-
-class Arrivals:
-    """The requests of all calls that are not whole yet: how many bytes of them there are, and may be."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.bytes = 0
-        self.max_bytes = max_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +154,10 @@ class Call(Stream):
 
     def hold(self, size: int) -> None:
         """Count so many bytes, and no others, of this call among those that have arrived; there may be too many."""
-        arrivals = self._terms.arrivals
-        grown = size - self._held
-        arrivals.bytes += grown
+        refusal = self._terms.arrivals.change(self._held, size)
         self._held = size
-        if grown > 0 and arrivals.bytes > max(arrivals.max_bytes, size):  # one alone may be as large as any message
-            self.fail(
-                Overloaded(
-                    f"the server holds {arrivals.bytes} bytes of gRPC requests that are not whole yet and takes at "
-                    f"most {arrivals.max_bytes} (--max-inflight-bytes)"
-                )
-            )
+        if refusal is not None:
+            self.fail(refusal)
 
     def allow_more(self) -> None:
         """Let the client go on sending a message that does not fit into the window."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from time import monotonic_ns
 from typing import Any
 
-from headrace.frontends.grpc_call import Arrivals, Calls, SimpleCall, Terms
+from headrace.frontends.arrivals import Arrivals
+from headrace.frontends.grpc_call import Calls, SimpleCall, Terms
 from headrace.frontends.grpc_head import CallHead, Procedure, parse_head
 from headrace.frontends.grpc_lane import InferCall, InferLane
 from headrace.frontends.grpc_message import MAX_BYTES
@@ -34,7 +35,7 @@ class GrpcServer:
         lane: InferLane,
         sock: socket.socket,
         max_bytes: int,
-        max_arriving_bytes: int,
+        arrivals: Arrivals,
         *,
         compression: str = "none",
         restrictions: Restrictions | None = None,
@@ -42,8 +43,8 @@ class GrpcServer:
         """Make a server that is not started yet.
 
         ``services`` has, by the service's name, its RPCs and the objects that have methods of their names. Messages
-        have up to ``max_bytes``, -1 for what the protocol has room for; requests that are not whole yet together up
-        to ``max_arriving_bytes``.
+        have up to ``max_bytes``, -1 for what the protocol has room for; requests that are not whole yet are counted
+        among the ``arrivals``.
         """
         self._infer = Procedure("ModelInfer", lane.is_called, pb.ModelInferRequest)
         self._procedures = {
@@ -58,7 +59,7 @@ class GrpcServer:
         self._terms = Terms(
             max_bytes if 0 <= max_bytes < MAX_BYTES else MAX_BYTES,
             "" if compression == "none" else compression,
-            Arrivals(max_arriving_bytes),
+            arrivals,
         )
         self._restrictions = restrictions if restrictions is not None and restrictions.active else None
         self._connections: set[Calls] = set()

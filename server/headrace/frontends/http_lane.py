@@ -16,18 +16,23 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from headrace.core.errors import HeadraceError, InvalidRequest, NotReady, TooLarge
+from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.http_exchange import Exchange
 from headrace.frontends.infer import HttpInfer, InferReply
 from headrace.frontends.infer_target import infer_target
 from headrace.frontends.known_heads import KnownHead, KnownHeads
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.status import http_status
+from headrace.frontends.upgrade_offer import head_without_offer
 from headrace.wire.json_v2 import encode_error
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 5.0
 MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers
+SLICE_BYTES = 16 * 1024  # of what comes at once, before it is seen whether too many requests wait
+MAX_WAITING = 16  # requests that are parsed before their turns; objects of them take fifty times their bytes
+MAX_UNPARSED_BYTES = 1024 * 1024
 JOIN_BYTES = 16 * 1024  # copying so little costs less than a second buffer on its way through the transport
 
 
@@ -37,6 +42,7 @@ class LaneProtocol(HttpToolsProtocol):
     reader: HttpInfer | None  # None: no inference here, everything goes to the application
     heads: KnownHeads
     max_request_bytes: int
+    arrivals: Arrivals
     restrictions: Restrictions | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,7 +51,9 @@ class LaneProtocol(HttpToolsProtocol):
         self.began_at: float | None = self.loop.time()
         self.idle_since = self.began_at
         self._running: Exchange | None = None
+        self._served: RequestResponseCycle | None = None  # by the application, now
         self._body_bytes = 0
+        self._held_bytes = 0  # that count among the arrivals
         self._leaving = False
         self._discarding = False
         self._last_words: HeadraceError | None = None
@@ -53,6 +61,9 @@ class LaneProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._closing_since = 0.0
         self._between = True  # requests: the parser has seen the last one whole, and nothing of the next
+        self._ended_here = False  # whether a request has ended within what was received last
+        self._offers_upgrade = False  # whether the request that is being parsed does
+        self._unparsed = b""  # what came behind many requests that wait for their turns
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left: what it waited for need not be computed."""
@@ -61,6 +72,11 @@ class LaneProtocol(HttpToolsProtocol):
             running.disconnected = True
             if running.future is not None:
                 running.future.cancel()
+        served = self._served
+        if served is not None and not served.response_complete:  # uvicorn tells only the one that was read last
+            served.disconnected = True
+            served.message_event.set()
+        self._hold(0)
         super().connection_lost(exc)
 
     # -- parser callbacks ---------------------------------------------------------------------------------
@@ -89,6 +105,9 @@ class LaneProtocol(HttpToolsProtocol):
         """Decide who answers: the lane or the application."""
         self._in_head = False
         if self._discarding:
+            return
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offers_upgrade = True
             return
         reader = self.reader
         infers = reader is not None and self.parser.get_method() == b"POST"
@@ -147,7 +166,9 @@ class LaneProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        self._between = True
+        if self._offers_upgrade:
+            return  # it comes again, without the offer
+        self._between = self._ended_here = True
         self.began_at = None
         cycle: Any = self.cycle
         if self._discarding:
@@ -191,20 +212,37 @@ class LaneProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A response is written. As uvicorn's, but the watch looks after idle connections instead of a timer each."""
         self.idle_since = self.loop.time()
+        self._served = None
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             # By way of the loop: a long row of requests that are refused at once must not become a deep stack.
-            self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
-        elif self._last_words is not None:
+            self.loop.call_soon(self._start_next)
+            return
+        self.flow.resume_reading()
+        if self._last_words is not None:
             self._say_last_words(self._last_words)
 
+    def _start_next(self) -> None:
+        """What was pipelined has its turn. Until now it has waited: its rest, if that came first, begins nothing."""
+        if not self.pipeline:
+            return
+        cycle, app = self.pipeline.pop()
+        rest = b""
+        if not self.pipeline and not self.transport.is_closing():
+            rest, self._unparsed = self._unparsed, rest
+            if not self.flow.write_paused:
+                self.flow.resume_reading()
+        self._start_asgi_task(cycle, app)
+        if rest:
+            self.data_received(rest)
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """A cycle's turn has come; uvicorn calls this for what was pipelined."""
+        """A cycle's turn has come; uvicorn calls this for those that need not wait."""
         if self.transport.is_closing():
             return
         if not isinstance(cycle, Exchange):
+            self._served = cycle
             super()._start_asgi_task(cycle, app)
         elif cycle.more_body:
             self.began_at = self.loop.time()  # it was the server that did not read on
@@ -241,10 +279,14 @@ class LaneProtocol(HttpToolsProtocol):
         if self._discarding or self.transport.is_closing():
             return
         self._discarding = True
+        self._hold(0)
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete and cycle.more_body:
             self._abandon(cycle)
-        if self._running is not None or self.pipeline or not (self.cycle is None or self.cycle.response_complete):
+        served = self._served
+        is_served = served is not None and not served.response_complete
+        is_whole = self.cycle is not None and not self.cycle.response_complete
+        if self._running is not None or self.pipeline or is_served or is_whole:
             self._last_words = error
         else:
             self._say_last_words(error)
@@ -265,9 +307,11 @@ class LaneProtocol(HttpToolsProtocol):
 
         Closing a socket with unread data resets it, and the client might never see the answer.
         """
+        status, headers = http_status(error)
         body = encode_error(str(error))
+        lines = b"".join(b"%b: %b\r\n" % (name.lower().encode(), value.encode()) for name, value in headers.items())
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[http_status(error)[0]] + head + body)
+        self.transport.write(STATUS_LINE[status] + lines + head + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -277,6 +321,9 @@ class LaneProtocol(HttpToolsProtocol):
         """Bytes from the client."""
         if self._discarding:
             return
+        if self._unparsed:
+            self._put_off(data)
+            return
         begins = self._between and (self.cycle is None or self.cycle.response_complete) and not self._leaving
         if begins:
             known = self.heads.find(data)
@@ -284,20 +331,68 @@ class LaneProtocol(HttpToolsProtocol):
                 self._take_known(*known, data)
                 return
         before = self.cycle
+        self._ended_here = False
         try:
-            self.parser.feed_data(data)
+            self._parse(data)
         except httptools.HttpParserError:
             self.close_with(InvalidRequest("Invalid HTTP request received."))
-        except httptools.HttpParserUpgrade:
-            if self.cycle is not None:
-                self.cycle.keep_alive = False  # what follows is in the protocol that was wished for
-        if self._in_head:
+        if self._in_head and not self._ended_here:  # else it began somewhere in the middle of the data
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.close_with(InvalidRequest(f"the request's headers have more than {MAX_HEAD_BYTES} bytes"))
+        if self._held_bytes or not self._between:
+            self._hold(0 if self._between or self._in_head or self._discarding else self._body_bytes)
         exchange: Any = self.cycle
         if begins and self._between and exchange is not before and isinstance(exchange, Exchange):
             exchange.remember(self.heads, data)
+
+    def _put_off(self, data: bytes) -> None:
+        """Requests wait that are not even parsed: those that come now wait behind them."""
+        self._unparsed += data
+        self.flow.pause_reading()
+        if len(self._unparsed) > MAX_UNPARSED_BYTES:
+            self._unparsed = b""
+            self.close_with(InvalidRequest(f"more than {MAX_UNPARSED_BYTES} bytes of requests wait for answers"))
+
+    def _parse(self, data: bytes) -> None:
+        """Go through the data, a slice at a time where it may hold many requests; some may have to wait as bytes."""
+        view: bytes | memoryview = data if len(data) <= SLICE_BYTES else memoryview(data)
+        position = 0
+        while position < len(data) and not self._discarding:
+            if len(self.pipeline) > MAX_WAITING:
+                self._unparsed = data[position:]
+                self.flow.pause_reading()
+                return
+            rest = len(data) - position
+            end = position + (rest if self._body_left() >= rest else SLICE_BYTES)
+            try:
+                self.parser.feed_data(view[position:end])
+                position = end
+            except httptools.HttpParserUpgrade as found:
+                if not self._offers_upgrade:
+                    if self.cycle is not None:
+                        self.cycle.keep_alive = False  # what follows CONNECT is no HTTP
+                    return
+                self._offers_upgrade = False
+                position += found.args[0]
+                method, version = self.parser.get_method(), self.parser.get_http_version()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self.parser.feed_data(head_without_offer(method, self.url, version, self.headers))
+
+    def _body_left(self) -> int:
+        """How much of the body of the request that is being read is still to come, where that is known."""
+        cycle: Any = self.cycle
+        if self._in_head or self._between or not isinstance(cycle, Exchange):
+            return 0
+        return cycle.headers.content_length - self._body_bytes
+
+    def _hold(self, size: int) -> None:
+        """Count so many bytes of a request that is not whole yet, and no others, among the arrivals."""
+        refusal = self.arrivals.change(self._held_bytes, size)
+        self._held_bytes = size
+        if refusal is not None:
+            self.close_with(refusal)
 
     def _take_known(self, head: KnownHead, start: int, data: bytes) -> None:
         """A whole request whose head was seen before: the parser need not see it."""
@@ -367,7 +462,7 @@ def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
 
 
 def lane(
-    reader: HttpInfer | None, max_request_bytes: int, restrictions: Restrictions | None = None
+    reader: HttpInfer | None, max_request_bytes: int, arrivals: Arrivals, restrictions: Restrictions | None = None
 ) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn, tied to one engine; without one only its bounds and its drain are there."""
     if restrictions is not None and not restrictions.active:
@@ -379,6 +474,7 @@ def lane(
             "reader": reader,
             "heads": KnownHeads(),
             "max_request_bytes": max_request_bytes,
+            "arrivals": arrivals,
             "restrictions": restrictions,
         },
     )
