@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -266,6 +267,16 @@ def test_a_body_may_come_in_chunks(client: httpx.Client, path: str):
     assert _answered(client.post(path, content=pieces)) == Y
 
 
+def test_an_offer_of_http2_is_passed_over(server: RunningServer, path: str):
+    """By Java's HttpClient, for one, which makes it with each of its first requests."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    with RawConnection(server.http) as connection:
+        for _ in range(2):
+            connection.send(request("POST", path, _body(), offer))
+            answer = connection.answer()
+            assert read_answer(answer.status, answer.headers, answer.body).outputs == (Y,)
+
+
 def test_a_client_may_ask_before_it_sends_the_body(server: RunningServer, path: str):
     whole = request("POST", path, _body(), {"Expect": "100-continue"})
     head, _, body = whole.partition(b"\r\n\r\n")
@@ -294,6 +305,16 @@ def _fake(delay_ms: int, number: float) -> bytes:
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}],
         }
     ).encode()
+
+
+def test_a_pipelined_request_may_come_in_parts_while_the_one_before_it_runs(server: RunningServer):
+    second = request("POST", "/v2/models/fake/infer", _fake(0, 2.0))
+    with RawConnection(server.http) as connection:
+        connection.send(request("POST", "/v2/models/fake/infer", _fake(150, 1.0)) + second[:-5])
+        time.sleep(0.03)  # so that the rest lies there when the answer is sent
+        connection.send(second[-5:] + request("GET", "/v2/nothing"))
+        assert [json.loads(connection.answer().body)["id"] for _ in range(2)] == ["1.0", "2.0"]
+        assert connection.answer().status == 404
 
 
 def test_pipelined_requests_are_answered_in_order(server: RunningServer):

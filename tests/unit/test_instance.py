@@ -1,6 +1,7 @@
 """One instance of a model over a made-up worker process."""
 
 import asyncio
+import errno
 import gc
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from headrace.batching.pending import Pending
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.streamed import StreamedRequest
-from headrace.core.errors import InternalError, InvalidRequest, Kind
+from headrace.core.errors import InternalError, InvalidRequest, Kind, Overloaded
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest
 from headrace.core.statistics import Statistics
@@ -489,6 +490,24 @@ async def test_what_cannot_be_handed_over_is_answered_and_the_next_is_served_rig
     host.answer()
     assert answer_of(request) == [7]
     assert "could not hand a batch of model m" in caplog.text
+
+
+async def test_what_there_is_no_room_for_now_may_be_asked_again(model, host, monkeypatch, caplog):
+    model.instance(host)
+
+    def refuse(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Segment, "create", refuse)
+        (failed,) = model.put(7)
+        await settle()
+    assert isinstance(failed.future.exception(), Overloaded)
+    assert "model 'm': could not hand the request over" in str(failed.future.exception())
+    (request,) = model.put(7)
+    await settle()
+    host.answer()
+    assert answer_of(request) == [7]
 
 
 async def test_a_heavy_model_waits_for_its_turn(model, host):

@@ -1,6 +1,7 @@
 """How an instance takes its batches: it waits for a free slot, for company or for its turn, and takes the next one."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from time import monotonic_ns
@@ -10,7 +11,7 @@ from headrace.batching.pending import Pending
 from headrace.batching.queue import BatchQueue
 from headrace.batching.regroup import Regroup
 from headrace.batching.staging import Staging
-from headrace.core.errors import InternalError
+from headrace.core.errors import HeadraceError, InternalError, Overloaded
 from headrace.workers.frames import Loaded
 from headrace.workers.open_streams import MAX_OPEN, OpenStreams
 from headrace.workers.permit import Permit
@@ -19,6 +20,7 @@ from headrace.workers.slots import Slot, Slots
 log = logging.getLogger(__name__)
 
 HANDOVER_NS = 500_000  # before a worker is expected to be free it is given its next batch, under an objective
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # of descriptors and of memory
 
 
 class Pump:
@@ -139,10 +141,16 @@ class Pump:
             except Exception as error:
                 log.exception("could not hand a batch of model %s to its worker", self._model)
                 for one in pending:
-                    one.fail(InternalError(f"model '{self._model}': could not hand the request over: {error}"))
+                    one.fail(self._not_handed_over(error))
                 self.slots.give(slot)
                 self.batch_ended(pending)
             del pending, slot  # the next wait may be long, and they hold memory that somebody has lent
+
+    def _not_handed_over(self, error: Exception) -> HeadraceError:
+        """What those of a batch are told; the system may have room for them a moment later."""
+        what = f"model '{self._model}': could not hand the request over: {error}"
+        short = isinstance(error, OSError) and error.errno in _SHORTAGES
+        return Overloaded(what) if short else InternalError(what)
 
     async def _take_in_turn(self, threads: int) -> list[Pending]:
         """The next batch of a heavy or limited model, once it may run. None may be left when its turn comes.
