@@ -731,6 +731,13 @@ async def test_a_refusal_does_not_overtake_an_answer_of_the_application(client):
     assert client.answers[0].body == b"GET /one 0"
 
 
+async def test_what_is_sent_behind_the_last_request_of_a_connection_is_not_run(client):
+    client.send(infer("a", body=b"{", Connection="close") + infer("b"))
+    await settle()
+    assert client.statuses == [400]
+    assert client.models == []
+
+
 async def test_leave_to_send_does_not_overtake_an_answer(client):
     head = infer("b", Expect="100-continue")[: -len(body_of())]
     client.send(infer("a") + head)

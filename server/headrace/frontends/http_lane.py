@@ -180,7 +180,7 @@ class LaneProtocol(HttpToolsProtocol):
         if cycle.response_complete:
             return
         cycle.more_body = False
-        if cycle is self._first():
+        if cycle is self._first() and not self.transport.is_closing():
             self._begin(cycle)
 
     # -- responses ----------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class LaneProtocol(HttpToolsProtocol):
             if not self.flow.write_paused:
                 self.flow.resume_reading()
         self._start_asgi_task(cycle, app)
-        if rest:
+        if rest and not self.transport.is_closing():
             self.data_received(rest)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
