@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.frontends import grpc_message
 from headrace.frontends.grpc_message import (
     COMPRESS_ABOVE_BYTES,
     PREFIX_BYTES,
@@ -133,6 +134,17 @@ def test_a_bomb_is_unpacked_no_further_than_the_bound(encoding):
     bomb = (gzip if encoding == "gzip" else zlib).compress(bytes(50_000_000))
     with pytest.raises(MessageTooLarge, match="100000"):
         unpacked((1, bomb), encoding, 100_000)
+
+
+def test_a_bomb_below_the_bound_is_one_all_the_same(monkeypatch):
+    monkeypatch.setattr(grpc_message, "FREE_BYTES", 20_000)
+    bomb = gzip.compress(bytes(1_000_000))
+    with pytest.raises(MessageTooLarge, match=str(grpc_message.MOST_TIMES * len(bomb))):
+        unpacked((1, bomb), "gzip", 10**9)
+    few, packable = bytes(20_000), bytes(range(256)) * 400
+    assert unpacked((1, gzip.compress(few)), "gzip", 10**9) == few
+    assert len(packable) > 5 * 20_000
+    assert unpacked((1, gzip.compress(packable, 1)), "gzip", 10**9) == packable
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])

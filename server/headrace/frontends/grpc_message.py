@@ -7,6 +7,10 @@ PREFIX_BYTES = 5
 MAX_BYTES = 2**31 - 1  # of any message, as in other implementations
 # Below this compressing costs more than the bytes it saves.
 COMPRESS_ABOVE_BYTES = 512
+# A message may unpack to this much, or to so many times its size: gzip can make a gigabyte of one megabyte, which costs
+# seconds and twice the memory.
+FREE_BYTES = 64 * 1024 * 1024
+MOST_TIMES = 100
 ENCODINGS = ("identity", "deflate", "gzip")
 # Pieces smaller than this are joined, so many at a time: each has a size of its own beside what it holds.
 _CRUMB_BYTES = 1024
@@ -104,7 +108,7 @@ def unpacked(message: Packed, encoding: str, max_bytes: int) -> bytes:
     """The message itself; ``encoding`` is what the call says that its messages have.
 
     Raises:
-        MessageTooLarge: it unpacks to more than the limit.
+        MessageTooLarge: it unpacks to more than the limit, or than anything of its size may.
         HeadraceError: it cannot be unpacked.
     """
     flag, payload = message
@@ -112,10 +116,13 @@ def unpacked(message: Packed, encoding: str, max_bytes: int) -> bytes:
         return payload
     if encoding in ("", "identity"):
         raise InvalidRequest("a message is said to be compressed, and the call names no grpc-encoding")
+    limit = min(max_bytes, max(FREE_BYTES, MOST_TIMES * len(payload)))
     try:
-        return decompress(payload, encoding, max_bytes)
+        return decompress(payload, encoding, limit)
     except TooLarge:
-        raise MessageTooLarge(f"Received message larger than max (unpacked, more than {max_bytes})") from None
+        raise MessageTooLarge(
+            f"Received message larger than max (unpacked, more than {limit}, which {len(payload)} packed may come to)"
+        ) from None
 
 
 def check_encoding(encoding: str) -> HeadraceError | None:
