@@ -10,9 +10,9 @@ TEST_PROCESSES ?= 2
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(BIN)/pip:  # what venv makes last: one that was interrupted is made anew
+$(BIN)/pip:  # what venv makes last: one that was interrupted is gone on with
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headrace needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serving: pyproject.toml | $(BIN)/pip
 	@echo "Installing what serves and optimises the sample models into $(VENV), with PyTorch and OpenVINO: a minute or two."
