@@ -8,23 +8,21 @@ The same conformance cases run over the lane and over the ordinary route.
 
 import asyncio
 import logging
-from functools import lru_cache
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headrace.core.errors import HeadraceError, InvalidRequest, NotReady, TooLarge
 from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.http_exchange import Exchange
+from headrace.frontends.http_response import last_response, response_head
 from headrace.frontends.infer import HttpInfer, InferReply
 from headrace.frontends.infer_target import infer_target
 from headrace.frontends.known_heads import KnownHead, KnownHeads
 from headrace.frontends.restrictions import Restrictions
-from headrace.frontends.status import http_status
 from headrace.frontends.upgrade_offer import head_without_offer
-from headrace.wire.json_v2 import encode_error
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +191,7 @@ class LaneProtocol(HttpToolsProtocol):
         exchange.response_complete = True
         exchange.request = exchange.future = None  # an idle connection keeps its last exchange, but not its tensors
         keep_alive = exchange.keep_alive and not self._leaving
-        head = _head(status, reply.headers, keep_alive)
+        head = response_head(status, reply.headers, keep_alive)
         if reply.size <= JOIN_BYTES:
             self.transport.write(b"".join((head, *reply.chunks)))
         else:
@@ -307,11 +305,7 @@ class LaneProtocol(HttpToolsProtocol):
 
         Closing a socket with unread data resets it, and the client might never see the answer.
         """
-        status, headers = http_status(error)
-        body = encode_error(str(error))
-        lines = b"".join(b"%b: %b\r\n" % (name.lower().encode(), value.encode()) for name, value in headers.items())
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[status] + lines + head + body)
+        self.transport.write(last_response(error))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -445,13 +439,6 @@ class LaneProtocol(HttpToolsProtocol):
             self.cycle is not None and self.cycle.response_complete and now - self.idle_since > self.timeout_keep_alive
         ):
             self.transport.close()
-
-
-@lru_cache(maxsize=1024)
-def _head(status: int, headers: tuple[tuple[bytes, bytes], ...], keep_alive: bool) -> bytes:
-    """A response's head; that of most responses of a model is the same."""
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return STATUS_LINE[status] + lines + (b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
 
 
 def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
