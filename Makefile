@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 TEST_PROCESSES ?= 2
+TEST_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test explore test-gpu check format proto bench samples clean
@@ -29,8 +30,8 @@ install: $(VENV)/.installed  ## make .venv with everything that the tests use (s
 serve: $(VENV)/.serving  ## serve model_repository/ (REPOSITORY=... for another folder)
 	@exec $(BIN)/headrace serve $(REPOSITORY)
 
-test: $(VENV)/.installed  ## run the whole test suite
-	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed  ## run the whole test suite, in the same order each time (TEST_SEED=2 for another)
+	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --randomly-seed=$(TEST_SEED)
 
 explore: $(VENV)/.installed  ## run the unit tests of made-up examples with ten times as many, new ones each time
 	$(BIN)/python -m pytest tests/unit -m hypothesis --hypothesis-profile=explore
