@@ -26,6 +26,7 @@ with notes.open("a") as file:
         "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "session": os.getsid(0),
+        "group": os.getpgid(0),
     }
     file.write(json.dumps(note) + "\n")
 print('headrace-progress: {"done": 1, "of": 3}', flush=True)

@@ -114,7 +114,9 @@ def _begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        start_new_session=True,  # so that all of it can be killed at once
+        # So that all of it can be killed at once. In a session of its own the kernel would share the CPUs evenly between
+        # that and ours (sched(7), autogroup), and its idle policy would count within it only.
+        process_group=0,
         env={**os.environ, **dict.fromkeys(_THREADS, str(usable_cpus()))},
     )
 
