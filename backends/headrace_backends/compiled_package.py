@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from headrace_backends.base import LoadError
 from headrace_backends.compiled_source import DeclaredInput, compiled_threads, declared_inputs
 
 MODEL = "model"  # what torch calls the only model of a package
+CONSENT = "allow_native_code"  # the parameter by which an owner agrees to a package's code
+INPUTS = "HEADRACE_INPUTS"  # in its metadata: the names of its inputs as JSON, of which positional ones have none else
 HOW = "torch._inductor.aoti_compile_and_package"
 
 _CODE = re.compile(r"(?:[^/]+/)?data/aotinductor/(?P<model>[^/]+)/(?P<file>[^/]+)")
@@ -34,6 +38,14 @@ class Package:
     def device(self) -> str:
         """What it was compiled for, in torch's words: cpu, cuda."""
         return self.metadata["AOTI_DEVICE_KEY"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its inputs are called, where the package was made with their names; else empty."""
+        try:
+            return tuple(msgspec.json.decode(self.metadata.get(INPUTS, "[]"), type=list[str]))
+        except msgspec.DecodeError:
+            return ()
 
 
 @dataclass(frozen=True, slots=True)

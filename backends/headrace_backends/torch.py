@@ -11,14 +11,14 @@ import torch
 from headrace.core.model import Signature, TensorSpec
 from headrace_backends import parameters, threads, torch_graphs, torch_running
 from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
-from headrace_backends.compiled_package import is_package
+from headrace_backends.compiled_package import CONSENT, is_package
 from headrace_backends.failures import blamed
 from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
 from headrace_backends.torch_graphs import Capture
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gist, tensor_of
-from headrace_backends.torch_package import CONSENT, read_package
+from headrace_backends.torch_package import read_package
 from headrace_backends.torch_rows import at_least
 from headrace_backends.torch_running import Running
 from headrace_backends.torchscript import read_torchscript
@@ -56,7 +56,7 @@ class TorchBackend(Backend):
         asked = parameters.intra_op_threads(source.parameters)
         running = Running.asked(source.parameters)
         read = _reader(source, running)
-        device = _device(source)
+        device = torch_device(source)
         graph_sizes = torch_graphs.asked_sizes(source.parameters, device.type)
         on_cpu = device.type == "cpu"
         if on_cpu and "tf32" in source.parameters:
@@ -242,7 +242,12 @@ def _reader(source: ModelSource, running: Running) -> Callable[[ModelSource, tor
     return read_package
 
 
-def _device(source: ModelSource) -> torch.device:
+def torch_device(source: ModelSource) -> torch.device:
+    """The device that a model is on, as torch names it.
+
+    Raises:
+        LoadError: torch does not see it.
+    """
     if source.gpu is None:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -34,7 +34,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     if untyped:
         raise LoadError(f"cannot serve '{source.path.name}': {'; '.join(untyped)}")
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    in_names = _argument_names(program, signature)
+    in_names = argument_names(program)
     out_names, out_order = result_names(source, signature.out_spec)
     out_keys = [graph.user_outputs[index] for index in out_order]
     found_inputs = [_found(name, values[key]) for name, key in zip(in_names, graph.user_inputs, strict=True)]
@@ -99,8 +99,9 @@ def _no_pickled_code() -> Iterator[None]:
             os.environ[key] = before
 
 
-def _argument_names(program: Any, signature: Any) -> list[str]:
+def argument_names(program: Any) -> list[str]:
     """The names of forward's arguments, or the graph's own names where arguments are nested."""
+    signature = program.module_call_graph[0].signature
     names = list(signature.forward_arg_names or ())
     positional, named = signature.in_spec.children()
     flat = all(child.is_leaf() for child in (*positional.children(), *named.children()))

@@ -24,15 +24,13 @@ from torch.utils import _pytree
 from headrace.core.model import TensorSpec
 from headrace_backends import parameters
 from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
-from headrace_backends.compiled_package import MODEL, Here, Package, misfit, opened
+from headrace_backends.compiled_package import CONSENT, MODEL, Here, Package, misfit, opened
 from headrace_backends.compiled_source import DeclaredInput, Sizes
 from headrace_backends.made_up import made_up
 from headrace_backends.optimize.hardware import hardware
 from headrace_backends.specs import FoundTensor, agreed
 from headrace_backends.torch_exported import result_names
 from headrace_backends.torch_model import DATATYPES, Call, TorchModel, gist, positions, tensor_of
-
-CONSENT = "allow_native_code"
 
 _CHECKS = "AOTI_RUNTIME_CHECK_INPUTS"
 
@@ -134,6 +132,8 @@ def _inputs(source: ModelSource, package: Package, in_spec: Any) -> list[FoundTe
     _, named = in_spec.children()
     keys = list(named.context) if named.num_leaves == len(named.context) else []
     found = [f"input_{index}" for index in range(in_spec.num_leaves - len(keys))] + keys
+    if len(set(package.names)) == len(package.names) == len(found):
+        found = list(package.names)
     names = _names(source, found, keys)
     if package.inputs is None:
         if not source.inputs:

@@ -21,7 +21,7 @@ NAMES = ("compile", "compile_mode", "compile_cache", "channels_last", "autocast"
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own names
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IMAGES = 4  # dimensions of a batch of images, which channels may come last in
-_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # where compiled code goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def compiled(module: Any, folder: Path, *, any_size: bool, mode: str = "default"
 
     On a GPU the modes but the default launch whole graphs, one of each size that comes.
     """
-    os.environ[_CACHE_VARIABLE] = str(folder)
+    os.environ[CACHE_VARIABLE] = str(folder)
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # no pool of processes, which would outlive the load
@@ -139,8 +139,13 @@ def warmed(run: Callable[[], Any], what: str) -> None:
             run()
     except Exception as error:
         text = str(error)
-        if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
+        if lacks_compiler(text):
             raise LoadError(
                 f"parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX ({gist(text)})"
             ) from error
         raise LoadError(f"it does not run {what}: {gist(text)}") from error
+
+
+def lacks_compiler(text: str) -> bool:
+    """Whether an error of inductor's says that there is no C++ compiler."""
+    return "InvalidCxxCompiler" in text or "No working C++ compiler" in text

@@ -8,8 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from headrace.core.model import Signature
 from headrace_backends.base import ModelSource
 from headrace_backends.onnxruntime import OnnxRuntimeBackend
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.steps.base import StepTask
 
 VALUE, NODE = helper.make_tensor_value_info, helper.make_node
 WEIGHTS = np.random.default_rng(6).standard_normal((64, 32), dtype=np.float32)
@@ -95,3 +98,17 @@ def test_torch_package(tmp_path):
     torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs={"compile_threads": 1})
     compare(torch, layer, tmp_path / "model.pt2", allow_native_code=True)
     compare(torch, layer, tmp_path / "model.pt2", allow_native_code=True, cuda_graphs=True)
+
+
+def test_torch_package_of_the_optimiser(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to compile with")
+    torch, layer, program = linear("cpu")
+    torch.export.save(program, tmp_path / "program.pt2")
+    from headrace_backends.optimize.steps import aot_inductor
+
+    (tmp_path / "made").mkdir()
+    nothing = Signature((), ()), Examples((), (), "")
+    path = aot_inductor.apply(StepTask(tmp_path / "program.pt2", tmp_path / "made", *nothing, device="gpu:0"))
+    compare(torch, layer, path, allow_native_code=True)
+    compare(torch, layer, path, allow_native_code=True, cuda_graphs=True)

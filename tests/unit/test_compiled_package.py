@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headrace.core.model import TensorSpec
+from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace_backends import threads
@@ -19,7 +20,10 @@ from headrace_backends.base import InputError, LoadError, ModelSource
 from headrace_backends.compiled_package import Here, Package, is_package, misfit, opened
 from headrace_backends.compiled_source import DeclaredInput, Sizes, compiled_threads, declared_inputs
 from headrace_backends.optimize.candidates import candidates
+from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.facts import COMPILED, Facts, ending_of
+from headrace_backends.optimize.misfit import misfit as differs
+from headrace_backends.optimize.steps.base import StepFailed, StepTask
 
 FP32 = DataType.FP32
 AGREED = {"allow_native_code": True}
@@ -131,6 +135,12 @@ def test_kernels_for_several_gpus_are_not_refused():
     assert misfit(Package(METADATA | ON_GPU), "cuda", gpu((9, 0))) is None
 
 
+@pytest.mark.parametrize("told", ["", "nonsense", "[1]", '{"a": 1}'])
+def test_names_that_are_none_are_passed_over(told):
+    assert Package({"HEADRACE_INPUTS": told}).names == Package({}).names == ()
+    assert Package({"HEADRACE_INPUTS": '["a", "b"]'}).names == ("a", "b")
+
+
 def archive(path, files, prefix="m/data/aotinductor/model/"):
     with zipfile.ZipFile(path, "w") as made:
         for name, content in files.items():
@@ -180,13 +190,23 @@ def test_archives_that_are_no_such_package(tmp_path):
 # -- a real one -----------------------------------------------------------------------------------------------
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
-from headrace_backends.torch import TorchBackend  # noqa: E402 only where torch is
+from headrace_backends.optimize.steps import aot_inductor  # noqa: E402 only where torch is
+from headrace_backends.torch import TorchBackend  # noqa: E402
 from headrace_backends.torch_package import _rows  # noqa: E402
 
 COMPILE = """
 import sys
+from pathlib import Path
+
 import torch
 import torch._inductor.cpu_vec_isa
+
+from headrace.core.model import Signature
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.steps import aot_inductor
+from headrace_backends.optimize.steps.base import StepTask
+
+folder = Path(sys.argv[1])
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -204,29 +224,50 @@ size = torch.export.Dim("n", max=64)
 program = torch.export.export(
     Net(), (torch.ones(2, 3),), {"scale": torch.ones(2, 3)}, dynamic_shapes={"rows": {0: size}, "scale": {0: size}}
 )
-quick = {"aot_inductor.precompile_headers": False, "compile_threads": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}
-torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[1], inductor_configs=quick)
+quick = {"aot_inductor.precompile_headers": False, "compile_threads": 1}
+torch._inductor.aoti_compile_and_package(
+    program, package_path=str(folder / "model.pt2"), inductor_configs=quick
+)
+torch.export.save(program, folder / "program.pt2")
+(folder / "made").mkdir()
+task = StepTask(folder / "program.pt2", folder / "made", Signature((), ()), Examples((), (), ""), note=print)
+print(aot_inductor.apply(task))
 """
 torch.manual_seed(0)
 WEIGHT = torch.randn(3, 4).numpy()
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """A package, compiled in a process of its own: the compiler keeps its settings for as long as a process lives."""
+def compiled(tmp_path_factory):
+    """A program, its package, and one that the optimiser makes of it.
+
+    Compiled in a process of its own: the compiler keeps its settings for as long as a process lives.
+    """
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile with")
     folder = tmp_path_factory.mktemp("package")
     ended = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(folder / "model.pt2")],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "AOT_INDUCTOR_ENABLE_LINE_TABLES": "0"},
+        [sys.executable, "-c", COMPILE, str(folder)],
+        env={
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+            "AOT_INDUCTOR_ENABLE_LINE_TABLES": "0",
+            "AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL": "O0",
+        },
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    return folder / "model.pt2"
+    (folder / "told").write_text(ended.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(compiled):
+    """The package that somebody else has compiled."""
+    return compiled / "model.pt2"
 
 
 def changed(package, path, change):
@@ -378,3 +419,49 @@ def test_a_configuration_of_tritons():
     text = 'platform: "torch_aoti" parameters { key: "allow_native_code" value { string_value: "true" } }'
     config = parse_pbtxt(text, "m")
     assert (config.backend, config.parameters) == ("torch", {"allow_native_code": "true"})
+
+
+# -- those that the optimiser makes ---------------------------------------------------------------------------
+
+
+def test_a_program_that_the_optimiser_has_compiled_stands_for_it(compiled):
+    note, path = (compiled / "told").read_text().splitlines()
+    assert note.endswith("to machine code for this machine; served outside of a plan, it needs "
+                         "parameters.allow_native_code")  # fmt: skip
+    assert [file.name for file in Path(path).parent.iterdir()] == ["model.pt2"]  # a plan has what lies there
+    program, made = load(compiled / "program.pt2", agreed=False), load(Path(path))
+    assert differs(program.signature, made.signature) == ""
+    assert [spec.name for spec in made.signature.inputs] == ["rows", "scale"]
+    assert not any("filled up" in note for note in made.notes())
+    for count in (1, 2, 32):
+        rows, scale = rows_of(count)
+        right, answers = (one.execute({"rows": rows, "scale": scale}, ()) for one in (program, made))
+        np.testing.assert_allclose(answers["product"], right["product"], atol=1e-5)
+        np.testing.assert_allclose(answers["scaled"], right["scaled"], atol=1e-5)
+    with pytest.raises(LoadError, match="holds machine code"):
+        load(Path(path), agreed=False)
+
+
+def step(source, folder, device="cpu"):
+    return aot_inductor.apply(StepTask(source, folder, Signature((), ()), Examples((), (), ""), device=device))
+
+
+def test_without_a_compiler_nothing_is_compiled(compiled, tmp_path, monkeypatch):
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    with pytest.raises(StepFailed, match="it takes a C\\+\\+ compiler, and there is none: install g"):
+        step(compiled / "program.pt2", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_compiled_is_told(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    for source, device, wrong in (
+        (tmp_path / "model.pt", "cpu", r"'model\.pt' is no exported program"),
+        (compiled / "model.pt2", "cpu", r"holds compiled code \(AOTInductor\), of which no other form can be made"),
+        (compiled / "program.pt2", "gpu:99", r"device 'gpu:99' is not here: torch 2"),
+    ):
+        with pytest.raises(StepFailed, match=wrong):
+            step(source, tmp_path, device)

@@ -53,6 +53,16 @@ def test_convolutions_are_quantised_statically_first_and_matrix_products_also_dy
     assert dynamic < transformer.index("onnxruntime + int8_static")
 
 
+def test_a_program_is_compiled_ahead_of_its_loads_unless_its_owner_forbids_machine_code():
+    package = "torch + aot_inductor + allow_native_code=True"
+    assert package in names(Facts(".pt2", "torch", "dense"))
+    assert package in names(Facts(".pt2", "torch", "dense", on_gpu=True))
+    assert package not in names(Facts(".pt", "torch", "dense"))
+    for on_gpu in (False, True):
+        found = names(Facts(".pt2", "torch", "dense", ALL, on_gpu=on_gpu, native_code=False))
+        assert not any("native_code" in name for name in found)
+
+
 def test_what_is_trained_may_be_quantised_too():
     found = names(
         Facts(".pt2", "torch", "convolutional", frozenset({Technique.PRUNE, Technique.INT8_STATIC}), trains=True)

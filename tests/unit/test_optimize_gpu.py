@@ -87,9 +87,11 @@ def test_a_torch_file_is_compiled_in_several_ways_and_exported():
     found = names(".pt2", "torch", "convolutional")
     for wanted in ("torch + compile=True", "torch + channels_last=True",
                    "torch + compile=True + compile_mode=reduce-overhead",
+                   "torch + aot_inductor + allow_native_code=True + cuda_graphs=True",
                    "tensorrt + export_onnx + cuda_graphs=True + precision=fp32"):  # fmt: skip
         assert wanted in found
     assert not any("max-autotune" in name for name in found)
+    assert "torch + aot_inductor + allow_native_code=True + tf32=True" in names(".pt2", "torch", allow=HALVES)
     assert any("max-autotune" in name for name in names(".pt2", "torch", exhaustive=True))
     assert not any("compile" in name for name in names(".pt", "torch"))
 

@@ -226,6 +226,13 @@ def test_what_the_owner_has_said_wins(cache, model):
     assert [one.count for one in config.instances] == [3]
 
 
+def test_machine_code_of_a_plan_needs_no_consent_of_its_own_and_may_be_forbidden(cache, model):
+    form = Form("onnxruntime", parameters={"allow_native_code": True})
+    assert formed(cache, model, form).config.parameters == {"allow_native_code": True}
+    forbidden = formed(cache, model, form, "parameters: {allow_native_code: false}")
+    assert forbidden.config.parameters == {"allow_native_code": False}
+
+
 def test_another_backend_is_not_given_the_owners_parameters_but_for_threads(cache, model):
     said = "parameters: {intra_op_threads: 1, graph_optimization_level: all}\n"
     assert formed(cache, model, Form("openvino"), said).config.parameters == {"intra_op_threads": 1}

@@ -30,6 +30,7 @@ class FakeTrial:
 
     def call(self, target, timeout_s, kind, task):
         FakeTrial.taken.append(kind)
+        assert task["device"] == "gpu:2"  # its subject's
         path = task["folder"] / "model.onnx"
         path.write_text(f"{task['source'].read_text()} {kind}")
         return path, [f"took {kind}"]
@@ -40,7 +41,9 @@ def workshop(tmp_path, monkeypatch):
     monkeypatch.setattr(workshop_module, "Trial", FakeTrial)
     FakeTrial.taken = []
     (tmp_path / "m.onnx").write_text("model")
-    return Workshop(tmp_path / "work", Subject("m", "1", tmp_path / "m.onnx", "onnxruntime", tmp_path), 1)
+    return Workshop(
+        tmp_path / "work", Subject("m", "1", tmp_path / "m.onnx", "onnxruntime", tmp_path, device="gpu:2"), 1
+    )
 
 
 def made(workshop):

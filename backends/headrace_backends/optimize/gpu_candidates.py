@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from headrace_backends.optimize.facts import COMPILED, TORCH_ENDINGS, Candidate, Facts, steps_to_onnx
+from headrace_backends.optimize.facts import COMPILED, TORCH_ENDINGS, Candidate, Facts, packaged, steps_to_onnx
 from headrace_backends.optimize.form import Form, Step, Technique
 
 REFERENCE_GAINS_ON_GPU: Mapping[str, float] = {"onnxruntime": 1.3, "tensorrt": 2.0}
@@ -80,6 +80,12 @@ def _torch(facts: Facts) -> Iterator[Candidate]:
             forms.append((_with(plain, compile=True, compile_mode="max-autotune"), 1.8))
     if facts.kind == "convolutional":
         forms += [(_with(form, channels_last=True), gain * 1.05) for form, gain in forms]
+    package = packaged(facts)
+    if package is not None:
+        for form, gain in ((package, 1.5), (_with(package, **_GRAPHS), 1.75)):
+            yield Candidate(form, gain)
+            if Technique.TF32 in facts.allow:  # other precisions are settled where the program is exported
+                yield Candidate(_with(form, Technique.TF32, tf32=True), gain * _PRECISIONS[Technique.TF32] * 0.8)
     for form, gain in forms:
         yield Candidate(form, gain)
         for technique, more in _allowed(facts):

@@ -18,6 +18,8 @@ import msgspec
 
 from headrace.core.device import CPU
 from headrace.core.model import Signature
+from headrace_backends import parameters
+from headrace_backends.compiled_package import CONSENT
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
 from headrace_backends.optimize.affordable import affordable
@@ -125,6 +127,7 @@ class Search:
             trains=self.subject.training is not None,
             exhaustive=self.goal.exhaustive,
             on_gpu=self.subject.device != CPU,
+            native_code=parameters.flag(self.subject.parameters, CONSENT, default=None) is not False,
         )
 
     def _kind(self, contest: Contest) -> Kind:

@@ -89,8 +89,9 @@ class Workshop:
             "options": step.options,
             "training": str(self._subject.training or ""),
             "threads": self._cpus,
+            "device": self._subject.device,
         }
-        with Trial(self.log, self._cpus, self.deadline) as trial:
+        with Trial(self.log, self._cpus, self.deadline, self._subject.device) as trial:
             path, notes = trial.call(
                 "headrace_backends.optimize.trial_process:take_step", timeout_s, kind=step.kind, task=task
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headrace.core.device import CPU
 from headrace.core.model import Signature
 from headrace_backends.optimize.examples import Examples
 
@@ -29,6 +30,7 @@ class StepTask:
     options: Mapping[str, Any] = field(default_factory=dict)
     training: str = ""  # the owner's training code: path of a Python file; empty where there is none
     threads: int = 1
+    device: str = CPU  # where the form will run, for steps that make something for it alone
     seed: int = 20240229
     note: Callable[[str], None] = lambda _: None  # for the report: what was found out on the way
 

@@ -19,6 +19,7 @@ _STEPS: dict[str, str] = {
     "openvino_int8_weights": "headrace_backends.optimize.steps.openvino_int8_weights:apply",
     # PyTorch to PyTorch
     "torch_int8_dynamic": "headrace_backends.optimize.steps.torch_int8_dynamic:apply",
+    "aot_inductor": "headrace_backends.optimize.steps.aot_inductor:apply",
     # with the owner's training code, to ONNX
     "prune": "headrace_backends.optimize.steps.prune:apply",
     "sparsify": "headrace_backends.optimize.steps.sparsify:apply",
