@@ -13,7 +13,7 @@ from headrace.core.model import Signature
 from headrace.repository.declared import declared_signature
 from headrace.repository.layout import has_model, list_models, read_folder, selected_versions
 from headrace.repository.optimize_config import OptimizeConfig
-from headrace.repository.planned import OWN_CODE, device_of, why_no_plan
+from headrace.repository.planned import OWN_CODE, device_for, device_of, why_no_plan
 from headrace.repository.plans import digest_of
 from headrace_backends.base import BackendUnavailable, LoadError
 from headrace_backends.importers.conversion_cache import NOTE_FILE
@@ -23,7 +23,7 @@ from headrace_backends.optimize.calibration import BadCalibration, made_up_examp
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.goal import Aim, Goal
-from headrace_backends.optimize.hardware import hardware
+from headrace_backends.optimize.hardware import hardware, why_not_on
 from headrace_backends.optimize.imported import as_onnx, is_imported
 from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.plan import BadPlan, Basis, Plan, read_plan
@@ -59,6 +59,7 @@ class OptimizeArguments:
     repository: Path
     plan_cache: Path
     version: str = ""
+    device: str | None = None  # of a file; where a model runs, its configuration says
     output: Path | None = None  # where a file's plan goes
     calibration: Path | None = None
     budget: Budget | None = None
@@ -139,6 +140,11 @@ def job_of(arguments: OptimizeArguments) -> Job:
     path = Path(arguments.target)
     if path.is_file():
         return _file_job(arguments, path.resolve())
+    if arguments.device is not None:
+        raise CannotOptimize(
+            f"--device is for a model file, and there is no file '{arguments.target}'; where a model of the repository "
+            "runs, and is optimised, its configuration says: instances: [{device: 'gpu:0'}]"
+        )
     if not has_model(arguments.repository, arguments.target):
         there = ", ".join(list_models(arguments.repository)) if arguments.repository.is_dir() else "no such folder"
         raise CannotOptimize(
@@ -151,11 +157,13 @@ def _file_job(arguments: OptimizeArguments, path: Path) -> Job:
     output = (arguments.output or Path.cwd() / f"{path.stem}-optimized").resolve()
     if output == path.parent:
         raise CannotOptimize(f"--output is '{output}', where '{path.name}' lies: it could be written over")
-    subject = Subject(path.stem, "1", path, backend_of_file(path), path.parent, training=arguments.training)
+    backend = backend_of_file(path)
+    device = device_for(arguments.device or CPU, backend)
+    subject = Subject(path.stem, "1", path, backend, path.parent, training=arguments.training, device=device)
     _refuse_unfit(subject)
     goal = _goal(arguments, OptimizeConfig())
     key = _key(subject, goal, file_key(path), arguments.calibration)
-    digest, imported = model_digest(path, {}), is_imported(subject.backend)
+    digest, imported = model_digest(path, {} if device == CPU else {"device": device}), is_imported(backend)
     return Job(as_onnx(subject), goal, arguments.calibration, digest, None, output, output / "work" / key, imported)
 
 
@@ -188,11 +196,6 @@ def _model_job(arguments: OptimizeArguments) -> Job:
         training,
         device_of(config, files.backend),
     )
-    if subject.device != CPU and not hardware().gpu:
-        raise CannotOptimize(
-            f"model '{folder.name}' is configured on {subject.device}, and no GPU is seen here: a driver is needed, "
-            "and nvidia-ml-py (pip install 'headrace[gpu]'); headrace check --gpu tells more"
-        )
     _refuse_unfit(subject)
     goal = _goal(arguments, wanted)
     digest = digest_of(folder, number)
@@ -215,6 +218,9 @@ def _key(subject: Subject, goal: Goal, model: str, calibration: Path | None) -> 
 def _refuse_unfit(subject: Subject) -> None:
     if subject.backend in OWN_CODE:
         raise CannotOptimize(f"model '{subject.name}' is run by the backend {subject.backend}: its code is the owner's")
+    why_not = why_not_on(subject.device, hardware().gpu)
+    if why_not:
+        raise CannotOptimize(f"model '{subject.name}' is to run on '{subject.device}', and {why_not}")
 
 
 def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:

@@ -20,6 +20,14 @@ def optimize(
         Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds the model.")
     ] = Path("model_repository"),
     version: Annotated[str, typer.Option("--version", help="The model's version. Default: the newest.")] = "",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="For a model file: where it is to be fast, cpu or gpu:N. Where a model of the repository runs, its "
+            "configuration says. Default: cpu; gpu:0 for an engine of TensorRT.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +124,7 @@ def optimize(
         repository,
         plan_cache or default_plan_cache(),
         version,
+        device,
         output,
         calibration,
         bound,

@@ -30,3 +30,21 @@ def test_a_model_on_a_gpu_is_optimised_and_served(tmp_path):
     assert msgspec.json.decode(plan.read_bytes())["basis"]["hardware"]["gpu"] == hardware().gpu
     with RunningServer(repository, "--optimize", "plans", env={"HEADRACE_PLAN_CACHE": str(cache)}) as server:
         assert infer(server.http, "adder", [1.0]).values == [2.0]
+
+
+def test_a_file_is_optimised_on_a_gpu(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no GPU")
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+    rows = ({0: torch.export.Dim("rows", max=64)},)
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 64),), dynamic_shapes=rows), tmp_path / "net.pt2")
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace", "optimize", "net.pt2", "--device", "gpu:0", "--time-limit", "150"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert "plan:" in done.stdout, done.stdout + done.stderr
+    report = (tmp_path / "net-optimized" / "report.json").read_text()
+    assert hardware().gpu in report
+    assert "aot_inductor" in report

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+import headrace
 from headrace import optimizing
 from headrace.optimizing import CannotOptimize, OptimizeArguments, job_of
 from headrace.repository.layout import read_folder
 from headrace.repository.planned import planned_form
 from headrace.repository.plans import digest_of
+from headrace_backends.optimize import library
 from headrace_backends.optimize.accuracy import Errors
 from headrace_backends.optimize.basis import difference, searched_versions
 from headrace_backends.optimize.candidates import candidates
@@ -18,6 +20,7 @@ from headrace_backends.optimize.findings import Hardware
 from headrace_backends.optimize.form import Form, Technique
 from headrace_backends.optimize.hardware import told_by
 from headrace_backends.optimize.plan import Basis, Plan
+from headrace_backends.optimize.search import SearchFailed
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.trial import Trial, TrialFailed
 
@@ -227,7 +230,7 @@ def arguments(folder):
 def test_without_a_gpu_the_command_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(optimizing, "hardware", lambda: Hardware("cpu", 2, ()))
     with pytest.raises(
-        CannotOptimize, match=r"model 'm' is configured on gpu:0, and no GPU is seen here: .*nvidia-ml-py"
+        CannotOptimize, match=r"model 'm' is to run on 'gpu:0', and no GPU is seen here: .*nvidia-ml-py"
     ):
         job_of(arguments(tmp_path))
 
@@ -235,3 +238,73 @@ def test_without_a_gpu_the_command_says_what_is_missing(tmp_path, monkeypatch):
 def test_with_one_the_subject_is_on_it(tmp_path, monkeypatch):
     monkeypatch.setattr(optimizing, "hardware", lambda: Hardware("cpu", 2, (), "L4 8.9, driver 580"))
     assert job_of(arguments(tmp_path)).subject.device == "gpu:0"
+
+
+def of_file(folder, name="net.onnx", **more):
+    (folder / name).write_bytes(b"model")
+    return job_of(OptimizeArguments(str(folder / name), folder, folder / "plans", **more))
+
+
+def test_a_file_is_optimised_where_the_command_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizing, "hardware", lambda: Hardware("cpu", 2, (), "L4 8.9, driver 580"))
+    jobs = [of_file(tmp_path, device=device) for device in (None, "cpu", "gpu:0", "gpu:1", f"gpu:{UUID}")]
+    assert [job.subject.device for job in jobs] == ["cpu", "cpu", "gpu:0", "gpu:1", f"gpu:{UUID}"]
+    # Neither work nor plan of one device is the other's.
+    assert (jobs[0].work, jobs[0].digest) == (jobs[1].work, jobs[1].digest)
+    assert len({job.work for job in jobs}) == len({job.digest for job in jobs}) == 4
+    assert of_file(tmp_path, "net.plan").subject.device == "gpu:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("net.onnx", "gpu:0", r"model 'net' is to run on 'gpu:0', and no GPU is seen here: .*nvidia-ml-py"),
+        ("net.plan", None, r"model 'net' is to run on 'gpu:0', and no GPU is seen here"),
+        ("net.onnx", "cuda:0", r"model 'net' is to run on 'cuda:0', and there is no such device: expected 'cpu'"),
+    ],
+)  # fmt: skip
+def test_where_a_file_cannot_be_optimised_is_said(tmp_path, monkeypatch, name, device, message):
+    monkeypatch.setattr(optimizing, "hardware", lambda: Hardware("cpu", 2, ()))
+    with pytest.raises(CannotOptimize, match=message):
+        of_file(tmp_path, name, device=device)
+
+
+def test_where_a_model_of_the_repository_runs_its_configuration_says(tmp_path):
+    arguments(tmp_path)
+    with pytest.raises(CannotOptimize, match=r"--device is for a model file, and there is no file 'm'; .*instances: "):
+        job_of(OptimizeArguments("m", tmp_path, tmp_path / "plans", device="gpu:0"))
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "error", "message"),
+    [
+        ("net.onnx", "gpu:0", SearchFailed, "the model is to run on 'gpu:0', and no GPU is seen here: a driver"),
+        ("net.onnx", f"gpu:{UUID}", ValueError, "by the number that this process sees it by"),
+        ("net.onnx", "cuda", ValueError, "device is 'cuda', expected 'cpu' or 'gpu:N'"),
+        ("net.plan", "cpu", ValueError, r"'net\.plan' is an engine, which runs on a GPU: expected device='gpu:0'"),
+    ],
+)  # fmt: skip
+def test_the_library_says_where_it_cannot_optimise(monkeypatch, model, device, error, message):
+    monkeypatch.setattr(library, "hardware", lambda: Hardware("cpu", 2, ()))
+    with pytest.raises(error, match=message):
+        headrace.optimize(model, None, device=device)
+
+
+def test_the_library_searches_on_the_device_that_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "hardware", lambda: Hardware("cpu", 2, (), "L4 8.9, driver 580"))
+    (tmp_path / "net.onnx").write_bytes(b"model")
+    found = []
+
+    class Stopped:
+        def __init__(self, subject, *rest):
+            found.append((subject.device, rest[-1]))
+
+        def run(self):
+            raise SearchFailed("stopped")
+
+    monkeypatch.setattr(library, "Search", Stopped)
+    for device in ("cpu", "gpu:1"):
+        with pytest.raises(SearchFailed, match="stopped"):
+            headrace.optimize(tmp_path / "net.onnx", {}, folder=tmp_path / "out", device=device)
+    assert [device for device, _ in found] == ["cpu", "gpu:1"]
+    assert [bool(versions.keys() & {"openvino"}) for _, versions in found] == [True, False]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core.cpus import usable_cpus
+from headrace.core.device import CPU, EXPECTED, is_device
 from headrace_backends.optimize.findings import Hardware
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -39,6 +40,18 @@ def hardware(cpuinfo: Path = CPUINFO) -> Hardware:
     name = next((described[key] for key in ("model name", "Processor", "CPU part") if key in described), "")
     flags = f"{described.get('flags', '')} {described.get('Features', '')}".split()
     return Hardware(name, usable_cpus(), tuple(sorted(FEATURES.intersection(flags))), _gpus())
+
+
+def why_not_on(device: str, gpu: str) -> str:
+    """Why nothing can be optimised on a device, where these GPUs are seen (``Hardware.gpu``); empty if it can."""
+    if not is_device(device):
+        return f"there is no such device: expected {EXPECTED}"
+    if device == CPU or gpu:
+        return ""
+    return (
+        "no GPU is seen here: a driver is needed, and nvidia-ml-py (pip install 'headrace[gpu]'); "
+        "headrace check --gpu tells more"
+    )
 
 
 def _described(cpuinfo: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from headrace.core.device import CPU, gpu_uuid, is_device
 from headrace.core.tensor import NUMPY_DTYPES
 from headrace_backends.base import Array, Backend
 from headrace_backends.optimize.accuracy import Budget
@@ -17,11 +18,11 @@ from headrace_backends.optimize.findings import Findings
 from headrace_backends.optimize.form import Technique
 from headrace_backends.optimize.given import array_in, digest_of, examples_of, file_of
 from headrace_backends.optimize.goal import Aim, Goal
-from headrace_backends.optimize.hardware import hardware
+from headrace_backends.optimize.hardware import hardware, why_not_on
 from headrace_backends.optimize.imported import as_onnx
 from headrace_backends.optimize.listener import Listener, SilentListener
 from headrace_backends.optimize.report import write_report
-from headrace_backends.optimize.search import Outcome, Search
+from headrace_backends.optimize.search import Outcome, Search, SearchFailed
 from headrace_backends.optimize.search_key import file_key, search_key
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.work_folder import claimed
@@ -92,6 +93,7 @@ def optimize(
     folder: str | Path | None = None,
     cpus: int | None = None,
     listener: Listener | None = None,
+    device: str = CPU,
 ) -> Optimized:
     """Find the fastest form of a model that stays within the budget.
 
@@ -101,17 +103,19 @@ def optimize(
     ``labels`` are what the owner knows of each example, for a budget like ``judge.py:accuracy>=0.97``, whose file lies
     beside the model's, or else in the working directory. Without a ``budget`` and ``allow`` only forms with the same
     answers are tried. ``folder`` keeps the files and the report; a search that was stopped goes on in there.
+    ``device`` is where it is to be fast: ``cpu``, or ``gpu:N`` as this process numbers its GPUs.
 
     Raises:
-        SearchFailed: the model cannot be loaded or refuses its examples.
+        SearchFailed: the model cannot be loaded or refuses its examples, or there is no GPU.
         MetricFailed: the budget's metric is not there, or fails.
         BadCalibration: the examples do not suit the model.
-        ValueError: the budget or a technique is none.
+        ValueError: the budget, a technique or the device is none.
     """
     techniques = frozenset(Technique(name) for name in allow)
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
     if techniques and wanted is None:
         raise ValueError(f"allow has what changes answers ({', '.join(sorted(techniques))}), so a budget is needed")
+    _refuse_device(device, model)
     held: Any = None
     if folder is None:
         held = tempfile.TemporaryDirectory(prefix="headrace-optimized-")
@@ -123,7 +127,7 @@ def optimize(
         path = file_of(model, example_inputs, place)
         home = path.parent if isinstance(model, str | Path) else Path.cwd()
         code = Path(training) if training else None
-        subject = as_onnx(Subject(path.stem, "1", path, backend_of_file(path), home, training=code))
+        subject = as_onnx(Subject(path.stem, "1", path, backend_of_file(path), home, training=code, device=device))
         key = search_key(subject, goal, count, file_key(path), [digest_of(example_inputs), digest_of(labels or {})])
         with claimed(place / "work", key) as work:
             outcome = _searched(subject, goal, example_inputs, labels or {}, work, count, listener)
@@ -154,5 +158,16 @@ def _searched(
         listener or SilentListener(),
         cpus,
         hardware(),
-        searched_versions(),
+        searched_versions(on_gpu=subject.device != CPU),
     ).run()
+
+
+def _refuse_device(device: str, model: Any) -> None:
+    """Raise where nothing can be optimised on the device, or the fast form could not be run on it in this process."""
+    if not is_device(device) or gpu_uuid(device):
+        raise ValueError(f"device is '{device}', expected 'cpu' or 'gpu:N' by the number that this process sees it by")
+    if device == CPU and isinstance(model, str | Path) and backend_of_file(Path(model)) == "tensorrt":
+        raise ValueError(f"'{model}' is an engine, which runs on a GPU: expected device='gpu:0' or another number")
+    why_not = why_not_on(device, hardware().gpu)
+    if why_not:
+        raise SearchFailed(f"the model is to run on '{device}', and {why_not}")

@@ -24,6 +24,7 @@ def search_key(subject: Subject, goal: Goal, cpus: int, model: str, examples: It
     on_gpu = subject.device != CPU
     told: list[object] = [model, list(examples), cpus, hardware()]
     told += [goal.budget, sorted(goal.allow), goal.aim, goal.p99_ms, goal.exhaustive]
+    told += [subject.device] if on_gpu else []
     told += [searched_versions(on_gpu=on_gpu), versions(subject.backend), [version_of(name) for name in _STEPS_USE]]
     budget = goal.budget
     judge = subject.folder / budget.metric.split(":")[0] if budget is not None and budget.is_own else None
