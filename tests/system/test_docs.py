@@ -344,7 +344,7 @@ def test_options_and_links_lead_somewhere(document):
     of_other_commands = {"--help", "--json", "--output", "--parameter", "--input", "--url"}
     of_other_commands |= {"--shape", "--rows", "--seconds", "--warmup", "--timeout", "--plot"}
     of_other_commands |= {"--max-seconds", "--max-concurrency", "--requests", "--header"}
-    of_other_commands |= {"--time-limit", "--apply", "--calibration", "--budget", "--allow", "--exhaustive"}
+    of_other_commands |= {"--time-limit", "--apply", "--calibration", "--budget", "--allow", "--exhaustive", "--device"}
     of_other_commands |= {"--max-seconds", "--max-concurrency", "--requests", "--header", "--apply"}
     assert set(re.findall(r"`(--[a-z-]+)", text)) - options - of_other_commands == set()
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
