@@ -11,6 +11,7 @@ from headrace.core.tensor import DataType
 from headrace_backends.optimize import contest as contest_module
 from headrace_backends.optimize import halves
 from headrace_backends.optimize import search as search_module
+from headrace_backends.optimize.batches import batches
 from headrace_backends.optimize.candidates import Candidate
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
@@ -131,3 +132,18 @@ def test_a_search_ends_when_a_candidate_hangs_and_goes_on_with_it_later(tmp_path
     assert [row.fate for row in outcome.findings.rows if row.form == hangs] == [Fate.FAILED]  # so it was tried again
     assert outcome.findings.complete
     assert outcome.chosen.form.parameters == {"fake_delay_ms": 0}
+
+
+def test_a_form_of_larger_batches_is_measured_and_proved_as_large_as_they_get(tmp_path, monkeypatch):
+    for effort in ("_GLANCE", "_LOOK"):
+        monkeypatch.setattr(contest_module, effort, (2, 0.02))
+    x, y = (TensorSpec(name, DataType.FP32, (-1, 2)) for name in "xy")
+    subject = Subject("echo", "1", tmp_path, "fake", tmp_path, {"fake_delay_ms": 1}, (x,), (y,), device="gpu:0")
+    with Contest(subject, Goal(aim="throughput"), Workshop(tmp_path / "work", subject, 1), 1, None) as contest:
+        contest.load_reference()
+        contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+        row = contest.try_form(Form("fake", max_batch_size=128), 60.0)
+    assert [point.rows for point in row.curve] == [1, 4, 8, 16, 32, 128]
+    assert row.speedup > 1.5  # a batch takes as long as a row
+    assert row.held_back is not None
+    assert batches(contest.held_back.examples.inputs, contest.held_back.sizes(128))[0][127:]

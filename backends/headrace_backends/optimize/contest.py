@@ -14,6 +14,7 @@ from headrace.core.model import Signature
 from headrace_backends.base import Array
 from headrace_backends.optimize import halves
 from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed
+from headrace_backends.optimize.batch_forms import larger_rows, measured_rows
 from headrace_backends.optimize.batches import filling, glance_sizes, judging_sizes
 from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
 from headrace_backends.optimize.examples import Example, Examples
@@ -108,7 +109,8 @@ class Contest:
         """
         self.first = answered(self._reference, first, glance_sizes, len(first))
         refuse_unsteady(self._reference, self.first)
-        sizes = judging_sizes(self.signature.max_batch_size)
+        most = self.signature.max_batch_size
+        sizes = judging_sizes(max([most, *larger_rows(self.goal, self.subject, most)]))
         self.held_back = answered(self._reference, filling(held_back, sizes), judging_sizes, len(held_back))
         self._requests = held_back.first(_RECORDED).inputs
         self._recorded[self.subject.reference.name] = self._record(self._reference)
@@ -361,7 +363,7 @@ class Contest:
 
     def _race(self, runners: Sequence[Runner], effort: tuple[int, float]) -> list[Laps]:
         rounds, seconds = effort
-        sizes = self.goal.rows(self.signature.max_batch_size)
+        sizes = measured_rows(self.goal.rows(self.signature.max_batch_size), [one.form for one in runners])
         return race(
             *(runners, self.first.examples, sizes),
             rounds=rounds,

@@ -12,6 +12,7 @@ import msgspec
 
 from headrace_backends.optimize.deadline import Deadline
 from headrace_backends.optimize.findings import Fate, Row
+from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
 from headrace_backends.optimize.listener import Listener
 
@@ -168,4 +169,8 @@ def best_of(rows: Sequence[Row]) -> Row:
     """The fastest; of those that are even with it, the one that changes least."""
     best = max(row.speedup or 0.0 for row in rows)
     even = [row for row in rows if (row.speedup or 0.0) * _EVEN >= best]
-    return min(even, key=lambda one: (len(one.form.techniques), len(one.form.steps), one.form.instances))
+    return min(even, key=lambda one: _changes(one.form))
+
+
+def _changes(form: Form) -> tuple[int, ...]:
+    return len(form.techniques), len(form.steps), form.instances, form.max_batch_size or 0

@@ -57,6 +57,8 @@ class Form(msgspec.Struct, frozen=True, omit_defaults=True):
         """For tables and logs: unique among the forms of one search, but for the layout."""
         parts = [self.backend, *map(str, self.steps)]
         parts += [f"{name}={value}" for name, value in sorted(self.parameters.items())]
+        if self.max_batch_size:  # 0 is as the model was dropped in
+            parts.append(f"max_batch_size={self.max_batch_size}")
         return " + ".join(parts)
 
     @property

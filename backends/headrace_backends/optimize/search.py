@@ -23,11 +23,17 @@ from headrace_backends.compiled_package import CONSENT
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric
 from headrace_backends.optimize.affordable import affordable
+from headrace_backends.optimize.batch_forms import (
+    Growing,
+    larger_rows,
+    measured_rows,
+    with_kernels_for_its_best_size,
+)
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.deadline import phases
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.facts import Candidate, Facts, Kind, ending_of, steps_to_onnx
-from headrace_backends.optimize.finals import Finals
+from headrace_backends.optimize.finals import FINALISTS, Finals
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, LayerSensitivity, Profile, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
@@ -90,6 +96,7 @@ class Search:
                 todo = forms.candidates(self._facts(contest))
                 self.listener.begin(len(todo))
                 self._try_all(contest, todo)
+                self._try_batches(contest, reference)
                 deadline.move(ends.finals_s)
                 winner, why = self._decide(contest, reference)
                 self.listener.chosen(winner.form, why)
@@ -151,7 +158,7 @@ class Search:
     # -- candidates ---------------------------------------------------------------------------------------
 
     def _try_all(self, contest: Contest, todo: list[Candidate]) -> None:
-        earlier = {row.form.name: row for row in self._earlier()}
+        earlier = self._earlier_rows()
         for position, candidate in enumerate(todo, 1):
             form = candidate.form
             if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
@@ -166,6 +173,20 @@ class Search:
             row = self._try(contest, form, earlier)
             if self._in_reach(row):
                 self._soften(contest, row, earlier)
+
+    def _try_batches(self, contest: Contest, reference: Row) -> None:
+        """On a GPU: try other batch sizes for the best few of all, the model as it was dropped in among them."""
+        most, earlier = contest.signature.max_batch_size, self._earlier_rows()
+        kept = [row for row in self._rows if row.fate is Fate.KEPT]
+        for row in sorted([reference, *kept], key=lambda one: -(one.speedup or 0.0))[:FINALISTS]:
+            growing = Growing(row, larger_rows(self.goal, self.subject, most))
+            while (form := growing.next_form()) is not None:
+                self.listener.progress(f"trying {row.form.name} in batches of {form.max_batch_size}")
+                growing.tell(self._try(contest, form, earlier))
+            form = with_kernels_for_its_best_size(growing.best, self.goal, self.subject, most)
+            if form is not None:
+                self.listener.progress(f"trying {form.name}")
+                self._try(contest, form, earlier)
 
     def _soften(self, contest: Contest, refused: Row, earlier: dict[str, Row]) -> None:
         """Try milder forms of one that is beyond the budget and near it, then with some layers left as they are."""
@@ -238,8 +259,11 @@ class Search:
     def _best(self) -> float:
         return max([1.0, *(row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT)])
 
+    def _earlier_rows(self) -> dict[str, Row]:
+        """What an earlier run of the same search had finished, by the names of the forms."""
+        return {row.form.name: row for row in self._earlier()}
+
     def _earlier(self) -> Iterator[Row]:
-        """What an earlier run of the same search had finished."""
         try:
             lines = (self.workshop.folder / _ROWS_FILE).read_bytes().splitlines()
         except OSError:
@@ -277,7 +301,8 @@ class Search:
         artifact = self.workshop.make(chosen.form.steps, contest.signature, contest.first.examples, _SIDE_JOB_S)
         inputs, answers = contest.recorded(chosen.form)
         self.listener.progress("measuring latency over batch size")
-        sizes = [rows for rows in CURVE_ROWS if rows <= max(1, contest.signature.max_batch_size)]
+        usual = [rows for rows in CURVE_ROWS if rows <= max(1, contest.signature.max_batch_size)]
+        sizes = measured_rows(usual, [chosen.form])
         with contextlib.suppress(OutOfTime):  # then both have the curves of their last race
             curve, reference_curve = contest.curve(chosen.form, sizes)
             chosen = msgspec.structs.replace(chosen, curve=curve)
