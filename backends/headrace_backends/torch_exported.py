@@ -14,6 +14,7 @@ from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSourc
 from headrace_backends.compiled_package import is_package
 from headrace_backends.specs import FoundTensor, agreed
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
+from headrace_backends.torch_tensorrt_files import refusal
 
 
 def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
@@ -78,7 +79,7 @@ def load_exported(source: ModelSource) -> Any:
         with _no_pickled_code():
             return torch.export.load(source.path)
     except Exception as error:  # the reader promises no types: whatever it raises is about this file
-        raise LoadError(f"cannot load '{source.path.name}': {gist(str(error))}") from error
+        raise LoadError(refusal(source.path) or f"cannot load '{source.path.name}': {gist(str(error))}") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from headrace_backends.optimize.hardware import hardware
 from headrace_backends.specs import FoundTensor, agreed
 from headrace_backends.torch_exported import result_names
 from headrace_backends.torch_model import DATATYPES, Call, TorchModel, gist, positions, tensor_of
+from headrace_backends.torch_tensorrt_files import refusal
 
 _CHECKS = "AOTI_RUNTIME_CHECK_INPUTS"
 
@@ -107,7 +108,8 @@ def _loaded(path: Path, device: torch.device) -> Any:
     except Exception as error:  # the loader promises no types: whatever it raises is about this file
         shutil.rmtree(folder, ignore_errors=True)
         raise LoadError(
-            f"cannot load '{path.name}': {gist(str(error))[:300]}; the code of a package runs with the version of "
+            refusal(path)
+            or f"cannot load '{path.name}': {gist(str(error))[:300]}; the code of a package runs with the version of "
             f"torch that compiled it, and here is {torch.__version__}"
         ) from error
     if device.type == "cpu":

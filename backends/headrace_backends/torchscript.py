@@ -9,6 +9,7 @@ import torch
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.specs import FoundTensor, leading_problems
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, gist, positions
+from headrace_backends.torch_tensorrt_files import refusal
 
 
 def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
@@ -70,7 +71,8 @@ def load_torchscript(source: ModelSource, device: torch.device) -> Any:
             return torch.jit.load(source.path, map_location=device).eval()  # type: ignore[no-untyped-call] # unannotated
     except (RuntimeError, ValueError, OSError) as error:
         raise LoadError(
-            f"'{source.path.name}' is no TorchScript archive: {gist(str(error))[:300]}; "
+            refusal(source.path)
+            or f"'{source.path.name}' is no TorchScript archive: {gist(str(error))[:300]}; "
             "save the model with torch.export.save (model.pt2) or torch.jit.script"
         ) from error
 

@@ -15,8 +15,7 @@ BEYOND = {
     "several GPUs: placement over them": "this machine has one",
     "MIG: an instance on a part of a GPU": "its mode is the machine's, and not changed for a test",
     "models over several GPUs": "is not built",
-    "Torch-TensorRT as a form that is served": "is not built",
-    "the optimiser's candidates on GPUs": "is not built",
+    "Torch-TensorRT as a form that is served": "is not offered: docs/gpu.md says why",
     "int8 and fp8 with calibration": "a calibrated model belongs to it; that quantised engines are built is tested",
     "CUDA shared memory for clients": "is not built",
 }

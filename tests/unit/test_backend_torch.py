@@ -290,6 +290,29 @@ def test_a_pickle_inside_an_exported_program_is_not_opened(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("kind", ["pt", "pt2"])
+def test_engines_of_torch_tensorrt_are_told(tmp_path, kind):
+    """As its own saving leaves them: an operator that nobody has registered."""
+
+    def forward(self, x):
+        return x + 1
+
+    path = script(tmp_path, module(forward)) if kind == "pt" else export(tmp_path, forward, torch.ones(2, 3))
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.infolist()}
+    engines = {b"torch.add(x, 1)": b"ops.tensorrt.execute_engine([x], x)[0]",
+               b"torch.ops.aten.add.Tensor": b"torch.ops.tensorrt.execute_engine.default"}  # fmt: skip
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for info, content in members.items():
+            for was, becomes in engines.items():
+                content = content.replace(was, becomes)  # noqa: PLW2901
+            archive.writestr(info, content)
+    with pytest.raises(
+        LoadError, match=rf"'model\.{kind}' holds engines of Torch-TensorRT, which is not offered: .*2\.14"
+    ):
+        load(path, **TENSORS)
+
+
 def test_broken_files(tmp_path):
     (tmp_path / "model.pt2").write_bytes(b"garbage")
     with pytest.raises(LoadError, match="it is not a zip file"):
