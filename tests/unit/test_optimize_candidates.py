@@ -1,13 +1,21 @@
 """Which forms are tried, in what order, and how many layers are left alone."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from headrace_backends.optimize.accuracy import Budget, Errors
 from headrace_backends.optimize.candidates import Facts, candidates, kept_in_full, milder
 from headrace_backends.optimize.clocking import Laps, speedup
+from headrace_backends.optimize.examples import Examples
+from headrace_backends.optimize.findings import Hardware
 from headrace_backends.optimize.form import Form, Step, Technique, steps_key
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.listener import SilentListener
 from headrace_backends.optimize.mixing import MOST_TRIES, Mixing
+from headrace_backends.optimize.search import Search
+from headrace_backends.optimize.subject import Subject
+from headrace_backends.optimize.workshop import Workshop
 
 ALL = frozenset(Technique)
 
@@ -61,6 +69,21 @@ def test_a_program_is_compiled_ahead_of_its_loads_unless_its_owner_forbids_machi
     for on_gpu in (False, True):
         found = names(Facts(".pt2", "torch", "dense", ALL, on_gpu=on_gpu, native_code=False))
         assert not any("native_code" in name for name in found)
+
+
+class Dense(Search):
+    def _kind(self, contest):
+        return "dense"
+
+
+@pytest.mark.parametrize(("said", "allowed"), [({}, True), ({"allow_native_code": True}, True),
+                                               ({"allow_native_code": "false"}, False)])  # fmt: skip
+def test_the_owners_word_on_machine_code_is_heard(tmp_path, said, allowed):
+    subject = Subject("m", "1", tmp_path / "m.pt2", "torch", tmp_path, said)
+    workshop = Workshop(tmp_path, subject, 1)
+    search = Dense(subject, Goal(), None, workshop, SilentListener(), 1, Hardware("cpu", 1, ()), {})
+    facts = search._facts(SimpleNamespace(first=SimpleNamespace(examples=Examples((), (), ""))))
+    assert (facts.native_code, facts.on_gpu) == (allowed, False)
 
 
 def test_what_is_trained_may_be_quantised_too():
