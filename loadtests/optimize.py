@@ -28,7 +28,7 @@ from loadtests import optimize_report, served, served_report
 from loadtests.machine import describe_machine, describe_versions
 from loadtests.optimize_models import CASES, QUICK_SERVED, ROOT, SERVED, Case
 from loadtests.optimize_sweep import Sweep, sweep, sweepable
-from loadtests.optimize_verdict import Verdict, judge
+from loadtests.optimize_verdict import Verdict, judge, passed_over
 from loadtests.served_report import Served
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,8 +75,11 @@ def search(model: str, repository: Path, plans: Path, seconds: int, *options: st
     return read_report(Path(report).with_suffix(".json")), took
 
 
-def run_case(case: Case, folder: Path, seconds: int) -> tuple[Verdict, Findings]:
+def run_case(case: Case, folder: Path, seconds: int) -> tuple[Verdict, dict[str, Findings]]:
     """Build the model's folder, search, judge.
+
+    A form that the search must refuse may be passed over, because others are faster. Then an exhaustive search is asked
+    as well, whether it refuses it. Returns the findings of both, by name.
 
     Raises:
         Missing, RuntimeError, ImportError: it cannot be run.
@@ -85,7 +88,10 @@ def run_case(case: Case, folder: Path, seconds: int) -> tuple[Verdict, Findings]
     place.mkdir(parents=True)
     case.build(place)
     findings, _ = search(case.name, place.parent, folder / "plans", seconds)
-    return judge(case, findings), findings
+    if not passed_over(case, findings):
+        return judge(case, findings), {case.name: findings}
+    everything, _ = search(case.name, place.parent, folder / "everything", 2 * seconds, "--exhaustive")
+    return judge(case, findings, everything), {case.name: findings, f"{case.name}, everything": everything}
 
 
 def run_served(folder: Path, console: Console, *, quick: bool) -> Served:
@@ -196,10 +202,13 @@ def _run_one(name: str, folder: Path, results: Results, console: Console, *, qui
     console.print(f"{name}: {(case.build.__doc__ or '').strip()}", highlight=False)
     verdict, findings = run_case(case, folder, QUICK_S if quick else case.seconds)
     results.verdicts.append(verdict)
-    results.findings[name] = findings
-    for row in findings.rows:
-        told = f"  {row.fate:9} {row.speedup or 0:6.2f} x  {row.form.name}; {row.form.layout}: {row.reason}"
-        console.print(told, markup=False, highlight=False)
+    results.findings |= findings
+    for searched, found in findings.items():
+        if searched != name:
+            console.print(searched, highlight=False)
+        for row in found.rows:
+            told = f"  {row.fate:9} {row.speedup or 0:6.2f} x  {row.form.name}; {row.form.layout}: {row.reason}"
+            console.print(told, markup=False, highlight=False)
 
 
 def _tell(results: Results, console: Console) -> None:

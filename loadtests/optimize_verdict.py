@@ -20,8 +20,11 @@ class Verdict:
     missed: tuple[str, ...]
 
 
-def judge(case: Case, findings: Findings) -> Verdict:
-    """Whether the goals are met, by the rows of the report."""
+def judge(case: Case, findings: Findings, everything: Findings | None = None) -> Verdict:
+    """Whether the goals are met, by the rows of the report.
+
+    ``everything`` is of an exhaustive search, which has tried what the first one had no reason to.
+    """
     (chosen,) = [row for row in findings.rows if row.fate is Fate.CHOSEN]
     speedup = chosen.speedup or 0.0
     plain = _plain_onnxruntime(findings)
@@ -34,7 +37,8 @@ def judge(case: Case, findings: Findings) -> Verdict:
         missed.append(f"{told} over ONNX Runtime in fp32, the goal is {case.goal_over_onnxruntime:g} x")
     if findings.budget is not None and (chosen.held_back is None or findings.budget.problem(chosen.held_back)):
         missed.append("the chosen form is beyond the budget")
-    missed += [f"'{part}' was not refused" for part in case.refused if not _all_refused(part, findings.rows)]
+    tried = (everything or findings).rows
+    missed += [f"'{part}' was not refused" for part in case.refused if not _all_refused(part, tried)]
     return Verdict(
         case.name,
         f"{chosen.form.name}; {chosen.form.layout}",
@@ -44,6 +48,11 @@ def judge(case: Case, findings: Findings) -> Verdict:
         findings.seconds,
         tuple(missed),
     )
+
+
+def passed_over(case: Case, findings: Findings) -> bool:
+    """Whether the search has not even tried a form that it would have to refuse."""
+    return any(row.fate is Fate.SKIPPED and part in row.form.name for row in findings.rows for part in case.refused)
 
 
 def _plain_onnxruntime(findings: Findings) -> float | None:

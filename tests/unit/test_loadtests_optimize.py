@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from loadtests.optimize_models import CASES, Case
-from loadtests.optimize_verdict import judge
+from loadtests.optimize_verdict import judge, passed_over
 
 from headrace_backends.optimize.accuracy import Budget, Errors
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, Row
@@ -59,6 +59,16 @@ def test_goals_are_met_by_the_chosen_form():
 def test_what_is_missed_is_told(goal, rows, told):
     (missed,) = judge(goal, findings(*rows)).missed
     assert told in missed
+
+
+def test_a_form_that_was_passed_over_is_judged_by_the_search_that_tries_everything():
+    goal, skipped = case(refused=("int8_static",)), msgspec.structs.replace(REFUSED, fate=Fate.SKIPPED)
+    hurried = findings(skipped, CHOSEN)
+    assert passed_over(goal, hurried)
+    assert judge(goal, hurried, findings(REFUSED, CHOSEN)).missed == ()
+    (missed,) = judge(goal, hurried, findings(msgspec.structs.replace(REFUSED, fate=Fate.KEPT), CHOSEN)).missed
+    assert "was not refused" in missed
+    assert not passed_over(goal, findings(REFUSED, CHOSEN))
 
 
 def test_forms_with_layers_left_alone_may_be_within_the_budget():
