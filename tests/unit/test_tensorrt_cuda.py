@@ -1,13 +1,15 @@
 """The driver's calls, against a libcuda of our own: what is passed, and what is made of the answers."""
 
+import ctypes
 import shutil
 import subprocess
 
 import pytest
-from fake_libcuda import make_libcuda
+from fake_libcuda import LentFile, make_libcuda
 
 from headrace_backends.base import BackendUnavailable, DeviceLost, LoadError
 from headrace_backends.tensorrt.cuda import _FUNCTIONS, CudaDriver, CudaError, context_is_well, hardware
+from headrace_backends.tensorrt.cuda_lent import LentMemory, TooShort
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,44 @@ def test_whether_the_context_is_well(library, monkeypatch, status, expected):
 
 def test_without_a_driver_nobody_can_tell_whether_the_context_is_well():
     assert context_is_well("libcuda-that-is-not-here.so") is None
+
+
+@pytest.fixture
+def lent(library):
+    driver = CudaDriver(library)
+    return LentMemory(driver, driver.open(1))
+
+
+def host(data):
+    memory = ctypes.create_string_buffer(data, len(data))
+    return memory, ctypes.addressof(memory)
+
+
+def test_memory_that_another_process_lends_is_read_and_written(lent):
+    with LentFile(100) as first, LentFile(10) as second:
+        first.write(3, b"abc")
+        here, there = lent.open(first.handle, 100), lent.open(second.handle, 10)
+        memory, address = host(bytes(3))
+        lent.read(here + 3, address, 3)
+        assert memory.raw == b"abc"
+        memory, address = host(b"xyz")
+        lent.write(there + 7, address, 3)
+        assert second.read(0, 10) == bytes(7) + b"xyz"
+        lent.close(here)
+        with pytest.raises(CudaError, match="cuIpcCloseMemHandle says"):
+            lent.close(here)
+        lent.close(there)
+
+
+def test_no_more_is_lent_than_there_is(lent, monkeypatch):
+    with LentFile(100) as memory:
+        for _ in range(20):  # what was refused is closed
+            with pytest.raises(TooShort, match="byte_size is 101, and the handle stands for 100 bytes"):
+                lent.open(memory.handle, 101)
+        monkeypatch.setenv("FAKE_CUDA", "cuMemGetAddressRange_v2=1")
+        lent.close(lent.open(memory.handle, 101))  # a driver that does not tell is believed in its other answers
+
+
+def test_a_handle_that_stands_for_nothing_is_told(lent):
+    with pytest.raises(CudaError, match="cuIpcOpenMemHandle_v2 says"):
+        lent.open(bytes(64), 1)

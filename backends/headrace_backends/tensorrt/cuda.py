@@ -40,6 +40,15 @@ _UUID_BYTES = 16
 _NON_BLOCKING_STREAM = 1
 _CAPTURE_OF_THIS_THREAD = 1
 
+IPC_HANDLE_BYTES = 64
+
+
+class IpcHandle(ctypes.Structure):
+    """What one process gives another for memory that it has allocated (CUipcMemHandle); passed by value."""
+
+    _fields_ = (("reserved", ctypes.c_char * IPC_HANDLE_BYTES),)
+
+
 _pointer, _handle, _size, _int = ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _out = ctypes.POINTER
 # Every function that is used, with what it takes. The names with _v2 are what cuda.h calls them by today.
@@ -60,6 +69,10 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemFree_v2": (_pointer,),
     "cuMemHostAlloc": (_out(_handle), _size, ctypes.c_uint),
     "cuMemFreeHost": (_handle,),
+    "cuMemGetAddressRange_v2": (_out(_pointer), _out(_size), _pointer),
+    "cuIpcGetMemHandle": (_out(IpcHandle), _pointer),
+    "cuIpcOpenMemHandle_v2": (_out(_pointer), IpcHandle, ctypes.c_uint),
+    "cuIpcCloseMemHandle": (_pointer,),
     "cuMemcpyHtoDAsync_v2": (_pointer, _handle, _size, _handle),
     "cuMemcpyDtoHAsync_v2": (_handle, _pointer, _size, _handle),
     "cuStreamCreate": (_out(_handle), ctypes.c_uint),
@@ -261,9 +274,13 @@ class CudaDevice:
         self._call = driver.call
         self._device = _int()
         self._call("cuDeviceGet", ctypes.byref(self._device), gpu.index)
-        context = _handle()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
-        self._call("cuCtxSetCurrent", context)
+        self._context = _handle()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self.make_current()
+
+    def make_current(self) -> None:
+        """Have what this thread asks of the driver next be about this GPU."""
+        self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, nbytes: int) -> int:
         """Memory of the GPU."""
