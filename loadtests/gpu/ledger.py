@@ -17,7 +17,6 @@ BEYOND = {
     "models over several GPUs": "is not built",
     "Torch-TensorRT as a form that is served": "is not offered: docs/gpu.md says why",
     "int8 and fp8 with calibration": "a calibrated model belongs to it; that quantised engines are built is tested",
-    "CUDA shared memory for clients": "is not built",
 }
 
 

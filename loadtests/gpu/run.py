@@ -96,6 +96,7 @@ _TESTS = {
     "test_other_backends.py": "ONNX Runtime and PyTorch answer as on the CPU",
     "test_tensorrt.py": "TensorRT: engines, profiles, graphs, the cache",
     "test_shared_gpus.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
+    "test_cuda_shared_memory.py": "clients' tensors in the memory of a GPU",
     "test_serving.py": "workers that are killed, GPU metrics",
     "test_optimizing.py": "a model is optimised on its GPU, and the plan is served; a file; larger batches",
 }

@@ -15,10 +15,13 @@ from headrace.background.optimizer import BackgroundOptimizer
 from headrace.background.schedule import Subject
 from headrace.background.subjects import command_for, read_room, subjects_of
 from headrace.calls import CallDesk
+from headrace.client_memory import ClientMemory
 from headrace.config import Settings
 from headrace.core.errors import InvalidRequest
+from headrace.cuda_memory.regions import DRIVER_NODE, CudaRegions
 from headrace.engine import Engine
 from headrace.frontends.arrivals import Arrivals
+from headrace.frontends.device_tensors import DeviceTensors
 from headrace.frontends.forwarding import HeaderForwarding
 from headrace.frontends.grpc import HealthService, InferenceService
 from headrace.frontends.grpc_infer import GrpcInfer
@@ -54,7 +57,7 @@ from headrace.repository.repository import Repository
 from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
 from headrace.response_cache import Cache, ResponseCache
-from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.shared_memory import SharedMemoryRegions
 from headrace.starting import CannotStart, bind_all, check_folder, raise_descriptor_limit
 from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
@@ -123,10 +126,17 @@ class App:
         self.recorder = Recorder(self.repository, recordings, settings.recording_bytes)
         self.engine = Engine(self.repository, settings.max_inflight_bytes, self.cache, self.tracer, self.recorder)
         self.supervisor.desk = CallDesk(self.engine)
-        self.state = ServerState(settings.server_name, self.repository, strict_readiness=settings.strict_readiness)
-        self.regions = SharedMemoryRegions(settings.allow_client_shm)
-        regions = self.regions if settings.allow_client_shm else None
-        cuda_regions = CudaSharedMemoryRegions()
+        shares_memory = settings.allow_client_shm
+        self.state = ServerState(
+            settings.server_name,
+            self.repository,
+            strict_readiness=settings.strict_readiness,
+            shares_gpu_memory=shares_memory and DRIVER_NODE.exists(),
+        )
+        self.cuda_regions = CudaRegions(shares_memory, settings.log_format, lambda name: name in self.regions)
+        self.regions = SharedMemoryRegions(shares_memory, taken=self.cuda_regions.holds)
+        regions = ClientMemory(self.regions, self.cuda_regions) if shares_memory else None
+        device_tensors = DeviceTensors(self.engine, regions, self.cuda_regions) if regions is not None else None
         log_settings = LogSettings(levels_from(settings.log_level), json_lines=settings.log_format == "json")
         log_settings.on_change.append(self.supervisor.set_logging)
         self.supervisor.set_logging(log_settings.levels)
@@ -147,6 +157,7 @@ class App:
             self.engine,
             settings.max_request_bytes,
             regions=regions,
+            device_tensors=device_tensors,
             forwarding=forwarding,
             load_report=LoadReport(readings.load),
         )
@@ -157,7 +168,7 @@ class App:
             [
                 lambda app: add_statistics(app, self.repository, readings.workers),
                 lambda app: add_settings(app, log_settings, self.tracer, self._has_model),
-                lambda app: add_shared_memory(app, self.regions, cuda_regions),
+                lambda app: add_shared_memory(app, self.regions, self.cuda_regions),
                 lambda app: add_recording(app, self.recorder, self.repository),
                 lambda app: add_plans(
                     app, self.repository, plans, settings.plan_cache, used=settings.optimize != "off"
@@ -169,10 +180,10 @@ class App:
         grpc_infer = GrpcInfer(self.engine.count_unreadable, regions=regions, forwarding=forwarding)
         services = [
             InferenceService(self.repository, self.state),
-            StreamService(self.engine, grpc_infer),
+            StreamService(self.engine, grpc_infer, device_tensors),
             StatisticsService(self.repository, readings.workers),
             SettingsService(log_settings, self.tracer, self._has_model),
-            SharedMemoryService(self.regions, cuda_regions),
+            SharedMemoryService(self.regions, self.cuda_regions),
         ]
         ports = [
             (settings.http_port, "--http-port"),
@@ -182,7 +193,7 @@ class App:
         http_socket, metrics_socket, grpc_socket = bind_all(settings.host, ports)
         self.grpc = GrpcServer(
             {pb.SERVICE: (pb.RPCS, services), pb.HEALTH_SERVICE: (pb.HEALTH_RPCS, [HealthService(self.state)])},
-            InferLane(self.engine, grpc_infer),
+            InferLane(self.engine, grpc_infer, device_tensors),
             grpc_socket,
             settings.max_grpc_bytes,
             arrivals,
@@ -232,6 +243,7 @@ class App:
                 await self.repository.close()
         if self.pager is not None:
             await self.pager.close()
+        await self.cuda_regions.close()
         await self.supervisor.close()
         await self.metrics.drain(0.5)
         await asyncio.to_thread(self.tracer.close)
@@ -272,6 +284,7 @@ class App:
         """Let go of shared memory whose owners have."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.cuda_regions.sweep()
             for name in self.regions.sweep():
                 log.info("shared memory region %s is dropped: its owner has removed it", name)
 

@@ -7,9 +7,9 @@ SIGBUS at the next touch. So nothing is mapped: bytes are read and written throu
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from headrace.core.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from headrace.core.tensor import Buffer
@@ -45,13 +45,17 @@ class SharedMemoryRegions:
 
     A region whose object was unlinked is dropped when that is noticed, at its next use or by ``sweep``: its owner
     is done with it or dead, and the memory is freed only when the last descriptor is closed. Without ``allowed``
-    every method but ``sweep`` raises Unsupported.
+    every method but ``sweep`` raises Unsupported. ``taken`` tells whether a name is another kind of region's.
     """
 
-    def __init__(self, allowed: bool, folder: Path = FOLDER) -> None:
+    def __init__(self, allowed: bool, folder: Path = FOLDER, taken: Callable[[str], bool] = lambda _: False) -> None:
         self._allowed = allowed
         self._folder = folder
+        self._taken = taken
         self._held: dict[str, _Held] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Open the object ``key`` and call a part of it ``name``.
@@ -61,12 +65,9 @@ class SharedMemoryRegions:
             Overloaded: there are too many regions.
         """
         self._check_allowed()
-        if not 0 < len(name) <= MAX_NAME_CHARACTERS:
-            raise InvalidRequest(
-                f"a shared memory region's name has {len(name)} characters, expected 1 to {MAX_NAME_CHARACTERS}"
-            )
+        check_name(name)
         self._drop_if_gone(name)
-        if name in self._held:
+        if name in self._held or self._taken(name):
             raise InvalidRequest(f"shared memory region '{name}' already in manager; unregister it first")
         if len(self._held) >= MAX_REGIONS:
             self.sweep()
@@ -124,11 +125,7 @@ class SharedMemoryRegions:
         """As ``core.regions.Regions`` has it. An object is never made longer."""
         held, object_bytes = self._find(region)
         position = _locate(held.region, object_bytes, offset, byte_size)
-        if len(data) > byte_size:
-            raise InvalidRequest(
-                f"shared memory region '{region}' has too little room: {len(data)} bytes are needed, and "
-                f"shared_memory_byte_size gives {byte_size}"
-            )
+        check_room(region, len(data), byte_size)
         rest = memoryview(data)
         try:
             while rest:
@@ -168,35 +165,42 @@ class SharedMemoryRegions:
         os.close(self._held.pop(name).descriptor)
 
 
-class CudaSharedMemoryRegions:
-    """CUDA's regions, of which there are none: this server has no CUDA."""
+def check_name(name: str) -> None:
+    """See that a region can be called so.
 
-    def register(self, name: str) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            Unsupported: always.
-        """
-        raise Unsupported(
-            f"shared memory region '{name}': CUDA shared memory is not offered by this server, "
-            "which is built without CUDA; use system shared memory"
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise InvalidRequest(
+            f"a shared memory region's name has {len(name)} characters, expected 1 to {MAX_NAME_CHARACTERS}"
         )
 
-    def unregister(self, name: str) -> None:
-        """Nothing is registered, so nothing is to be done."""
 
-    def unregister_all(self) -> None:
-        """Nothing is registered, so nothing is to be done."""
+def check_within(region: str, region_bytes: int, offset: int, byte_size: int) -> None:
+    """See that the bytes that a tensor names lie in a region of so many.
 
-    def status(self, name: str = "") -> tuple[()]:
-        """No regions.
+    Raises:
+        InvalidRequest: they do not.
+    """
+    if offset < 0 or byte_size < 0 or offset + byte_size > region_bytes:
+        raise InvalidRequest(
+            f"shared memory region '{region}' has {region_bytes} bytes, which shared_memory_offset {offset} "
+            f"and shared_memory_byte_size {byte_size} do not lie within"
+        )
 
-        Raises:
-            NotFound: one was asked for by its name.
-        """
-        if name:
-            raise NotFound(f"Unable to find cuda shared memory region: '{name}' is not registered")
-        return ()
+
+def check_room(region: str, data_bytes: int, byte_size: int) -> None:
+    """See that an output fits its place.
+
+    Raises:
+        InvalidRequest: it does not.
+    """
+    if data_bytes > byte_size:
+        raise InvalidRequest(
+            f"shared memory region '{region}' has too little room: {data_bytes} bytes are needed, and "
+            f"shared_memory_byte_size gives {byte_size}"
+        )
 
 
 def _open(folder: Path, region: Region) -> int:
@@ -239,11 +243,7 @@ def _check_object(region: Region, state: os.stat_result) -> None:
 
 def _locate(region: Region, object_bytes: int, offset: int, byte_size: int) -> int:
     """Where in the object the bytes begin that a tensor names by their place in the region."""
-    if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
-        raise InvalidRequest(
-            f"shared memory region '{region.name}' has {region.byte_size} bytes, which shared_memory_offset {offset} "
-            f"and shared_memory_byte_size {byte_size} do not lie within"
-        )
+    check_within(region.name, region.byte_size, offset, byte_size)
     position = region.offset + offset
     if position + byte_size > object_bytes:
         raise _shortened(region, object_bytes)

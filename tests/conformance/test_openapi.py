@@ -342,7 +342,7 @@ def _try_example(running: RunningServer, method: str, path: str, operation: dict
         assert running.post("/v2/repository/models/digits/load")[0] == 200
     if "200" in operation["responses"] and status != 200:
         assert "cuda" in path, (filled, answer)
-        assert status in (404, 501)
+        assert status in (400, 404, 501)  # its handle is nobody's, if there is a driver
         return False
     assert str(status) in operation["responses"], (filled, answer)
     return True

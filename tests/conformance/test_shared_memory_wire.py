@@ -1,5 +1,6 @@
 """Shared memory and classification, through tritonclient over both protocols."""
 
+import base64
 import itertools
 import os
 import threading
@@ -407,11 +408,17 @@ def test_regions_may_come_and_go_among_requests(sharing: RunningServer, client: 
     still_serves(client)
 
 
-def test_there_is_no_cuda(client: Client):
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver here")
+def test_without_a_driver_there_is_no_memory_of_gpus(client: Client):
+    handle = base64.b64encode(bytes(64))
     message = client.refuses(
-        "UNSUPPORTED", lambda: client.real.register_cuda_shared_memory("r", b"AAAA", device_id=0, byte_size=4)
+        "UNSUPPORTED", lambda: client.real.register_cuda_shared_memory("r", handle, device_id=0, byte_size=4)
     )
-    assert "CUDA" in message
+    assert "cannot register shared memory region 'r': there is no NVIDIA driver here" in message
+    metadata = client.real.get_server_metadata()
+    extensions = metadata["extensions"] if client.name == "http" else metadata.extensions
+    assert "system_shared_memory" in extensions
+    assert "cuda_shared_memory" not in extensions
     status = client.real.get_cuda_shared_memory_status()
     assert (status if client.name == "http" else list(status.regions)) == []
     client.real.unregister_cuda_shared_memory("r")
@@ -427,6 +434,7 @@ def test_without_leave_nothing_is_shared(server: RunningServer, name: str):
     wanted.set_shared_memory("r", 12)
     for call in (
         lambda: client.real.register_system_shared_memory("r", "key", 4),
+        lambda: client.real.register_cuda_shared_memory("r", base64.b64encode(bytes(64)), 0, 4),
         client.regions,
         lambda: client.regions("r"),
         lambda: client.real.unregister_system_shared_memory("r"),

@@ -1,5 +1,7 @@
 """Clients' shared memory: what is registered, what is refused, and what its owners can do to us meanwhile."""
 
+import asyncio
+import base64
 import errno
 import json
 import os
@@ -14,10 +16,13 @@ from hypothesis import strategies as st
 import headrace.shared_memory
 from headrace.core.errors import HeadraceError, InvalidRequest, NotFound, Overloaded, TooLarge, Unsupported
 from headrace.core.regions import MAX_READ_BYTES, Place, check_read_bytes, place_of
+from headrace.cuda_memory import frames
+from headrace.cuda_memory.regions import CudaRegions
 from headrace.frontends.grpc_shared_memory import SharedMemoryService
 from headrace.frontends.http_shared_memory import add_shared_memory
+from headrace.frontends.server_state import ServerState
 from headrace.frontends.status import http_status
-from headrace.shared_memory import MAX_NAME_CHARACTERS, CudaSharedMemoryRegions, Region, SharedMemoryRegions
+from headrace.shared_memory import MAX_NAME_CHARACTERS, Region, SharedMemoryRegions
 from headrace.wire import pb
 
 
@@ -375,17 +380,6 @@ def test_data_that_is_taken_in_pieces_arrives_whole(regions, digits, monkeypatch
     assert digits.read_bytes() == b"0abcdefgh9"
 
 
-def test_there_is_no_cuda():
-    cuda = CudaSharedMemoryRegions()
-    with pytest.raises(Unsupported, match="region 'r': CUDA shared memory is not offered"):
-        cuda.register("r")
-    assert cuda.status() == ()
-    with pytest.raises(NotFound, match="'r'"):
-        cuda.status("r")
-    cuda.unregister("r")
-    cuda.unregister_all()
-
-
 def test_a_place_is_read_from_parameters():
     given_parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 8, "binary_data": False}
     assert place_of(given_parameters, "here") == Place("r", 0, 8)
@@ -421,14 +415,36 @@ def test_what_a_request_reads_is_bounded():
 
 
 @pytest.fixture
-async def http(regions):
+def cuda():
+    """Regions whose memory is on no GPU: the copier believes every handle."""
+    made = CudaRegions(True)
+    made.copier = Believing()
+    return made
+
+
+class Believing:
+    """A copier that does nothing of what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, frame, descriptor=-1):
+        assert descriptor == -1
+        self.asked.append(frame)
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+@pytest.fixture
+async def http(regions, cuda):
     app = FastAPI()
 
     @app.exception_handler(HeadraceError)
     async def expected(_: Request, error: HeadraceError) -> Response:
         return Response(str(error), http_status(error)[0])
 
-    add_shared_memory(app, regions, CudaSharedMemoryRegions())
+    add_shared_memory(app, regions, cuda)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://unit") as client:
         yield client
 
@@ -482,15 +498,49 @@ async def test_a_body_that_is_none_is_the_client_s_fault(http, digits, body):
     assert (await http.get("/v2/systemsharedmemory/status")).json() == []
 
 
-async def test_cuda_over_http(http):
-    body = {"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 4}
+HANDLE = bytes(range(192, 256))
+CUDA_BODY = {"raw_handle": {"b64": base64.b64encode(HANDLE).decode()}, "device_id": 3, "byte_size": 4}
+
+
+async def test_cuda_over_http(http, cuda):
     assert (await http.get("/v2/cudasharedmemory/status")).json() == []
-    assert (await http.get("/v2/cudasharedmemory/region/r/status")).status_code == 404
-    assert (await http.post("/v2/cudasharedmemory/region/r/register", json=body)).status_code == 501
-    wrong = await http.post("/v2/cudasharedmemory/region/r/register", json={**body, "device_id": "0"})
-    assert wrong.status_code == 400
-    assert (await http.post("/v2/cudasharedmemory/region/r/unregister")).status_code == 200
+    assert (await http.get("/v2/cudasharedmemory/region/my%20r/status")).status_code == 404
+    made = await http.post("/v2/cudasharedmemory/region/my%20r/register", json=CUDA_BODY)
+    assert (made.status_code, made.content) == (200, b"")
+    assert cuda.copier.asked == [frames.Open(1, 3, HANDLE, 4)]
+    expected = [{"name": "my r", "device_id": 3, "byte_size": 4}]
+    assert (await http.get("/v2/cudasharedmemory/region/my%20r/status")).json() == expected
+    assert (await http.get("/v2/cudasharedmemory/status")).json() == expected
+    assert (await http.get("/v2/systemsharedmemory/status")).json() == []
+    assert (await http.post("/v2/cudasharedmemory/region/my%20r/unregister")).status_code == 200
+    assert (await http.get("/v2/cudasharedmemory/status")).json() == []
+    await http.post("/v2/cudasharedmemory/region/r/register", json=CUDA_BODY)
     assert (await http.post("/v2/cudasharedmemory/unregister")).status_code == 200
+    assert (await http.get("/v2/cudasharedmemory/status")).json() == []
+    assert cuda.copier.asked[-1] == frames.Close(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device_id": "0"},
+        {"device_id": -1},
+        {"device_id": None},
+        {"byte_size": 0},
+        {"byte_size": 2**70},
+        {"raw_handle": CUDA_BODY["raw_handle"]["b64"]},
+        {"raw_handle": {}},
+        {"raw_handle": {"b64": 1}},
+        {"raw_handle": {"b64": "AAAA"}},
+        {"raw_handle": {"b64": "not base64!" * 8}},
+        {"raw_handle": {"b64": "\u00e9" * 88}},
+    ],
+)
+async def test_a_body_that_is_no_cuda_region_is_the_client_s_fault(http, cuda, change):
+    refused = await http.post("/v2/cudasharedmemory/region/r/register", json={**CUDA_BODY, **change})
+    assert refused.status_code == 400
+    assert "cannot register shared memory region 'r': " in refused.text
+    assert cuda.copier.asked == []
 
 
 async def test_the_paths_are_in_the_openapi_document(http):
@@ -507,8 +557,8 @@ async def test_the_paths_are_in_the_openapi_document(http):
     assert "$defs" not in json.dumps(document)
 
 
-async def test_regions_over_grpc(regions, digits):
-    service = SharedMemoryService(regions, CudaSharedMemoryRegions())
+async def test_regions_over_grpc(regions, digits, cuda):
+    service = SharedMemoryService(regions, cuda)
     for name, offset in (("a", 0), ("b", 5)):
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key="/digits", offset=offset, byte_size=5)
         assert await service.SystemSharedMemoryRegister(request, None) == pb.SystemSharedMemoryRegisterResponse()
@@ -531,16 +581,35 @@ async def test_regions_over_grpc(regions, digits):
         await service.SystemSharedMemoryRegister(request, None)
 
 
-async def test_cuda_over_grpc(regions):
-    service = SharedMemoryService(regions, CudaSharedMemoryRegions())
-    assert not (await service.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest(), None)).regions
+async def test_cuda_over_grpc(regions, cuda):
+    service = SharedMemoryService(regions, cuda)
+    for name, device in (("a", 0), ("b", 3)):
+        request = pb.CudaSharedMemoryRegisterRequest(name=name, raw_handle=HANDLE, device_id=device, byte_size=4)
+        assert await service.CudaSharedMemoryRegister(request, None) == pb.CudaSharedMemoryRegisterResponse()
+    assert cuda.copier.asked == [frames.Open(1, 0, HANDLE, 4), frames.Open(2, 3, HANDLE, 4)]
+    everything = await service.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest(), None)
+    assert set(everything.regions) == {"a", "b"}
+    one = await service.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest(name="b"), None)
+    assert set(one.regions) == {"b"}
+    b = one.regions["b"]
+    assert (b.name, b.device_id, b.byte_size) == ("b", 3, 4)
     with pytest.raises(NotFound):
         await service.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest(name="r"), None)
-    with pytest.raises(Unsupported, match="'r'"):
-        await service.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="r"), None)
-    for name in ("", "r"):
+    for name, left in (("r", 2), ("b", 1), ("", 0)):
         answer = await service.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest(name=name), None)
         assert answer == pb.CudaSharedMemoryUnregisterResponse()
+        assert len(cuda.status()) == left
+    for handle in (b"", HANDLE[:63], HANDLE + b"x"):
+        request = pb.CudaSharedMemoryRegisterRequest(name="r", raw_handle=handle, device_id=0, byte_size=4)
+        with pytest.raises(InvalidRequest, match=f"region 'r': raw_handle has {len(handle)} bytes, expected 64"):
+            await service.CudaSharedMemoryRegister(request, None)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_memory_of_gpus_is_among_the_extensions_where_there_may_be_any(shares):
+    state = ServerState("headrace", None, strict_readiness=False, shares_gpu_memory=shares)
+    assert ("cuda_shared_memory" in state.extensions) is shares
+    assert state.extensions == sorted(state.extensions)
 
 
 def test_the_service_has_every_rpc_of_the_extension():

@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-import msgspec
-
 from headrace.core.errors import HeadraceError, InvalidRequest, TooLarge, Unsupported, of_kind
-from headrace.core.request import Parameters, RequestedOutput
+from headrace.core.request import InferResponse, Parameters, Place, RequestedOutput
 from headrace.core.tensor import Buffer, Tensor
 
 REGION = "shared_memory_region"
@@ -27,19 +25,11 @@ class Regions(Protocol):
     def check(self, region: str, offset: int, byte_size: int) -> None:
         """See that the bytes are there, so that a request need not run to find that its answer has no place."""
 
-    def read(self, region: str, offset: int, byte_size: int) -> bytes:
-        """A copy of the bytes, which their owner may change at any time."""
+    def read(self, region: str, offset: int, byte_size: int) -> bytes | None:
+        """A copy of the bytes, which their owner may change at any time; None where they are there, to be fetched."""
 
     def write(self, region: str, offset: int, byte_size: int, data: Buffer) -> None:
         """Put ``data`` at the start of the bytes; InvalidRequest when it is longer than ``byte_size``."""
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a tensor's data is, or is wanted."""
-
-    region: str
-    offset: int
-    byte_size: int
 
 
 def place_of(parameters: Parameters, where: str) -> Place:
@@ -63,7 +53,7 @@ def output_places(outputs: Iterable[RequestedOutput], model: str) -> dict[str, P
         InvalidRequest: as ``place_of``.
     """
     return {
-        output.name: place_of(output.parameters, _output(model, output.name))
+        output.name: place_of(output.parameters, output_of(model, output.name))
         for output in outputs
         if REGION in output.parameters
     }
@@ -101,49 +91,57 @@ def check_output(regions: Regions | None, output: RequestedOutput, model: str) -
     Raises:
         HeadraceError: there is not; naming model, output and region.
     """
-    where = _output(model, output.name)
+    where = output_of(model, output.name)
     found = offered(regions, where)
     place = place_of(output.parameters, where)
     try:
         found.check(place.region, place.offset, place.byte_size)
     except HeadraceError as error:
-        raise _at(where, error) from None
+        raise at(where, error) from None
 
 
-def read_input(regions: Regions | None, place: Place, model: str, name: str) -> bytes:
-    """The data of an input.
+def read_input(regions: Regions | None, place: Place, model: str, name: str) -> bytes | None:
+    """The data of an input; None where it is there, and has to be fetched.
 
     Raises:
         HeadraceError: it cannot be read; naming model, input and region.
     """
-    where = f"model '{model}': input '{name}'"
+    where = input_of(model, name)
     found = offered(regions, where)
     try:
         return found.read(place.region, place.offset, place.byte_size)
     except HeadraceError as error:
-        raise _at(where, error) from None
+        raise at(where, error) from None
 
 
-def write_output(regions: Regions | None, place: Place, model: str, tensor: Tensor) -> Parameters:
-    """Put an output where it is wanted; the parameters that its response has in place of the data.
+def write_output(regions: Regions | None, place: Place, response: InferResponse, tensor: Tensor) -> Parameters:
+    """Put an output where it is wanted, unless it is there; the parameters that its response has in place of the data.
 
     Raises:
         HeadraceError: it cannot be written; naming model, output and region.
     """
-    where = _output(model, tensor.name)
-    found = offered(regions, where)
-    try:
-        found.write(place.region, place.offset, place.byte_size, tensor.data)
-    except HeadraceError as error:
-        raise _at(where, error) from None
+    if tensor.name not in response.delivered:
+        where = output_of(response.model, tensor.name)
+        found = offered(regions, where)
+        try:
+            found.write(place.region, place.offset, place.byte_size, tensor.data)
+        except HeadraceError as error:
+            raise at(where, error) from None
     return {REGION: place.region, OFFSET: place.offset, BYTE_SIZE: len(tensor.data)}
 
 
-def _output(model: str, name: str) -> str:
+def input_of(model: str, name: str) -> str:
+    """Where an error about an input is, for its message."""
+    return f"model '{model}': input '{name}'"
+
+
+def output_of(model: str, name: str) -> str:
+    """Where an error about an output is, for its message."""
     return f"model '{model}': output '{name}'"
 
 
-def _at(where: str, error: HeadraceError) -> HeadraceError:
+def at(where: str, error: HeadraceError) -> HeadraceError:
+    """The same error, and where it is."""
     return of_kind(error.kind, f"{where}: {error}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import headrace
 from headrace.core.errors import InvalidRequest
 from headrace.frontends.load_override import load_override, unload_dependents
-from headrace.frontends.server_state import EXTENSIONS, ServerState
+from headrace.frontends.server_state import ServerState
 from headrace.repository.repository import Repository
 from headrace.repository.to_triton import to_message
 from headrace.wire import pb
@@ -36,7 +36,8 @@ class InferenceService:
 
     async def ServerMetadata(self, _: Any, __: Call) -> Any:  # noqa: N802
         """The server's name, its version and the protocol extensions that it offers."""
-        return pb.ServerMetadataResponse(name=self._state.name, version=headrace.__version__, extensions=EXTENSIONS)
+        state = self._state
+        return pb.ServerMetadataResponse(name=state.name, version=headrace.__version__, extensions=state.extensions)
 
     async def ModelMetadata(self, request: Any, _: Call) -> Any:  # noqa: N802
         """A model's versions, inputs and outputs."""

@@ -9,6 +9,7 @@ import logging
 from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
+from headrace.frontends.device_tensors import DeviceTensors
 from headrace.frontends.grpc_call import Calls, Terms, UnaryCall
 from headrace.frontends.grpc_head import CallHead
 from headrace.frontends.grpc_infer import GrpcInfer
@@ -19,8 +20,8 @@ log = logging.getLogger(__name__)
 class InferLane:
     """What every inference call is answered with. One for a server."""
 
-    def __init__(self, engine: Engine, reader: GrpcInfer) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, reader: GrpcInfer, device_tensors: DeviceTensors | None = None) -> None:
+        self.runs = device_tensors or engine
         self.reader = reader
 
     async def is_called(self, _: object, __: object) -> None:
@@ -43,7 +44,7 @@ class InferCall(UnaryCall):
         lane = self._lane
         try:
             self._asked, _ = lane.reader.decode(data, start, self.deadline_ns, self.head.metadata)
-            future = self._work = lane.engine.infer(self._asked)
+            future = self._work = lane.runs.infer(self._asked)
         except HeadraceError as error:
             self.fail(error)
         except Exception:

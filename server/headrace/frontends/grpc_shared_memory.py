@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.cuda_memory.regions import CudaRegions
+from headrace.shared_memory import SharedMemoryRegions
 from headrace.wire import pb
 
 
 class SharedMemoryService:
     """Says, makes and forgets which memory clients share with this server; each RPC is a method of its name."""
 
-    def __init__(self, system: SharedMemoryRegions, cuda: CudaSharedMemoryRegions) -> None:
+    def __init__(self, system: SharedMemoryRegions, cuda: CudaRegions) -> None:
         self._system = system
         self._cuda = cuda
 
@@ -38,18 +39,24 @@ class SharedMemoryService:
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(self, request: Any, _: Any) -> Any:  # noqa: N802
-        """The regions of CUDA shared memory that are registered: none."""
-        self._cuda.status(request.name)
-        return pb.CudaSharedMemoryStatusResponse()
+        """The regions of CUDA shared memory that are registered, or the one that is named."""
+        response = pb.CudaSharedMemoryStatusResponse()
+        for region in self._cuda.status(request.name):
+            status = response.regions[region.name]
+            status.name = region.name
+            status.device_id = region.device_id
+            status.byte_size = region.byte_size
+        return response
 
     async def CudaSharedMemoryRegister(self, request: Any, _: Any) -> Any:  # noqa: N802
-        """Refuse a region of CUDA shared memory, which this server does not offer."""
-        self._cuda.register(request.name)
+        """Register a region of CUDA shared memory."""
+        await self._cuda.register(request.name, request.raw_handle, request.device_id, request.byte_size)
+        return pb.CudaSharedMemoryRegisterResponse()
 
     async def CudaSharedMemoryUnregister(self, request: Any, _: Any) -> Any:  # noqa: N802
         """Forget a region of CUDA shared memory, or every one when none is named."""
         if request.name:
-            self._cuda.unregister(request.name)
+            await self._cuda.unregister(request.name)
         else:
-            self._cuda.unregister_all()
+            await self._cuda.unregister_all()
         return pb.CudaSharedMemoryUnregisterResponse()

@@ -9,6 +9,7 @@ from headrace.batching.response_stream import ResponseStream
 from headrace.core.errors import HeadraceError, InternalError, NotReady
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
+from headrace.frontends.device_tensors import DeviceTensors
 from headrace.frontends.grpc_infer import GrpcInfer, request_id
 from headrace.frontends.grpc_streaming_call import StreamingCall
 from headrace.wire import pb
@@ -23,15 +24,16 @@ FINAL = "triton_final_response"
 class StreamService:
     """The RPC ModelStreamInfer of inference.GRPCInferenceService."""
 
-    def __init__(self, engine: Engine, reader: GrpcInfer) -> None:
+    def __init__(self, engine: Engine, reader: GrpcInfer, device_tensors: DeviceTensors | None = None) -> None:
         self._engine = engine
         self._reader = reader
+        self._device_tensors = device_tensors
         self._open: set[_Conversation] = set()
         self._leaving = False
 
     async def ModelStreamInfer(self, requests: AsyncIterator[bytes], call: StreamingCall) -> None:  # noqa: N802 - the protocol's name
         """Answer every request of the stream; responses of different requests come as they are made."""
-        conversation = _Conversation(self._engine, self._reader, call)
+        conversation = _Conversation(self._engine, self._reader, self._device_tensors, call)
         self._open.add(conversation)
         if self._leaving:
             conversation.leave()
@@ -53,10 +55,13 @@ class StreamService:
 class _Conversation:
     """One stream."""
 
-    def __init__(self, engine: Engine, reader: GrpcInfer, call: StreamingCall) -> None:
+    def __init__(
+        self, engine: Engine, reader: GrpcInfer, device_tensors: DeviceTensors | None, call: StreamingCall
+    ) -> None:
         self.failure: HeadraceError | None = None  # that ends the stream
         self._engine = engine
         self._reader = reader
+        self._device_tensors = device_tensors
         self._call = call
         self._metadata = tuple(call.metadata)
         self._errors_end_it = (ERRORS_AS_STATUS, "true") in self._metadata
@@ -97,6 +102,8 @@ class _Conversation:
             # Accepted here, in the order of the stream: the requests of a sequence must not overtake each other.
             try:
                 asked, final = self._reader.decode(data, 0, 0, self._metadata)
+                if self._device_tensors is not None:
+                    asked = await self._device_tensors.fetched(asked)
                 stream = self._engine.stream(asked)
             except HeadraceError as error:
                 self._start(self._refuse(error, request_id(data)))
@@ -141,6 +148,8 @@ class _Conversation:
 
     async def _respond(self, response: InferResponse, asked: InferRequest, *, is_final: bool) -> None:
         try:
+            if self._device_tensors is not None:
+                response = await self._device_tensors.delivered(response, asked)
             message = self._reader.message(response, asked)
         except HeadraceError as error:
             await self._refuse(error, asked.id)

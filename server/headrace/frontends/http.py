@@ -20,7 +20,7 @@ from headrace.frontends.http_streams import add_streams
 from headrace.frontends.infer import HttpInfer
 from headrace.frontends.load_override import load_override, unload_dependents
 from headrace.frontends.restrictions import Restrictions
-from headrace.frontends.server_state import EXTENSIONS, ServerState
+from headrace.frontends.server_state import ServerState
 from headrace.frontends.status import HTTP_STATUS, http_status
 from headrace.metrics import Metrics
 from headrace.repository.message_json import to_json
@@ -190,7 +190,7 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
 def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> None:
     async def server_metadata() -> Response:
         """The server's name, its version and the protocol extensions that it offers."""
-        return _json({"name": state.name, "version": headrace.__version__, "extensions": EXTENSIONS})
+        return _json({"name": state.name, "version": headrace.__version__, "extensions": state.extensions})
 
     for path in ("/v2", "/v2/"):
         app.add_api_route(
@@ -249,13 +249,11 @@ def _tensor(spec: TensorSpec) -> dict[str, object]:
 
 
 def _add_infer(app: FastAPI, reader: HttpInfer) -> None:
-    engine = reader.engine
-
     async def infer(request: Request) -> Response:
         """Run the model on the request's inputs."""
         headers = reader.headers(request.headers.raw)
         asked = reader.decode(*schemas.model_in(request), headers, await request.body())
-        reply = reader.encode(await engine.infer(asked), asked, headers)
+        reply = reader.encode(await reader.infer(asked), asked, headers)
         response = Response(b"".join(reply.chunks))
         response.raw_headers = list(reply.headers)
         return response

@@ -81,7 +81,7 @@ class Exchange:
         self.body.clear()
         try:
             self.request = reader.decode(self.model, self.version, self.headers, body)
-            self.future = engine.infer(self.request)
+            self.future = reader.infer(self.request)
         except HeadraceError as error:
             if self.request is None:
                 engine.count_unreadable(self.model, self.version)

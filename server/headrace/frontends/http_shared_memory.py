@@ -1,6 +1,6 @@
 """The HTTP paths of the shared memory extensions."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -9,8 +9,9 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from headrace.core.errors import InvalidRequest
+from headrace.cuda_memory.regions import CudaRegions
 from headrace.frontends import schemas
-from headrace.shared_memory import CudaSharedMemoryRegions, SharedMemoryRegions
+from headrace.shared_memory import SharedMemoryRegions
 from headrace.wire.json_v2 import encode_json
 
 
@@ -40,17 +41,17 @@ class RegisterSystemBody(BaseModel):
 
 
 class CudaHandleBody(BaseModel):
-    """A serialized CUDA IPC handle, in base64."""
+    """A cudaIpcMemHandle_t."""
 
-    b64: str
+    b64: str = Field(description="Its 64 bytes, in base64.")
 
 
 class RegisterCudaBody(BaseModel):
-    """Memory of a CUDA device."""
+    """Memory of a GPU, which the client has allocated."""
 
     raw_handle: CudaHandleBody
-    device_id: int
-    byte_size: int
+    device_id: int = Field(ge=0, description="The number that CUDA gives the GPU on the server.")
+    byte_size: int = Field(gt=0)
 
 
 class _RegisterSystem(msgspec.Struct):
@@ -60,7 +61,7 @@ class _RegisterSystem(msgspec.Struct):
 
 
 class _CudaHandle(msgspec.Struct):
-    b64: str
+    b64: bytes  # msgspec decodes the base64
 
 
 class _RegisterCuda(msgspec.Struct):
@@ -69,36 +70,49 @@ class _RegisterCuda(msgspec.Struct):
     byte_size: int
 
 
-def add_shared_memory(app: FastAPI, system: SharedMemoryRegions, cuda: CudaSharedMemoryRegions) -> None:
+def add_shared_memory(app: FastAPI, system: SharedMemoryRegions, cuda: CudaRegions) -> None:
     """Add the paths that say, make and forget which memory clients share with this server."""
 
-    def register_system(name: str, body: bytes) -> None:
+    async def register_system(name: str, body: bytes) -> None:
         wanted = _parse(body, _RegisterSystem, name)
         system.register(name, wanted.key, wanted.offset, wanted.byte_size)
 
-    def register_cuda(name: str, body: bytes) -> None:
-        _parse(body, _RegisterCuda, name)
-        cuda.register(name)
+    async def register_cuda(name: str, body: bytes) -> None:
+        wanted = _parse(body, _RegisterCuda, name)
+        await cuda.register(name, wanted.raw_handle.b64, wanted.device_id, wanted.byte_size)
+
+    async def unregister_system(name: str) -> None:
+        if name:
+            system.unregister(name)
+        else:
+            system.unregister_all()
+
+    async def unregister_cuda(name: str) -> None:
+        if name:
+            await cuda.unregister(name)
+        else:
+            await cuda.unregister_all()
 
     system_body = schemas.json_body(
         RegisterSystemBody, {"an object's beginning": {"key": "/headrace_example", "offset": 0, "byte_size": 256}}
     )
     cuda_body = schemas.json_body(
         RegisterCudaBody,
-        {"a device's memory": {"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 256}},
+        {"a device's memory": {"raw_handle": {"b64": "A" * 86 + "=="}, "device_id": 0, "byte_size": 256}},
     )
-    _add_kind(app, "/v2/systemsharedmemory", system, register_system, SystemRegionBody, system_body, (501, 503))
-    _add_kind(app, "/v2/cudasharedmemory", cuda, register_cuda, CudaRegionBody, cuda_body, (501,))
+    prefix = "/v2/systemsharedmemory"
+    _add_kind(app, prefix, system, register_system, unregister_system, SystemRegionBody, system_body)
+    _add_kind(app, "/v2/cudasharedmemory", cuda, register_cuda, unregister_cuda, CudaRegionBody, cuda_body)
 
 
 def _add_kind(
     app: FastAPI,
     prefix: str,
-    regions: SharedMemoryRegions | CudaSharedMemoryRegions,
-    register_region: Callable[[str, bytes], None],
+    regions: SharedMemoryRegions | CudaRegions,
+    register_region: Callable[[str, bytes], Awaitable[None]],
+    unregister_region: Callable[[str], Awaitable[None]],
     region_body: type[BaseModel],
     register_body: dict[str, Any],
-    register_errors: tuple[int, ...],
 ) -> None:
     """Add the paths of one kind of memory, which differ between the kinds in the bodies only."""
     # CUDA's are refused where one is registered, system's altogether where --allow-client-shm is not given.
@@ -121,12 +135,12 @@ def _add_kind(
         return _json(regions.status(request.path_params["name"]))
 
     path = f"{prefix}/region/{{name}}/register"
-    described = schemas.operation(path, 400, 413, *register_errors, body=register_body)
+    described = schemas.operation(path, 400, 413, 501, 503, body=register_body)
 
     @app.post(path, tags=tags, response_class=Response, **described)
     async def register(request: Request) -> Response:
         """Register a region, so that requests can have tensors in it."""
-        register_region(request.path_params["name"], await request.body())
+        await register_region(request.path_params["name"], await request.body())
         return Response()
 
     path = f"{prefix}/region/{{name}}/unregister"
@@ -134,7 +148,7 @@ def _add_kind(
     @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
     async def unregister(request: Request) -> Response:
         """Unregister a region; it is no error if there is none of that name."""
-        regions.unregister(request.path_params["name"])
+        await unregister_region(request.path_params["name"])
         return Response()
 
     path = f"{prefix}/unregister"
@@ -142,7 +156,7 @@ def _add_kind(
     @app.post(path, tags=tags, response_class=Response, **schemas.operation(path, 413, *refusals))
     async def unregister_all() -> Response:
         """Unregister every region."""
-        regions.unregister_all()
+        await unregister_region("")
         return Response()
 
 

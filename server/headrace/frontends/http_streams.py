@@ -67,7 +67,7 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
     async def infer_stream(request: Request) -> Response:
         """Run a model; each response is an event as it is made, in the form of an inference response."""
         headers = reader.headers(request.headers.raw)
-        asked = reader.decode(*schemas.model_in(request), headers, await request.body())
+        asked = await reader.fetched(reader.decode(*schemas.model_in(request), headers, await request.body()))
         plain = msgspec.structs.replace(asked, outputs=(), parameters={})
         return await _event_stream(
             engine.stream(asked), lambda response: b"".join(encode_response(response, plain)[0]), request

@@ -8,7 +8,8 @@ import msgspec
 from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
-from headrace.engine import Engine
+from headrace.engine import Answer, Engine
+from headrace.frontends.device_tensors import DeviceTensors
 from headrace.frontends.forwarding import HeaderForwarding, with_forwarded
 from headrace.frontends.load_report import FORMAT_HEADER, REPORT_HEADER, LoadReport
 from headrace.frontends.time_left import TIMEOUT_HEADER, time_left_ns
@@ -47,7 +48,10 @@ class InferReply(msgspec.Struct, gc=False):
 
 
 class HttpInfer:
-    """Reads inference requests and writes their responses. One for a server; without ``regions`` no shared memory."""
+    """Reads inference requests, has them run and writes their responses. One for a server.
+
+    Without ``regions`` there is no shared memory, without ``device_tensors`` none of GPUs.
+    """
 
     def __init__(
         self,
@@ -55,12 +59,14 @@ class HttpInfer:
         limit_bytes: int,
         *,
         regions: Regions | None = None,
+        device_tensors: DeviceTensors | None = None,
         forwarding: HeaderForwarding | None = None,
         load_report: LoadReport | None = None,
     ) -> None:
         self.engine = engine
         self.limit_bytes = limit_bytes  # of a body, also when it is decompressed
         self._regions = regions
+        self._device_tensors = device_tensors
         self._forwarding = forwarding if forwarding is not None and forwarding.active else None
         self._load_report = load_report
 
@@ -108,6 +114,18 @@ class HttpInfer:
         if headers.timeout:
             request = _with_deadline(request, headers)
         return with_forwarded(request, headers.forwarded) if headers.forwarded else request
+
+    def infer(self, request: InferRequest) -> Answer:
+        """As ``engine.infer``, also for requests whose tensors are on GPUs."""
+        return (self._device_tensors or self.engine).infer(request)
+
+    async def fetched(self, request: InferRequest) -> InferRequest:
+        """The request with all its inputs.
+
+        Raises:
+            HeadraceError: one cannot be fetched.
+        """
+        return await self._device_tensors.fetched(request) if self._device_tensors is not None else request
 
     def accepted(self, request: InferRequest, headers: InferHeaders) -> InferRequest:
         """A request of another form, with its deadline, and with the headers that its model sees as parameters.

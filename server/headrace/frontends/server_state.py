@@ -1,8 +1,8 @@
-"""What the server says of itself: its name, and whether it is ready."""
+"""What the server says of itself: its name, what it offers, and whether it is ready."""
 
 from headrace.repository.repository import Repository
 
-EXTENSIONS = [
+_EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "generate",
@@ -16,14 +16,17 @@ EXTENSIONS = [
     "statistics",
     "system_shared_memory",
     "trace",
-]
+)
 
 
 class ServerState:
     """Health, as both front ends report it."""
 
-    def __init__(self, name: str, repository: Repository, *, strict_readiness: bool) -> None:
+    def __init__(
+        self, name: str, repository: Repository, *, strict_readiness: bool, shares_gpu_memory: bool = False
+    ) -> None:
         self.name = name
+        self.extensions = sorted((*_EXTENSIONS, "cuda_shared_memory")) if shares_gpu_memory else list(_EXTENSIONS)
         self.stopping = False
         self._repository = repository
         self._strict = strict_readiness

@@ -11,7 +11,6 @@ from headrace.core.errors import InvalidRequest
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.regions import (
     REGION,
-    Place,
     Regions,
     check_output,
     check_read_bytes,
@@ -20,7 +19,7 @@ from headrace.core.regions import (
     read_input,
     write_output,
 )
-from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
+from headrace.core.request import InferRequest, InferResponse, Parameters, Place, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, ITEM_BYTES, MAX_DIMENSIONS, DataType, Tensor
 from headrace.core.validation import MAX_ELEMENTS
 from headrace.wire.elements import pack_flat, pack_nested, to_json
@@ -44,8 +43,8 @@ def decode_request(
     """The request in ``body``; its first ``header_length`` bytes are JSON, or all of them for None.
 
     Tensors that came as binary data are slices of ``body``, so it must stay unchanged for as long as they are
-    used; those in shared memory are copies. Whether they have the size that their shape asks for is left to the
-    engine's check of the request.
+    used; those in shared memory are copies, or are to be fetched (``InferRequest.to_fetch``). Whether they have the
+    size that their shape asks for is left to the engine's check of the request.
 
     Raises:
         InvalidRequest: the body breaks the protocol.
@@ -65,10 +64,13 @@ def decode_request(
         _read_layout(text, model) if position > REMEMBERED_HEADER_BYTES or header_length is None else _seen(text, model)
     )
     inputs: list[Tensor] = []
+    to_fetch: list[tuple[int, Place]] = []
     for name, datatype, shape, data, blob_bytes in layout.inputs:
         if data is not None:
             found = read_input(regions, data, model, name) if isinstance(data, Place) else data
-            inputs.append(Tensor(name, datatype, shape, found))
+            if found is None:
+                to_fetch.append((len(inputs), data))  # type: ignore[arg-type]  # only what has a place is fetched
+            inputs.append(Tensor(name, datatype, shape, found or b""))
             continue
         end = position + blob_bytes
         if end > total_bytes:
@@ -88,7 +90,9 @@ def decode_request(
         for output in layout.outputs:
             if REGION in output.parameters:
                 check_output(regions, output, model)
-    return InferRequest(model, version, layout.id, tuple(inputs), layout.outputs, layout.parameters)
+    return InferRequest(
+        model, version, layout.id, tuple(inputs), layout.outputs, layout.parameters, to_fetch=tuple(to_fetch)
+    )
 
 
 class _Layout(msgspec.Struct, frozen=True):
@@ -192,7 +196,7 @@ def encode_response(
         data = tensor.data
         place = places.get(tensor.name) if places else None
         if place is not None:
-            placed: dict[str, Any] = write_output(regions, place, response.model, tensor)
+            placed: dict[str, Any] = write_output(regions, place, response, tensor)
             output = OutputJson(tensor.name, tensor.datatype, tensor.shape, placed)
         elif asked.get(tensor.name, default):
             size_bytes = len(data)

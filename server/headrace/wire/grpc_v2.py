@@ -20,7 +20,7 @@ from headrace.core.regions import (
     read_input,
     write_output,
 )
-from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
+from headrace.core.request import InferRequest, InferResponse, Parameters, Place, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, MAX_DIMENSIONS, NUMPY_DTYPES, DataType, Tensor, pack_bytes
 from headrace.wire import pb
 
@@ -43,7 +43,9 @@ _ALL_CONTENTS = sorted(set(_CONTENTS_FIELD.values()))
 
 
 def decode_request(message: Any, deadline_ns: int = 0, regions: Regions | None = None) -> InferRequest:
-    """A ModelInferRequest as the engine takes it. Raw contents are used where they lie, without a copy.
+    """A ModelInferRequest as the engine takes it, but for ``InferRequest.to_fetch``.
+
+    Raw contents are used where they lie, without a copy.
 
     Raises:
         InvalidRequest: naming the model and the tensor.
@@ -62,8 +64,9 @@ def decode_request(message: Any, deadline_ns: int = 0, regions: Regions | None =
             f"model '{model}': the request has {len(raw)} raw_input_contents for {len(given)} inputs, expected one "
             "each, and none for those in shared memory"
         )
+    to_fetch: tuple[tuple[int, Place], ...] = ()
     if in_memory:
-        tensors = _tensors_with_shared_memory(model, given, raw, regions)
+        tensors, to_fetch = _tensors_with_shared_memory(model, given, raw, regions)
     else:
         tensors = tuple(_tensor(model, tensor, raw[index] if raw else None) for index, tensor in enumerate(given))
     return InferRequest(
@@ -74,12 +77,16 @@ def decode_request(message: Any, deadline_ns: int = 0, regions: Regions | None =
         tuple(_requested(model, output, regions) for output in message.outputs),
         decode_parameters(message.parameters, f"model '{model}'") if message.parameters else {},
         deadline_ns,
+        to_fetch=to_fetch,
     )
 
 
-def _tensors_with_shared_memory(model: str, given: Any, raw: Any, regions: Regions | None) -> tuple[Tensor, ...]:
-    """The inputs, some of which are in shared memory: these take no entry of ``raw``."""
+def _tensors_with_shared_memory(
+    model: str, given: Any, raw: Any, regions: Regions | None
+) -> tuple[tuple[Tensor, ...], tuple[tuple[int, Place], ...]]:
+    """The inputs, some of which are in shared memory: these take no entry of ``raw``; and those still to be fetched."""
     tensors: list[Tensor] = []
+    to_fetch: list[tuple[int, Place]] = []
     entries = iter(raw)
     read_bytes = 0
     for tensor in given:
@@ -95,8 +102,10 @@ def _tensors_with_shared_memory(model: str, given: Any, raw: Any, regions: Regio
         check_read_bytes(read_bytes, model)
         datatype = _datatype(model, tensor)
         data = read_input(regions, place, model, tensor.name)
-        tensors.append(Tensor(tensor.name, datatype, tuple(tensor.shape), data))
-    return tuple(tensors)
+        if data is None:
+            to_fetch.append((len(tensors), place))
+        tensors.append(Tensor(tensor.name, datatype, tuple(tensor.shape), data or b""))
+    return tuple(tensors), tuple(to_fetch)
 
 
 def _tensor(model: str, tensor: Any, raw: bytes | None) -> Tensor:
@@ -162,7 +171,7 @@ def encode_response(
         if place is None:
             message.raw_output_contents.append(bytes(tensor.data))
         else:
-            encode_parameters(write_output(regions, place, response.model, tensor), output.parameters)
+            encode_parameters(write_output(regions, place, response, tensor), output.parameters)
             message.raw_output_contents.append(b"")
     encode_parameters(response.parameters, message.parameters)
     return message

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from headrace.core.environment import model_environment
 from headrace.workers import channel
 
+WORKER = "headrace.workers.main"
+
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
@@ -31,8 +33,11 @@ def spawn(
     log_format: str,
     cpus: Collection[int] | None = None,
     visible_gpus: str | None = None,
+    module: str = WORKER,
 ) -> Spawned:
     """Start a worker process, on these CPUs only and seeing these GPUs only if any are named.
+
+    Its ``module`` is given the socket's descriptor, the name and the format of its log.
 
     Raises:
         OSError: the system gives none now; nothing is left of the attempt.
@@ -41,7 +46,7 @@ def spawn(
     try:
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "headrace.workers.main", str(theirs.fileno()), name, log_format],
+                [sys.executable, "-m", module, str(theirs.fileno()), name, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=model_environment(shared=shared, threads=threads, visible_gpus=visible_gpus),
