@@ -96,7 +96,7 @@ _TESTS = {
     "test_other_backends.py": "ONNX Runtime and PyTorch answer as on the CPU",
     "test_tensorrt.py": "TensorRT: engines, profiles, graphs, the cache",
     "test_shared_gpus.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
-    "test_cuda_shared_memory.py": "clients' tensors in the memory of a GPU",
+    "test_clients_memory.py": "clients' tensors in the memory of a GPU",
     "test_serving.py": "workers that are killed, GPU metrics",
     "test_optimizing.py": "a model is optimised on its GPU, and the plan is served; a file; larger batches",
 }
@@ -132,6 +132,7 @@ _LEFT = (
     "throughput and p50/p99 of each form, beside its bare loop and PyTorch eager fp32",
     "TensorRT fp16 is at least 4 x eager fp32",
     "served throughput is at least 95 % of the bare loop",
+    "tensors in their clients' memory on the GPU",
     "workers killed under load lose nothing",
     "memory of the GPU comes back after an unload",
     "GPU metrics",

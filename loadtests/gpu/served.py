@@ -8,16 +8,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
+from http.client import HTTPConnection
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from headrace.client import Client
-from headrace.core.tensor import Array
+from headrace.core.tensor import Array, datatype_of
 from loadtests.cpu import read_processes, tree_times
 from loadtests.dialect import Wire
 from loadtests.drive import Result, Settings, drive
+from loadtests.gpu import lent
 from loadtests.gpu.subjects import Inputs
 from loadtests.inputs import tensor_of_array
 from loadtests.server import HOST, Server
@@ -39,6 +43,44 @@ def ask(server: Server, model: str, inputs: Inputs) -> Array:
     with Client(f"http://{HOST}:{server.http_port}") as client:
         (answer,) = client.infer(model, inputs).outputs.values()
         return np.asarray(answer)
+
+
+def through_lent_memory(server: Server, model: str, inputs: Inputs, seconds: float) -> tuple[Array, dict[str, float]]:
+    """The answer that came into memory of the GPU that is this process's, and ms of a request there and in its body."""
+    with Client(f"http://{HOST}:{server.http_port}") as client:
+        ((output, answer),) = client.infer(model, inputs).outputs.items()
+        body_ms = _median_ms(lambda: client.infer(model, inputs), seconds)
+    expected = np.asarray(answer)
+    tensors, position = [], 0
+    for name, array in inputs.items():
+        where = lent.place("client", array.nbytes, position)
+        tensors.append({"name": name, "datatype": datatype_of(array), "shape": array.shape, "parameters": where})
+        position += array.nbytes
+    wanted = [{"name": output, "parameters": lent.place("client", expected.nbytes, position)}]
+    request = {"inputs": tensors, "outputs": wanted}
+    with lent.Lent(position + expected.nbytes) as memory, closing(HTTPConnection(HOST, server.http_port)) as to:
+        memory.write(b"".join(array.tobytes() for array in inputs.values()))
+        _demand(lent.register(to, "client", memory.handle, memory.nbytes))
+        try:
+            lent_ms = _median_ms(lambda: _demand(lent.post(to, f"/v2/models/{model}/infer", request)), seconds)
+        finally:
+            lent.post(to, "/v2/cudasharedmemory/unregister", {})
+        received = np.frombuffer(memory.read()[position:], expected.dtype).reshape(expected.shape)
+    return received, {"lent_ms": lent_ms, "body_ms": body_ms}
+
+
+def _demand(answer: tuple[int, Any]) -> None:
+    assert answer[0] == 200, answer
+
+
+def _median_ms(work: Callable[[], object], seconds: float) -> float:
+    taken: list[float] = []
+    ends = time.monotonic() + seconds
+    while not taken or time.monotonic() < ends:
+        started = time.perf_counter()
+        work()
+        taken.append((time.perf_counter() - started) * 1000)
+    return median(taken)
 
 
 def load_up(server: Server, model: str, inputs: Inputs, clients: int, seconds: float) -> Result:

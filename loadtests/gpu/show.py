@@ -39,13 +39,14 @@ def everything(ledger: Ledger, folder: Path, seconds: float) -> None:
     for subject in here:
         for form in FORMS:
             place(form, subject, files[subject.name], repository)
-    options = ("--model-control", "explicit", "--load-model", "*")
+    options = ("--model-control", "explicit", "--load-model", "*", "--allow-client-shm")
     with Server(repository, folder / "server.log", options, ready_timeout_s=600) as server:
         for subject in here:
             for form in FORMS:
                 _serve(ledger, server, subject, form, seconds, measured)
         for subject in here:
             _goals(ledger, subject, measured)
+            _lent(ledger, server, subject, seconds)
             _mortality(ledger, server, subject, seconds)
         if here:
             _memory(ledger, server, here[0])
@@ -139,6 +140,22 @@ def _working(server: Server, subject: Subject) -> str:
         if not served.reason(server, f"{subject.name}-{name}"):
             return f"{subject.name}-{name}"
     raise NotShown("no form of it is served")
+
+
+def _lent(ledger: Ledger, server: Server, subject: Subject, seconds: float) -> None:
+    with ledger.showing(f"{subject.name}: tensors in its client's memory on the GPU") as showing:
+        showing.due()
+        model = _working(server, subject)
+        inputs = subject.inputs(MAX_ROWS, 9)
+        received, found = served.through_lent_memory(server, model, inputs, seconds / 4)
+        off = error(received, reference(subject, inputs))
+        showing.values = {"error": off, **found}
+        showing.text = (
+            f"{model}, {MAX_ROWS} rows by one client: {found['lent_ms']:.2f} ms, in the request's body "
+            f"{found['body_ms']:.2f} ms, error {off:.1e}"
+        )
+        budget = max(form.budget for form in FORMS if model == f"{subject.name}-{form.name}")
+        assert off <= budget, f"error {off:.2e}, allowed are {budget:.0e}"
 
 
 def _mortality(ledger: Ledger, server: Server, subject: Subject, seconds: float) -> None:

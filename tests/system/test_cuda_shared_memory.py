@@ -1,6 +1,7 @@
 """CUDA shared memory through tritonclient over both protocols: a libcuda of our own, and all else as it is."""
 
 import base64
+import json
 import queue
 import threading
 from functools import partial
@@ -252,6 +253,18 @@ def test_streams_have_their_tensors_there_too(client, memory):
     assert len(answers) == 1 + 1 + 4  # three responses, and an empty one that says that they were all
     assert "output 'y': shared memory region 'r' has 64 bytes" in str(errors[0].message())
     assert memory.read(12, 24) == (X + 1).tobytes() + (X * 3).tobytes()
+
+
+@pytest.mark.parametrize("client", ["http"], indirect=True)
+def test_the_inputs_of_event_streams_may_be_there(client, server, memory):
+    client.register("r", memory)
+    memory.write(0, X.tobytes())
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": X.nbytes}
+    x = {"name": "x", "datatype": "FP32", "shape": list(X.shape), "parameters": place}
+    status, _, body = server.request("POST", "/v2/models/counting/infer_stream", {"inputs": [x]})
+    events = [json.loads(line.removeprefix(b"data: ")) for line in body.splitlines() if line]
+    assert status == 200
+    assert [event["outputs"][0]["data"] for event in events] == [(X * n).ravel().tolist() for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
