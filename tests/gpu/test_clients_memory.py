@@ -71,6 +71,19 @@ def test_what_is_no_memory_is_refused_and_the_server_goes_on(server, connection,
     assert server.post("/v2/cudasharedmemory/unregister")[0] == 200
 
 
+def test_memory_that_is_freed_while_it_is_registered_does_not_touch_the_server(server, connection, lent):
+    with Lent(2 * X.nbytes) as freed:
+        assert register(connection, "freed", freed.handle, freed.nbytes)[0] == 200
+    infer(server, "freed", X.nbytes, X.nbytes)  # what comes of it is the driver's to say
+    server.post("/v2/cudasharedmemory/unregister")
+    assert server.model_ready("echo")
+    assert register(connection, "r", lent.handle, lent.nbytes)[0] == 200
+    lent.write(X.tobytes())
+    assert infer(server, "r", X.nbytes, X.nbytes)[0] == 200
+    np.testing.assert_array_equal(np.frombuffer(lent.read(), np.float32).reshape(2, -1)[1:], X)
+    assert server.post("/v2/cudasharedmemory/unregister")[0] == 200
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_tritonclient_shares_its_memory(server, protocol):
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed, which tritonclient needs")

@@ -8,6 +8,7 @@ import pytest
 
 import headrace.app
 import headrace.cuda_memory.regions
+from headrace.batching.response_stream import single_response
 from headrace.client_memory import ClientMemory
 from headrace.core.errors import HeadraceError, InvalidRequest, Kind, NotFound, NotReady, Overloaded, Unsupported
 from headrace.core.request import InferRequest, InferResponse, Place, RequestedOutput
@@ -15,7 +16,9 @@ from headrace.core.tensor import DataType, Tensor
 from headrace.cuda_memory import frames
 from headrace.cuda_memory.regions import LARGE_BYTES, CudaRegion, CudaRegions
 from headrace.frontends.device_tensors import DeviceTensors
+from headrace.frontends.grpc_stream import StreamService
 from headrace.shared_memory import MAX_NAME_CHARACTERS, SharedMemoryRegions
+from headrace.wire import pb
 
 HANDLE = bytes(range(64))
 
@@ -344,3 +347,35 @@ async def test_a_region_that_changes_its_kind_while_it_is_in_use_is_told(regions
     await regions.register("r", HANDLE, 0, 20)
     with pytest.raises(NotFound, match="'r' was registered anew while it was in use"):
         device_tensors.memory.write("r", 0, 4, b"abcd")
+
+
+async def test_a_stream_is_not_ended_while_a_request_on_it_is_fetched(regions, device_tensors):
+    """A server that stops ends a stream once everything on it is answered: what was read belongs to that."""
+    await regions.register("r", HANDLE, 0, 20)
+    await regions.write(Place("r", 1, 3), b"abc")
+    written, regions.copier.hold, read_all = [], asyncio.Event(), asyncio.Event()
+    engine = SimpleNamespace(stream=lambda request: single_response(device_tensors.engine.infer(request)))
+    reader = SimpleNamespace(
+        decode=lambda *_: (asked((RequestedOutput("x"), RequestedOutput("y"))), False),
+        message=lambda response, _: pb.ModelInferResponse(id=bytes(response.outputs[0].data).decode()),
+    )
+
+    async def requests():
+        yield b"one"
+        await read_all.wait()
+
+    async def write(message):
+        written.append(message.infer_response.id)
+
+    service = StreamService(engine, reader, device_tensors.tensors)
+    call = SimpleNamespace(metadata=(), write=write)
+    serving = asyncio.ensure_future(service.ModelStreamInfer(requests(), call))
+    while not regions.copier.turns.locked():
+        await asyncio.sleep(0)
+    service.leave()
+    await asyncio.sleep(0)
+    assert not serving.done()
+    regions.copier.hold.set()
+    with pytest.raises(NotReady, match="the server is stopping"):
+        await serving
+    assert written == ["abc"]

@@ -143,7 +143,7 @@ class CudaRegions:
             raise _no_memory(place.region, error) from error
         frame = frames.Read(held.number, place.offset, place.byte_size)
         await self._ask(f"shared memory region '{place.region}' cannot be read", frame, descriptor)
-        return segment.view
+        return segment.view.toreadonly()
 
     async def write(self, place: Place, data: Buffer) -> None:
         """Put ``data`` at the start of a place; it must stay unchanged meanwhile.

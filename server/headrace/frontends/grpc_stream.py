@@ -66,6 +66,7 @@ class _Conversation:
         self._metadata = tuple(call.metadata)
         self._errors_end_it = (ERRORS_AS_STATUS, "true") in self._metadata
         self._leaving = False
+        self._fetching = False  # a request that was read and is not accepted yet
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(MAX_UNANSWERED)
         self._answering: set[asyncio.Task[None]] = set()
@@ -74,7 +75,7 @@ class _Conversation:
     def leave(self) -> None:
         """End the stream as soon as everything on it is answered."""
         self._leaving = True
-        if not self._answering:
+        if not self._answering and not self._fetching:
             self._fail(NotReady("the server is stopping"))
 
     async def serve(self, requests: AsyncIterator[bytes]) -> None:
@@ -102,8 +103,8 @@ class _Conversation:
             # Accepted here, in the order of the stream: the requests of a sequence must not overtake each other.
             try:
                 asked, final = self._reader.decode(data, 0, 0, self._metadata)
-                if self._device_tensors is not None:
-                    asked = await self._device_tensors.fetched(asked)
+                if asked.to_fetch:
+                    asked = await self._fetched(asked)
                 stream = self._engine.stream(asked)
             except HeadraceError as error:
                 self._start(self._refuse(error, request_id(data)))
@@ -116,6 +117,14 @@ class _Conversation:
                 # Not in the task: one that is cancelled before its first step never comes to its end.
                 task.add_done_callback(lambda _, stream=stream: stream.cancel())  # type: ignore[misc] # bound now
 
+    async def _fetched(self, asked: InferRequest) -> InferRequest:
+        assert self._device_tensors is not None, "without them there is nothing to fetch"
+        self._fetching = True
+        try:
+            return await self._device_tensors.fetched(asked)
+        finally:
+            self._fetching = False
+
     def _start(self, answer: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(answer)
         self._answering.add(task)
@@ -127,7 +136,7 @@ class _Conversation:
         self._room.release()
         if not task.cancelled() and task.exception() is not None:
             log.debug("a response could not be sent", exc_info=task.exception())
-        if self._leaving and not self._answering:
+        if self._leaving and not self._answering and not self._fetching:
             self._fail(NotReady("the server is stopping"))
 
     def _fail(self, error: HeadraceError) -> None:
