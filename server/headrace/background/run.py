@@ -114,8 +114,8 @@ def _begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        # So that all of it can be killed at once. In a session of its own the kernel would share the CPUs evenly between
-        # that and ours (sched(7), autogroup), and its idle policy would count within it only.
+        # So that all of it can be killed at once. In a session of its own its idle policy would count among its own
+        # processes only, and half of the CPUs would be its: sched(7), autogroup.
         process_group=0,
         env={**os.environ, **dict.fromkeys(_THREADS, str(usable_cpus()))},
     )
