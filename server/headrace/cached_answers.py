@@ -16,15 +16,21 @@ Answer = asyncio.Future[InferResponse]
 class CachedAnswers:
     """``run`` computes what is not found; it raises at once for what cannot be accepted.
 
+    ``ask`` takes a request as if it came now: a version may end while the cache is asked, and would run nothing more.
     What belongs to a version that has ended is forgotten.
     """
 
     def __init__(
-        self, cache: Cache, repository: Repository, run: Callable[[Served, InferRequest, ModelInputs], Answer]
+        self,
+        cache: Cache,
+        repository: Repository,
+        run: Callable[[Served, InferRequest, ModelInputs], Answer],
+        ask: Callable[[InferRequest], Answer],
     ) -> None:
         self._cache = cache
         self._repository = repository
         self._run = run
+        self._ask = ask
         self._loop = asyncio.get_running_loop()
         repository.on_retired = lambda served: cache.forget(served.folder.name, self._identity(served))
 
@@ -35,10 +41,11 @@ class CachedAnswers:
             HeadraceError: it is not in the cache, and cannot be accepted.
         """
         started_ns = monotonic_ns()
-        key = cache_key(request.model, self._identity(served), inputs.tensors, request.outputs, request.parameters)
+        identity = self._identity(served)
+        key = cache_key(request.model, identity, inputs.tensors, request.outputs, request.parameters)
         found = self._cache.get(key)
         if found is None:
-            return self._run_and_keep(key, served, request, inputs, monotonic_ns() - started_ns)
+            return self._run_and_keep(key, identity, served, request, inputs, monotonic_ns() - started_ns)
         if isinstance(found, tuple):
             future: Answer = self._loop.create_future()
             future.set_result(_from_cache(served, request, found, started_ns))
@@ -48,7 +55,9 @@ class CachedAnswers:
             outputs = await found
             if outputs is not None:
                 return _from_cache(served, request, outputs, started_ns)
-            return await self._run_and_keep(key, served, request, inputs, monotonic_ns() - started_ns)
+            if self._repository.find(request.model, request.version) is not served:
+                return await self._ask(request)
+            return await self._run_and_keep(key, identity, served, request, inputs, monotonic_ns() - started_ns)
 
         return self._loop.create_task(look_elsewhere())
 
@@ -61,13 +70,21 @@ class CachedAnswers:
         return identity
 
     def _run_and_keep(
-        self, key: bytes, served: Served, request: InferRequest, inputs: ModelInputs, lookup_ns: int
+        self,
+        key: bytes,
+        identity: str,
+        served: Served,
+        request: InferRequest,
+        inputs: ModelInputs,
+        lookup_ns: int,
     ) -> Answer:
         future = self._run(served, request, inputs)
 
         def keep(done: Answer) -> None:
             started_ns = monotonic_ns()
-            if not done.cancelled() and done.exception() is None and not done.result().parameters:
+            answered = not done.cancelled() and done.exception() is None and not done.result().parameters
+            # A model of an ensemble may have been replaced meanwhile: then it is not known whose answer this is.
+            if answered and self._identity(served) == identity:
                 self._cache.put(key, done.result().outputs)
             served.statistics.cache_miss(lookup_ns + monotonic_ns() - started_ns)
 

@@ -51,7 +51,7 @@ class Engine:
         self.repository = repository
         self.inflight_bytes = 0
         self._max_inflight_bytes = max_inflight_bytes
-        self._cached = CachedAnswers(cache, repository, self._run) if cache is not None else None
+        self._cached = CachedAnswers(cache, repository, self._run, self.infer) if cache is not None else None
         self._tracer = tracer
         self._recorder = recorder
         self._stopping = False

@@ -7,10 +7,12 @@ import pytest
 
 from headrace.cached_answers import CachedAnswers
 from headrace.core.errors import InternalError, Overloaded
+from headrace.core.model import Signature
 from headrace.core.request import InferRequest, InferResponse
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
+from headrace.repository.served_ensemble import ServedEnsemble
 
 
 def tensor(value, name="x"):
@@ -49,16 +51,22 @@ class Model:
         self.served = SimpleNamespace(
             version="3", print="abc", statistics=Statistics(), folder=SimpleNamespace(name="m")
         )
-        self.repository = SimpleNamespace(on_retired=None)
+        self.repository = SimpleNamespace(on_retired=None, find=lambda *_: self.served)
         self.answers = []
         self.ran = 0
-        self.cached = CachedAnswers(self.store, self.repository, self._run)
+        self.cached = CachedAnswers(self.store, self.repository, self._run, self._ask)
+
+    def _ask(self, request):
+        return self.cached.infer(self.served, request, ModelInputs(request.inputs, 1, None))
 
     def _run(self, served, request, inputs):
+        assert served is self.served, "a version that has ended runs nothing: its requests would wait for ever"
         self.ran += 1
         answer = self.answers.pop(0)
         if isinstance(answer, Overloaded):
             raise answer
+        if isinstance(answer, asyncio.Future):
+            return answer
         future = asyncio.get_running_loop().create_future()
         if isinstance(answer, Exception):
             future.set_exception(answer)
@@ -134,3 +142,38 @@ async def test_a_cache_elsewhere_is_waited_for_and_may_have_nothing(model):
 async def test_the_answers_of_a_version_that_has_ended_are_forgotten(model):
     model.repository.on_retired(model.served)
     assert model.store.forgotten == [("m", "3/abc")]
+
+
+async def test_a_version_that_ends_while_the_cache_is_asked_is_not_the_one_to_run_the_request(model):
+    model.store.remote = [None]
+    model.answers = [response(7)]
+    asked = asyncio.get_running_loop().create_task(model.ask())
+    await asyncio.sleep(0)
+    model.served = SimpleNamespace(version="4", print="def", statistics=Statistics())
+    assert (await asked).outputs == (tensor(7, "y"),)
+    assert model.counts() == (0, 1), "it is the new version's"
+
+
+async def test_an_answer_of_an_ensemble_is_not_kept_for_models_that_have_been_replaced(model):
+    answer = asyncio.get_running_loop().create_future()
+    plan = SimpleNamespace(
+        signature=Signature((), (), 1), steps=[SimpleNamespace(step=SimpleNamespace(part=("a", "")))]
+    )
+    folder = SimpleNamespace(
+        name="m",
+        versions={1: SimpleNamespace(print="files")},
+        config_print="config",
+        config=SimpleNamespace(response_cache=True),
+        labels={},
+    )
+    model.served = ServedEnsemble(folder, 1, plan, lambda *_: True)
+    part = SimpleNamespace(version="1", print="old")
+    model.repository.find = lambda *_: part
+    model.answers = [answer, response(8)]
+    asked = asyncio.get_running_loop().create_task(model.ask())
+    await asyncio.sleep(0)
+    part = SimpleNamespace(version="1", print="new")
+    answer.set_result(response(7))
+    assert (await asked).outputs == (tensor(7, "y"),)
+    part = SimpleNamespace(version="1", print="old")  # the files before are put back
+    assert (await model.ask()).outputs == (tensor(8, "y"),)
