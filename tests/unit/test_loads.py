@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from headrace.workers.loads import GIVE_UP_AFTER_S, LOAD_ATTEMPTS, LoadRefused, Loads
+from headrace.workers.loads import GIVE_UP_AFTER_S, LOAD_ATTEMPTS, LONGEST_PUT_OFF_S, PUT_OFF_S, LoadRefused, Loads
 
 
 def instance(number=3, waiting=0):
@@ -115,3 +115,46 @@ async def test_what_is_waited_for_most_comes_back_first_and_keeps_who_waits_for_
     loads.bring_back(hosted)
     assert [one.instance.load.instance for one in loads] == [2, 3, 4, 1]
     assert list(loads)[1] is loading
+
+
+def die(loads, loading, times=1, timed_out=False):
+    for _ in range(times):
+        loads.died(loading, "signal SIGSEGV", 0.0, timed_out=timed_out)
+    return loads.put_off(loading, timed_out=timed_out)
+
+
+def test_what_the_process_died_of_comes_back_behind_all_others():
+    loads = Loads()
+    hosted = [instance(1, waiting=7), instance(2), instance(3, waiting=1)]
+    loads.bring_back(hosted)
+    assert die(loads, next(iter(loads))) == 0.0
+    loads.bring_back(hosted)
+    assert [one.instance.load.instance for one in loads] == [3, 2, 1]
+
+
+def test_what_it_dies_of_again_and_again_is_put_off_for_longer_each_time():
+    loads = Loads()
+    hosted = [instance(1), instance(2)]
+    loads.bring_back(hosted)
+    assert die(loads, next(iter(loads)), LOAD_ATTEMPTS) == PUT_OFF_S
+    loads.bring_back(hosted)
+    assert [one.instance.load.instance for one in loads] == [2]
+    pauses = [die(loads, loads.add(hosted[0])) for _ in range(6)]
+    assert pauses[:2] == [2 * PUT_OFF_S, 4 * PUT_OFF_S]
+    assert pauses[-1] == LONGEST_PUT_OFF_S
+    loads.add(hosted[0])
+    loads.answered(1)
+    assert die(loads, loads.add(hosted[0])) == 0.0, "it has come up, and all is forgiven"
+
+
+def test_what_took_too_long_to_come_back_is_put_off_at_once():
+    loads = Loads()
+    assert die(loads, loads.add(instance()), timed_out=True) == PUT_OFF_S
+
+
+async def test_neither_a_first_load_nor_one_that_nobody_wants_any_more_is_put_off():
+    loads = Loads()
+    assert die(loads, first_load(loads, instance(1)), LOAD_ATTEMPTS - 1) == 0.0
+    unloaded = loads.add(instance(2))
+    loads.drop(unloaded.instance)
+    assert die(loads, unloaded, LOAD_ATTEMPTS) == 0.0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from headrace.core.model import Signature
 from headrace.workers import channel, process
 from headrace.workers.frames import (
     Begun,
@@ -15,13 +16,14 @@ from headrace.workers.frames import (
     Ended,
     Failed,
     Load,
+    Loaded,
     Part,
     Run,
     decode_to_worker,
     encode,
 )
 from headrace.workers.instance import Batch
-from headrace.workers.loads import Loading
+from headrace.workers.loads import GIVE_UP_AFTER_S, PUT_OFF_S, Loading
 from headrace.workers.process import WorkerProcess
 from headrace.workers.spawn import Spawned
 
@@ -85,6 +87,34 @@ class Model:
         self.causes.append(cause)
 
 
+class Hosted(Model):
+    """One that was up before, and comes back with its process."""
+
+    def __init__(self, number, name, waiting=0):
+        super().__init__(number, name)
+        self.load = Load(number, "fake", name, "1", "/m", "cpu", 1, Signature((), ()), None, {}, False)
+        self.loaded = loaded(number)
+        self.waiting = waiting
+        self.broken = ""
+        self.is_up = True
+
+    def up(self, host, loaded):
+        self.broken = ""
+
+    def start(self):
+        self.is_up = True
+
+    def retire(self):
+        self.is_up = False
+
+    def break_down(self, reason):
+        self.is_up, self.broken = False, reason
+
+
+def loaded(number):
+    return Loaded(number, Signature((), ()), False, 0, (), 0.1)
+
+
 class Worker:
     """The process under test, and the other end of its socket in its first life; later ones are silent."""
 
@@ -126,19 +156,29 @@ class Worker:
         self.process.run(batch, Run(model.load.instance, sequence, 0, 0, (), ()), [])
         return batch
 
-    async def say(self, *frames):
+    async def say(self, *frames, life=0):
         """What the worker says, bytes as they are."""
         for frame in frames:
-            self.sock.send(frame if isinstance(frame, bytes) else encode(frame))
+            self.lives[life][1].send(frame if isinstance(frame, bytes) else encode(frame))
         await settle()
 
-    def told(self):
+    async def die(self):
+        """End the present life, and wait for the next one."""
+        lives = len(self.lives)
+        self.lives[-1][0].end()
+        async with asyncio.timeout(30):
+            while len(self.lives) == lives:
+                await asyncio.sleep(0)
+        await settle()
+
+    def told(self, life=0):
         """What the worker has been told."""
-        self.sock.setblocking(False)
+        sock = self.lives[life][1]
+        sock.setblocking(False)
         frames = []
         while True:
             try:
-                data, descriptors = channel.receive(self.sock)
+                data, descriptors = channel.receive(sock)
             except BlockingIOError:
                 return frames
             channel.close_all(descriptors)
@@ -269,3 +309,70 @@ async def test_its_silence_counts_from_when_somebody_had_room(worker):
     model.streams.awaited = True
     worker.process.check_time(heard_at + 105.1, 60.0)
     assert worker.popen.kills == 1
+
+
+# ---- what comes back when it has died ----
+
+
+async def test_a_model_that_kills_the_worker_when_it_comes_back_does_not_keep_the_others_away(worker, monkeypatch):
+    monkeypatch.setattr(process, "backoff_s", lambda _: 0.0)
+    bad, good = Hosted(3, "bad", waiting=9), Hosted(4, "good")
+    worker.host(bad, good)
+    await worker.die()  # of whatever
+    assert worker.told(-1) == [bad.load, good.load]
+    await worker.die()  # of the first of them
+    for _ in range(2):
+        assert worker.told(-1) == [good.load, bad.load]
+        await worker.say(loaded(4), life=-1)
+        assert good.is_up
+        await worker.die()
+    assert worker.told(-1) == [good.load]
+    assert bad.broken == (
+        "the worker died while it loaded the model: signal SIGKILL; so that its other models come back, it is tried "
+        f"again in {PUT_OFF_S:g} s"
+    )
+    await worker.say(loaded(4), life=-1)
+    worker.process._load_again(bad)  # the time is over
+    await settle()
+    assert worker.told(-1) == [bad.load]
+    await worker.die()
+    assert worker.told(-1) == [good.load]
+    assert bad.broken.endswith(f"again in {2 * PUT_OFF_S:g} s")
+
+
+async def test_one_that_is_alone_is_tried_on_and_on(worker, monkeypatch):
+    monkeypatch.setattr(process, "backoff_s", lambda _: 0.0)
+    model = Hosted(3, "m")
+    worker.host(model)
+    for _ in range(6):
+        await worker.die()
+        assert worker.told(-1) == [model.load]
+
+
+async def test_where_no_process_can_be_started_for_long_nobody_waits_for_it(worker, monkeypatch):
+    monkeypatch.setattr(process, "backoff_s", lambda _: 0.0)
+    model, now = Hosted(3, "m"), 50.0
+    monkeypatch.setattr(process, "monotonic", lambda: now)
+    worker.host(model)
+    attempts = 0
+
+    def refuse(*_, **__):
+        nonlocal attempts
+        attempts += 1
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(process, "spawn", refuse)
+    worker.popen.end()
+    async with asyncio.timeout(30):
+        while attempts < 5:
+            await asyncio.sleep(0)
+        assert not model.broken
+        now += GIVE_UP_AFTER_S + 1
+        while not model.broken:
+            await asyncio.sleep(0)
+    assert model.broken == "cannot start a worker process: no more processes; it goes on trying"
+    monkeypatch.setattr(process, "spawn", worker._spawn)
+    await settle()
+    assert worker.told(-1) == [model.load]
+    await worker.say(loaded(3), life=-1)
+    assert (model.is_up, model.broken) == (True, "")

@@ -8,6 +8,10 @@ from headrace.workers.instance import Instance
 LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebody else may have killed it
 GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, before waiting requests are told
 _GIVE_UP_FAILURES = 3
+PUT_OFF_S = (
+    30.0  # for so long a load that keeps killing the process lets the others be; each further time twice as long
+)
+LONGEST_PUT_OFF_S = 600.0
 
 
 class LoadRefused(Exception):
@@ -45,6 +49,8 @@ class Loads:
         self.failures = 0
         self._failing_since = 0.0
         self._loading: dict[int, Loading] = {}  # by instance; sent or still to be sent
+        self._put_off: set[int] = set()  # instances that are not brought back with the others
+        self._pauses_s: dict[int, float] = {}  # how long each of those that were put off is the next time
 
     def __len__(self) -> int:
         return len(self._loading)
@@ -57,16 +63,23 @@ class Loads:
 
     def add(self, instance: Instance, future: asyncio.Future[None] | None = None) -> Loading:
         """One more; ``future`` is resolved by its answer."""
-        loading = self._loading[instance.load.instance] = Loading(instance, future)
+        number = instance.load.instance
+        loading = self._loading[number] = Loading(instance, future)
+        if number in self._pauses_s:  # its chances are used up
+            loading.deaths = LOAD_ATTEMPTS - 1
+        self._put_off.discard(number)
         return loading
 
     def drop(self, instance: Instance) -> None:
         """It is wanted no more."""
         self._loading.pop(instance.load.instance, None)
+        self._pauses_s.pop(instance.load.instance, None)
+        self._put_off.discard(instance.load.instance)
 
     def answered(self, number: int) -> Loading | None:
         """The process has answered for that instance, so it got ready; None where nobody wants it any more."""
         self.failures = 0
+        self._pauses_s.pop(number, None)
         return self._loading.pop(number, None)
 
     def refuse_all(self, reason: str) -> None:
@@ -79,6 +92,10 @@ class Loads:
         if not self.failures:
             self._failing_since = now
         self.failures += 1
+
+    def is_hopeless(self, now: float) -> bool:
+        """Whether starts have failed so often and for so long that nobody is to wait for the next."""
+        return self.failures >= _GIVE_UP_FAILURES and now - self._failing_since > GIVE_UP_AFTER_S
 
     def died(self, loading: Loading, cause: str, now: float, *, timed_out: bool) -> str:
         """The process died, of ``cause``, at this load; with ``timed_out`` because that took too long.
@@ -93,13 +110,31 @@ class Loads:
             if (loading.deaths >= LOAD_ATTEMPTS or timed_out) and not loading.future.done():
                 loading.refuse(reason)
                 self.drop(loading.instance)
-        elif self.failures >= _GIVE_UP_FAILURES and now - self._failing_since > GIVE_UP_AFTER_S:
+        elif self.is_hopeless(now):
             return f"{reason}, {self.failures} times in a row; it goes on trying"
         return ""
 
+    def put_off(self, loading: Loading, *, timed_out: bool) -> float:
+        """What was up before and has been the death of the process again and again lets the others be for a while.
+
+        Returns for how many seconds it is to be left out then, 0 where it is tried again together with them.
+        """
+        number = loading.instance.load.instance
+        wanted = self._loading.get(number) is loading
+        if not wanted or loading.future is not None or not (loading.deaths >= LOAD_ATTEMPTS or timed_out):
+            return 0.0
+        pause_s = self._pauses_s.get(number, PUT_OFF_S)
+        self._pauses_s[number] = min(2 * pause_s, LONGEST_PUT_OFF_S)
+        self._put_off.add(number)
+        del self._loading[number]
+        return pause_s
+
     def bring_back(self, hosted: Iterable[Instance]) -> None:
-        """The process is to be started again: load all that it hosted, what is waited for most first."""
+        """The process is to be started again: load all that it hosted, what is waited for most first.
+
+        What it has died of goes behind all others, which it would keep from coming back otherwise.
+        """
         for instance in hosted:
-            if instance not in self:
+            if instance not in self and instance.load.instance not in self._put_off:
                 self.add(instance)
-        self._loading = dict(sorted(self._loading.items(), key=lambda item: -item[1].instance.waiting))
+        self._loading = dict(sorted(self._loading.items(), key=lambda it: (it[1].deaths, -it[1].instance.waiting)))

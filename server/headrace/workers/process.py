@@ -343,8 +343,17 @@ class WorkerProcess:
     def _note_no_process(self, error: OSError) -> None:
         """The system gives no process now."""
         log.error("cannot start worker %s: %s", self.name, error)
-        self._loads.start_failed(monotonic())
-        self._loads.refuse_all(f"cannot start a worker process: {error}")
+        now, reason = monotonic(), f"cannot start a worker process: {error}"
+        self._loads.start_failed(now)
+        self._loads.refuse_all(reason)
+        if self._loads.is_hopeless(now):
+            self._tell_all(f"{reason}; it goes on trying")
+
+    def _tell_all(self, reason: str) -> None:
+        """Those who wait for a model that was up before are to wait no longer."""
+        for instance in self.hosted.values():
+            if instance.loaded is not None:
+                instance.break_down(reason)
 
     def _bury(self) -> None:
         """The process has ended: take what it still said, then see to what it left undone."""
@@ -364,16 +373,27 @@ class WorkerProcess:
         if isinstance(at_fault, Batch) and not at_fault.begun:
             at_fault = None  # it lay in the socket of a process that was dead or waking up
         if isinstance(at_fault, Loading):
-            hopeless = self._loads.died(at_fault, cause, monotonic(), timed_out=self._timed_out)
-            for instance in self.hosted.values():
-                if hopeless and instance.loaded is not None:
-                    instance.break_down(hopeless)
+            self._blame(at_fault, cause)
         for instance in self.hosted.values():
             batches = [one for one in unanswered if isinstance(one, Batch) and one.instance is instance]
             executing = batches.pop(0) if batches and batches[0] is at_fault else None
             if instance.is_up or batches or executing is not None or len(instance.streams):
                 instance.down(executing, batches, cause)
         self._loads.bring_back(self.hosted.values())
+
+    def _blame(self, loading: Loading, cause: str) -> None:
+        """The process died at this load."""
+        hopeless = self._loads.died(loading, cause, monotonic(), timed_out=self._timed_out)
+        if hopeless:
+            self._tell_all(hopeless)
+        instance = loading.instance
+        pause_s = self._loads.put_off(loading, timed_out=self._timed_out) if len(self.hosted) > 1 else 0.0
+        if pause_s:
+            instance.break_down(
+                f"the worker died while it loaded the model: {cause}; so that its other models come back, it is tried "
+                f"again in {pause_s:g} s"
+            )
+            asyncio.get_running_loop().call_later(pause_s, self._load_again, instance)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """Nobody looks after the process any more: as wished, or because of a bug, which must not hang anybody."""
