@@ -1,6 +1,7 @@
 """One request to its response or responses: look up, validate, enqueue. Front ends call this and nothing below it."""
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic_ns
 
 from headrace.batching.pending import OutputForm, Pending
@@ -118,7 +119,7 @@ class Engine:
         if self._recorder is not None and self._recorder.active:
             self._recorder.take(served, inputs)
         if size >= COUNTED_BYTES:
-            self._count(size, pending.future)
+            self._count(size, pending.future, [pending])
         return pending.stream
 
     def count_unreadable(self, model: str, version: str) -> None:
@@ -166,18 +167,21 @@ class Engine:
             raise error
         return size
 
-    def _count(self, size: int, future: Answer) -> None:
-        """Count a large request's bytes until it is answered."""
+    def _count(self, size: int, future: Answer, queued: Sequence[Pending]) -> None:
+        """Count the bytes of a large request, which is ``queued`` so, until it is answered or nobody waits for it."""
         self.inflight_bytes += size
-        future.add_done_callback(lambda _: self._forget(size))
+        future.add_done_callback(lambda _: self._forget(size, queued))
 
-    def _forget(self, size: int) -> None:
+    def _forget(self, size: int, queued: Sequence[Pending]) -> None:
         self.inflight_bytes -= size
+        for pending in queued:
+            pending.let_go()
 
     # -- running ------------------------------------------------------------------------------------------
 
     def _run(self, served: Served, request: InferRequest, inputs: ModelInputs) -> Answer:
         size = self._room_for(served, request)
+        queued: Sequence[Pending] = ()
         try:
             priority, deadline_ns, late_ns = _terms(served, request)
             if isinstance(served, ServedEnsemble):
@@ -185,14 +189,14 @@ class Engine:
                     served, request, inputs, deadline_ns, output_form(self.repository, served, request), self.infer
                 ).future
             else:
-                future = self._enqueue(served, request, inputs, priority, deadline_ns, late_ns)
+                future, queued = self._enqueue(served, request, inputs, priority, deadline_ns, late_ns)
         except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
             _count_refusal(served, error)
             raise
         if self._recorder is not None and self._recorder.active:
             self._recorder.take(served, inputs)
         if size >= COUNTED_BYTES:
-            self._count(size, future)
+            self._count(size, future, queued)
         return future
 
     def _enqueue(
@@ -203,7 +207,8 @@ class Engine:
         priority: int,
         deadline_ns: int,
         late_ns: int,
-    ) -> Answer:
+    ) -> tuple[Answer, Sequence[Pending]]:
+        """The answer, and what was put into the queue for it."""
         # Before anything is made of the request, so that a refused one leaves nothing.
         queue = served.queue
         queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
@@ -227,7 +232,7 @@ class Engine:
         if self._tracer is not None and self._tracer.active:
             follow(self._tracer, pending)
         served.queue.put_part(pending)
-        return pending.future
+        return pending.future, (pending,)
 
     def _enqueue_in_parts(
         self,
@@ -238,7 +243,7 @@ class Engine:
         deadline_ns: int,
         late_ns: int,
         form: OutputForm | None,
-    ) -> Answer:
+    ) -> tuple[Answer, Sequence[Pending]]:
         if inputs.rows > MAX_PARTS * served.max_batch_size:
             raise InvalidRequest(
                 f"model '{request.model}': the request has {inputs.rows} rows, expected at most "
@@ -260,7 +265,7 @@ class Engine:
         for part in parts:
             part.form = form
             served.queue.put_part(part)
-        return SplitRequest(request, served.version, parts, served.statistics).future
+        return SplitRequest(request, served.version, parts, served.statistics).future, parts
 
 
 def _terms(served: Served, request: InferRequest) -> tuple[int, int, int]:

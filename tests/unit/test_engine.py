@@ -1,9 +1,12 @@
 """One request to one response, over a made-up repository."""
 
 import asyncio
+import gc
+import weakref
 from time import monotonic_ns
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from headrace.batching.policy import BatchLimits
@@ -371,3 +374,36 @@ async def test_one_request_may_not_take_a_thousand_batches(monkeypatch):
     for _ in range(3):
         await served.answer()
     assert (await whole).outputs[0].shape == (most, 2)
+
+
+@pytest.mark.parametrize("rows", [COUNTED_BYTES, 3 * COUNTED_BYTES], ids=["whole", "in parts"])
+@pytest.mark.parametrize("leaves", [True, False], ids=["left", "expired"])
+async def test_a_large_request_that_nobody_waits_for_takes_no_memory_while_it_lies_in_the_queue(rows, leaves):
+    served = Served(max_batch_size=COUNTED_BYTES, max_size=10)
+    engine = engine_of(served)
+    memory = np.zeros(rows * 2, np.uint8)
+    freed = weakref.ref(memory)
+    answer = engine.infer(request(rows, data=memory.data, deadline_ns=0 if leaves else monotonic_ns() + MS))
+    assert engine.inflight_bytes == rows * 2
+    del memory
+    if leaves:
+        answer.cancel()
+    await asyncio.wait([answer], timeout=30)
+    assert answer.cancelled() or isinstance(answer.exception(), DeadlineExceeded)
+    await settle()
+    gc.collect()
+    assert len(served.queue) == -(-rows // COUNTED_BYTES), "no instance has looked for a batch since"
+    assert engine.inflight_bytes == 0
+    assert freed() is None
+    assert served.queue.take_now() == []
+
+
+async def test_what_a_worker_was_given_is_kept_for_it_whoever_leaves():
+    served = Served(max_batch_size=COUNTED_BYTES)
+    memory = np.zeros(COUNTED_BYTES * 2, np.uint8)
+    answer = engine_of(served).infer(request(COUNTED_BYTES, data=memory.data))
+    (taken,) = served.queue.take_now()
+    answer.cancel()
+    await settle()
+    assert taken.inputs.tensors[0].data.obj is memory
+    served.queue.finished([taken])

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 
+import msgspec
+
 from headrace.core.errors import DeadlineExceeded, HeadraceError, InternalError, Kind
 from headrace.core.request import InferRequest, InferResponse, Parameters
 from headrace.core.statistics import Statistics
@@ -182,6 +184,15 @@ class Pending:
         if self._timer is not None:
             self._timer.cancel()
         self._count_departure()
+
+    def let_go(self) -> None:
+        """Give up the memory of the inputs, where no worker was given them: they are not needed once it is ``dead``.
+
+        It may stay in its queue for long, as nobody looks for dead ones before there is a batch to be formed.
+        """
+        if not self.taken_at_ns:
+            self.inputs = ModelInputs((), self.rows, self.key)
+            self.request = msgspec.structs.replace(self.request, inputs=())
 
     def _count_departure(self) -> None:
         """The client has left; that counts once, whenever it is noticed."""
