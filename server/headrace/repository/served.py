@@ -330,3 +330,4 @@ class ServedVersion:
         self.instances = [new if one is old else one for one in self.instances]
         if self.distrusted:
             new.hold()
+        self._on_instance_change()  # the old one may have broken meanwhile, which is nobody's matter any more

@@ -1,0 +1,62 @@
+"""A version while it is served, over made-up workers."""
+
+import pytest
+
+from headrace.core.errors import NotReady
+from headrace.core.model import Signature, TensorSpec
+from headrace.core.tensor import DataType
+from headrace.repository.layout import read_folder
+from headrace.repository.served import ServedVersion
+from headrace.workers.frames import Loaded
+from headrace.workers.turns import CpuTurns
+
+SPEC = TensorSpec("x", DataType.UINT8, (-1, 2))
+
+
+class Supervisor:
+    """Has every instance up at once, in a worker that is never asked for anything."""
+
+    def __init__(self):
+        self.turns = CpuTurns(2)
+        self._number = 0
+
+    def cpus(self):
+        return 2
+
+    def number(self):
+        self._number += 1
+        return self._number
+
+    def bring_up(self, instance):
+        instance.up(None, Loaded(instance.load.instance, Signature((SPEC,), (SPEC,), 4), False, 0, (), 0.1))
+        instance.start()
+
+    async def start_instance(self, instance, _):
+        self.bring_up(instance)
+
+    async def stop_instance(self, instance):
+        instance.retire()
+
+
+@pytest.fixture
+async def served(tmp_path):
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "m" / "config.yaml").write_text("backend: fake\nwarmup: false\n")
+    found = read_folder(tmp_path / "m")
+    made = ServedVersion(found, found.versions[1], Supervisor())
+    await made.start()
+    yield made
+    await made.stop_instances()
+
+
+async def test_requests_are_taken_again_when_another_instance_stands_in_for_one_that_broke_meanwhile(served):
+    (old,) = served.instances
+    twin = old.twin(77)
+    served._supervisor.bring_up(twin)
+    old.break_down("CUDA out of memory: two of it do not fit")
+    with pytest.raises(NotReady, match="two of it do not fit"):
+        served.queue.make_room()
+    old.replaced_by(twin)
+    served.queue.make_room()
+    assert (served.instances, served.ready, served.broken) == ([twin], True, False)
