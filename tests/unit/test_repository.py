@@ -476,6 +476,29 @@ async def test_a_version_whose_folder_is_gone_is_not_kept(explicit, monkeypatch)
     assert not explicit.serves("m")
 
 
+async def test_a_model_that_is_removed_and_put_back_does_not_wait_for_what_it_answers_still(polled):
+    polled.plain("m")
+    await polled.repository.refresh("m")
+    old = polled.repository.lookup("m", "")
+    old.idle.clear()  # as with a stream that goes on for minutes
+    polled.remove("m")
+    await asyncio.wait_for(polled.repository.refresh("m"), 30)
+    assert not polled.serves("m")
+    assert polled.states() == {"m 1": "UNLOADING"}
+    polled.plain("m")
+    await asyncio.wait_for(polled.repository.refresh("m"), 30)
+    assert polled.serves("m")
+    assert polled.states() == {"m 1": "READY"}
+    old.idle.set()
+    await polled.repository._shelf.wait_retired()
+    await polled.quiet()
+    assert polled.states() == {"m 1": "READY"}
+    polled.remove("m")
+    await polled.repository.refresh("m")
+    await polled.repository._shelf.wait_retired()
+    assert polled.states() == {}
+
+
 # ---- load overrides ----
 
 

@@ -32,6 +32,7 @@ class ModelRecord:
     wanted: frozenset[int] = frozenset()  # versions that the folder and its policy ask for
     problems: tuple[str, ...] = ()  # of the folder as a whole, when it could not be read
     folder: ModelFolder | None = None  # what ``wanted`` came from; None where nothing is wanted
+    gone: bool = False  # from the repository when it was looked for last: forgotten once it has answered what it had
     asked_for: bool = False  # by somebody, and not only because an ensemble is made of it
     private_folders: set[Path] = field(default_factory=set)  # made for load requests that brought files
     pinned_folders: set[Path] = field(default_factory=set)  # those of them that are being loaded

@@ -155,7 +155,7 @@ class Repository:
         failed = await self._undisturbed(self._load(name, override))
         if failed:
             raise InvalidRequest(f"load failed for model '{name}': {' '.join(failed)}")
-        if not self._records[name].known:
+        if self._records[name].gone or not self._records[name].known:
             raise NotFound(f"failed to load '{name}': it was removed meanwhile")
 
     async def unload(self, name: str, dependents: bool = False) -> None:
@@ -278,11 +278,12 @@ class Repository:
         folder = await asyncio.to_thread(read)
         if folder is Absent.MODEL:
             self._let_go(name, record)
-            await self._shelf.wait_retired(name)
-            record.statuses.clear()
-            self._wake_users(name)
+            # Not waited for: what it has accepted may take long, and its folder may come back before that.
+            record.gone = True
+            self._forget_gone(name, record)
         if isinstance(folder, Absent):
             return None
+        record.gone = False
         for problem in folder.problems:
             log.error("model %s: %s", name, problem)
         return folder
@@ -359,8 +360,16 @@ class Repository:
             )
 
     def _note_retired(self, served: Served) -> None:
-        self._sweep(served.folder.name)
+        name = served.folder.name
+        self._sweep(name)
+        self._forget_gone(name, self._records[name])
         self.on_retired(served)
+
+    def _forget_gone(self, name: str, record: ModelRecord) -> None:
+        """Say nothing more of a model whose folder is gone, once nothing of it is left."""
+        if record.gone and not record.serving and not self._shelf.retiring(name):
+            record.statuses.clear()
+            self._wake_users(name)
 
     def _sweep(self, name: str) -> None:
         """Remove the files of past load requests that nothing is served from any more."""
