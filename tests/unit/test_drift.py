@@ -130,6 +130,28 @@ async def test_a_form_that_fails_is_not_trusted(replay, plans):
     assert model.distrusted == "a recorded request is refused: no such kernel"
 
 
+@pytest.mark.parametrize("leaves", ["the memory", "the shelf"])
+async def test_one_that_is_not_there_any_more_is_not_asked_on(replay, plans, leaves):
+    """Nobody would answer it, and no other model would be looked at for ten minutes."""
+    model, there = Model(replay), []
+    there.append(model)
+
+    async def go_away():
+        if leaves == "the memory":
+            model.resident = False
+        else:
+            there.clear()
+        await model.stop()
+
+    model.after_batch = lambda: going.append(asyncio.get_running_loop().create_task(go_away()))
+    going = []
+    model.start()
+    await asyncio.wait_for(DriftGuard(lambda: iter(there), plans, 300.0).check(model), 30)
+    await asyncio.gather(*going)
+    assert len(model.ran) == 1
+    assert (len(model.queue), plans.replays, model.distrusted) == (0, {}, "")
+
+
 async def test_what_says_nothing_of_the_form_is_no_reason(replay, plans):
     model = Model(replay)
     model.error = NotReady("its worker is restarting")

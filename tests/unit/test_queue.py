@@ -670,3 +670,17 @@ async def test_another_queue_inherits_what_waits_and_what_comes_back(taker):
     assert draining.done()
     assert [await heir.take(), await heir.take(), await heir.take()] == [[first], [second], [late]]
     assert first.deaths == 0
+
+
+async def test_what_is_put_back_or_inherited_makes_a_queue_grow_as_what_is_put():
+    """Nobody else would bring a model in that has left the memory."""
+    queue, predecessor = queue_of(), queue_of()
+    growing = asyncio.get_running_loop().create_task(queue.grown(2, 3600))
+    put(predecessor, request())
+    taken = [*predecessor.take_now(), request()]
+    predecessor.hand_over(queue, Statistics())
+    queue.put_back(taken[:1])
+    await asyncio.sleep(0)
+    assert not growing.done()
+    predecessor.put_back(taken[1:])
+    await asyncio.wait_for(growing, 30)

@@ -320,6 +320,8 @@ class BatchQueue:
             return
         self._backlog.put_back(batch)
         self._wake_if_due()
+        if self.watchers.size and len(self._backlog) >= self.watchers.size:
+            self.watchers.tell(len(self._backlog))
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing executes."""

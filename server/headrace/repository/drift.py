@@ -64,7 +64,7 @@ class DriftGuard:
         answers: list[list[dict[str, Array]]] = []
         try:
             for example in inputs:
-                if served.distrusted or served.queue.executing or len(served.queue):
+                if not self._is_there_idle(served):
                     return
                 answers.append(await _answers(served, example))
         except HeadraceError as error:
@@ -81,6 +81,12 @@ class DriftGuard:
                 self._distrust(served, f"its answers have changed while it served: {found}")
                 return
         self._plans.note_replay(planned, good=True)
+
+    def _is_there_idle(self, served: ServedVersion) -> bool:
+        """Whether an instance would answer at once. Of one that has been replaced none would, at any time."""
+        if served.distrusted or not served.resident or served.queue.executing or len(served.queue):
+            return False
+        return any(one is served for one in self._served())
 
     def _distrust(self, served: ServedVersion, reason: str) -> None:
         assert served.planned is not None, "only what has a plan is checked"
