@@ -157,7 +157,8 @@ class Engine:
         size = 0
         for tensor in request.inputs:
             size += len(tensor.data)
-        if size >= COUNTED_BYTES and self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
+        full = self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes
+        if size >= COUNTED_BYTES and full and not self._is_step(request):
             error = Overloaded(
                 f"model '{request.model}': the server holds {self.inflight_bytes} bytes of unanswered requests and "
                 f"takes at most {self._max_inflight_bytes} (--max-inflight-bytes)",
@@ -166,6 +167,10 @@ class Engine:
             _count_refusal(served, error)
             raise error
         return size
+
+    def _is_step(self, request: InferRequest) -> bool:
+        """Whether it is one of an ensemble's, for which there was room: that counts too, and would leave it none."""
+        return bool(request.callers) and isinstance(self.repository.find(request.callers[-1], ""), ServedEnsemble)
 
     def _count(self, size: int, future: Answer, queued: Sequence[Pending]) -> None:
         """Count the bytes of a large request, which is ``queued`` so, until it is answered or nobody waits for it."""

@@ -6,6 +6,7 @@ import weakref
 from time import monotonic_ns
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import InputChecker
 from headrace.engine import COUNTED_BYTES, Engine
+from headrace.repository.served_ensemble import ServedEnsemble
 
 MS = 1_000_000
 X = TensorSpec("x", DataType.UINT8, (-1, 2))
@@ -277,6 +279,25 @@ async def test_a_request_larger_than_the_bound_still_runs_when_it_is_the_only_on
     await future
     await settle()
     assert engine.inflight_bytes == 0
+
+
+@pytest.mark.parametrize(("caller", "room"), [("ensemble", True), ("model", False)])
+async def test_what_an_ensemble_was_accepted_with_leaves_its_steps_their_room(caller, room):
+    served = Served(max_batch_size=COUNTED_BYTES)
+    engine = engine_of(served, max_inflight_bytes=3 * COUNTED_BYTES)
+    engine.repository.find = lambda name, _: object.__new__(ServedEnsemble) if name == "ensemble" else served
+    engine.inflight_bytes = 2 * COUNTED_BYTES  # the ensemble's own inputs
+    step = msgspec.structs.replace(request(COUNTED_BYTES, data=bytes(2 * COUNTED_BYTES)), callers=(caller,))
+    if not room:
+        with pytest.raises(Overloaded):
+            engine.infer(step)
+        return
+    answer = engine.infer(step)
+    assert engine.inflight_bytes == 4 * COUNTED_BYTES
+    with pytest.raises(Overloaded):
+        engine.infer(request(COUNTED_BYTES, data=bytes(2 * COUNTED_BYTES)))
+    await served.answer()
+    assert (await answer).outputs
 
 
 async def test_more_rows_than_a_batch_holds_run_in_parts_and_come_back_as_one():
