@@ -392,6 +392,20 @@ def test_folders_without_permission(model, monkeypatch):
     assert list_models(path.parent) == ["m"]
 
 
+def test_another_folder_in_it_that_may_not_be_read(model, monkeypatch):
+    path = model(**{"config.yaml": "", "data/model.onnx": ""})
+    real = os.listdir
+
+    def refuse(folder):
+        if Path(folder) == path / "data":
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    problem = "m: has no version: expected a folder named 1, 2, ... with a model file in it"
+    assert read_folder(path).problems == (problem,)
+
+
 # ---- prints ----
 
 

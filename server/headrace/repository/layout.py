@@ -1,5 +1,6 @@
 """What lies in a model repository: its models, their configuration, labels and version folders, as found on disk."""
 
+import contextlib
 import os
 import re
 import stat
@@ -203,9 +204,9 @@ def _loose_files(path: Path, names: list[str]) -> list[str]:
     found = [name for name in names if PurePath(name).suffix in _LOOSE_ENDINGS]
     for name in names:
         if not is_passed_over(name) and not _VERSION.fullmatch(name) and (path / name).is_dir():
-            found += [
-                f"{name}/{inner}" for inner in list_names(path / name) if PurePath(inner).suffix in _LOOSE_ENDINGS
-            ]
+            with contextlib.suppress(OSError):  # one that may not be read: what is in it is no hint then
+                inner = list_names(path / name)
+                found += [f"{name}/{one}" for one in inner if PurePath(one).suffix in _LOOSE_ENDINGS]
     return found
 
 
