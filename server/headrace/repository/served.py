@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 
 VACATE_S = 10.0  # that running batches have before a distrusted form is asked to leave the memory
 VACATE_INTERVAL_S = 0.02
+# As the configuration's own check has it; a Python model may show only when it is loaded that it streams.
+NOT_FORESEEN = (
+    "batching.p99_objective_ms is not for a decoupled model, whose answers have no end that can be foreseen; its "
+    "code makes it one"
+)
 MAX_LEVELS_SHOWN = 16  # a level is a number in a request; metrics are not to have a series for any of them
 
 
@@ -224,6 +229,8 @@ class ServedVersion:
         results = await asyncio.gather(*starts, return_exceptions=True)
         refused = [result for result in results if isinstance(result, BaseException)]
         refused += [LoadRefused(one.broken) for one in self.instances if one.broken]
+        if not refused and queue.objective is not None and self.instances[0].signature.decoupled:
+            refused.append(LoadRefused(NOT_FORESEEN))
         if (
             not refused
             and self.planned is not None
