@@ -162,7 +162,7 @@ class Supervisor:
         except BaseException:
             old.leaving = False
             await asyncio.gather(*(self._take_away(twin, grace_s) for _, twin in twins))
-            successor.leaving = True
+            successor.leaving = not successor.hosted  # others may have been placed there meanwhile
             await self._end_if_empty(successor)
             raise
         left = []
@@ -176,6 +176,7 @@ class Supervisor:
             successor.take_over(broken, old)
             self._homes[broken.load.instance] = successor
         await asyncio.gather(*(self._take_away(one, grace_s) for one in left))
+        old.leaving = not old.hosted  # what was broken may have come up there meanwhile, and stays
         await asyncio.gather(self._end_if_empty(old), self._end_if_empty(successor))
         return successor
 
