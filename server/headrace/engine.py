@@ -99,6 +99,7 @@ class Engine:
                     self._recorder.take(served, inputs)
                 return stream
             served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
+            form = output_form(self.repository, served, request)
         except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
             _count_refusal(served, error)
             raise
@@ -112,7 +113,7 @@ class Engine:
             deadline_ns=deadline_ns,
             late_ns=late_ns,
         )
-        pending.form = output_form(self.repository, served, request)
+        pending.form = form
         served.queue.put_part(pending)
         if self._tracer is not None and self._tracer.active:
             follow(self._tracer, pending)

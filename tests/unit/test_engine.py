@@ -428,3 +428,14 @@ async def test_what_a_worker_was_given_is_kept_for_it_whoever_leaves():
     await settle()
     assert taken.inputs.tensors[0].data.obj is memory
     served.queue.finished([taken])
+
+
+async def test_a_stream_that_cannot_be_given_its_form_is_one_failure_and_leaves_nothing():
+    served = Served()
+    served.decoupled = True
+    wrong = (RequestedOutput("y", {"classification": "many"}),)
+    asked = msgspec.structs.replace(request(deadline_ns=monotonic_ns() + MS), outputs=wrong)
+    with pytest.raises(InvalidRequest, match="classification"):
+        engine_of(served).stream(asked)
+    await asyncio.sleep(0.005)  # a clock that went on would count it once more
+    assert served.statistics.failures == {"OTHER": 1}
