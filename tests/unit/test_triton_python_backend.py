@@ -209,6 +209,22 @@ def test_each_request_gets_its_rows(load):
     assert (first.parameters, second.parameters) == ({"i": 0}, {"i": 1})
 
 
+def test_inputs_are_the_models_to_keep(load):
+    code = """
+    class TritonPythonModel:
+        def execute(self, requests):
+            self.kept = [*getattr(self, "kept", []), *(x_of(request) for request in requests)]
+            return [respond(x_of(request)) for request in requests]
+    """
+    backend = load(code)
+    memory = rows(1, 2)
+    run(backend, memory, RequestInfo(1, "", {}), RequestInfo(1, "", {}))
+    memory[:] = rows(3, 4)  # as the next batch does
+    run(backend, memory)
+    memory[:] = 0
+    assert [kept[:, 0].tolist() for kept in backend._model.kept] == [[1], [2], [3, 4]]
+
+
 def test_what_a_request_says(load):
     code = """
     class TritonPythonModel:

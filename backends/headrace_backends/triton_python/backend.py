@@ -111,7 +111,8 @@ class TritonPythonBackend(Backend):
         """Give the model its requests, each with its own rows, and hold its responses against the configuration."""
         self._api.offer()
         responders = [OneResponse() for _ in requests]
-        given = [self._request(*each) for each in zip(_split(inputs, requests), requests, responders, strict=True)]
+        tensors = _split(_kept(inputs), requests)
+        given = [self._request(*each) for each in zip(tensors, requests, responders, strict=True)]
         result = self._model.execute(given)
         if inspect.iscoroutine(result):
             result = self._loop.run(result).result()
@@ -219,6 +220,11 @@ def _arguments(source: ModelSource, config: Config, code: ModelCode) -> dict[str
         "model_version": source.version,
         "model_name": source.name,
     }
+
+
+def _kept(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs in memory of their own, for Triton's is: models keep what a sequence has said from call to call."""
+    return {name: array.copy() for name, array in inputs.items()}
 
 
 def _tensors(inputs: Mapping[str, Array]) -> list[Tensor]:

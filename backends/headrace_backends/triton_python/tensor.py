@@ -15,11 +15,7 @@ _BF16 = NUMPY_DTYPES[DataType.BF16]
 
 
 class Tensor:
-    """An array in the CPU's memory, and a name.
-
-    The arrays of a request's tensors share the batch's memory, which is used again when ``execute`` returns: a model
-    copies what it keeps. In a decoupled model they are the model's own.
-    """
+    """An array in the CPU's memory, and a name. The arrays of a request's tensors are the model's to keep."""
 
     __slots__ = ("_array", "_name")
 
