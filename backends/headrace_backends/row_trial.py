@@ -19,6 +19,7 @@ Run = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 REFUSALS = (InputError, MemoryError, RuntimeError)  # what ``Run`` raises when it does not like what it is given
 MIXES = "differs between rows that ran together"  # begins what is said of an output whose rows are not its own
+_BESIDE_OTHERS = "a row gets different answers beside different others"
 
 _ROWS = 5  # a, b, c, d, e
 _ABC, _ADE, _BAC = (0, 1, 2), (0, 3, 4), (1, 0, 2)
@@ -63,12 +64,41 @@ def trial(
                 return f"one made-up row runs, several fail: {error}", None
             failure = error
             continue
-        for name in (tensor.spec.name for tensor in outputs):
+        names = [tensor.spec.name for tensor in outputs]
+        for name in names:
             problem = _problem([answer[name] for answer in answers])
             if problem:
                 return f"output '{name}' {problem}", None
-        return None, None
+        return _mixing_by_extremes(run, arrays, names, size), None
     return None, f"batching could not be proved: the model refuses made-up inputs ({failure})"
+
+
+def _mixing_by_extremes(run: Run, arrays: Mapping[str, Array], names: Sequence[str], size: int) -> str | None:
+    """What is found where the least or the greatest whole number of a batch is in its company alone.
+
+    Whole numbers are made up as 0 and 1, and most rows have both: what is cut to the greatest length, or has the least
+    pixel taken off, does not notice its company then.
+    """
+    whole = {name: array for name, array in arrays.items() if array.dtype.kind in "biu"}
+    for own in (0, 1) if whole else ():
+        extreme = {name: _filled(one, own) for name, one in whole.items()}
+        try:
+            together, company = (_answer(run, {**arrays, **extreme}, rows[:size]) for rows in (_ABC, _ADE))
+        except REFUSALS:  # it may well be of no use to ask it for nothing, or to have a mask that hides all
+            continue
+        for name in names:
+            if together[name].shape != company[name].shape:
+                return f"output '{name}' has a shape that depends on what the rows of the input hold"
+            if not _same(together[name][:1], company[name][:1], _TOLERANCE):
+                return f"output '{name}' {MIXES}: {_BESIDE_OTHERS}"
+    return None
+
+
+def _filled(array: Array, own: int) -> Array:
+    """The array with nothing but ``own`` in the rows a, b and c, and nothing but the other number in d and e."""
+    filled = np.full_like(array, own)
+    filled[3:] = 1 - own
+    return filled
 
 
 def _set_company_apart(array: Array) -> None:
@@ -105,7 +135,7 @@ def _mixing(alone: Array, together: Array, company: Array, swapped: Array) -> st
     exact = together.dtype.kind in "OUSbiu"
     half = not exact and together.dtype.itemsize == 2
     if not _same(together[:1], company[:1], _TOLERANCE):
-        return f"{MIXES}: a row gets different answers beside different others"
+        return f"{MIXES}: {_BESIDE_OTHERS}"
     if not _same(together[list(_BAC[: len(together)])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
         return f"{MIXES}: a row gets different answers at different places"
     if not exact and not _same(together[:1], alone, _COARSE_TOLERANCE):

@@ -93,6 +93,30 @@ def test_mixing_of_every_kind_of_number(datatype, shape):
     assert "beside different others" in found
 
 
+@pytest.mark.parametrize("datatype", [DataType.INT64, DataType.UINT8])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x - np.float32(x.max()), "beside different others"),
+        (lambda x: x - np.float32(x.min()), "beside different others"),
+        (lambda x: np.zeros((len(x), int(x.max())), np.float32), "a shape that depends on what the rows"),
+    ],
+)
+def test_mixing_by_the_extremes_of_whole_numbers(datatype, function, reason):
+    found, _ = verdict(function, datatype)
+    assert found is not None
+    assert reason in found
+
+
+def test_extremes_that_are_refused_prove_nothing():
+    def picky(x):
+        if not x.any(axis=1).all():
+            raise InputError("a row is empty")
+        return x
+
+    assert verdict(picky, DataType.INT64) == (None, None)
+
+
 def test_mixing_of_text():
     assert verdict(lambda x: x, DataType.BYTES) == (None, None)
     found, _ = verdict(lambda x: np.array([b"".join(x[:, 0])] * len(x), object), DataType.BYTES)
