@@ -109,7 +109,7 @@ def guarded(folder: Path, what: str, call: Callable[[], Any]) -> Any:
     """The result of the user's code, whose every failure is a LoadError that says where it happened."""
     try:
         return call()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         said = error.msg if isinstance(error, SyntaxError) else error
         missing = isinstance(error, ModuleNotFoundError)
         advice = "; install what it needs into the server's environment" if missing else ""

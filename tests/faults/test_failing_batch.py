@@ -17,6 +17,20 @@ PICKY = """
                 raise ValueError("there is no root of a negative number")
             return {"y": np.sqrt(inputs["x"])}
 """
+# What is no Exception: asyncio's CancelledError, and the panics of libraries in Rust, are as little as this.
+QUITTER = """
+    import sys
+
+    class Model:
+        inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
+        outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
+        max_batch_size = 4
+
+        def infer(self, inputs):
+            if (inputs["x"] < 0).any():
+                sys.exit("usage: no negative numbers")
+            return {"y": inputs["x"] * 2}
+"""
 TOGETHER = "batching: {max_queue_delay_us: 2000000}\n"
 
 
@@ -26,6 +40,7 @@ def server(tmp_path_factory):
     fake_model(repository, "batched", "max_batch_size: 4\n" + TOGETHER)
     fake_model(repository, "hurried", "max_batch_size: 16\nparameters: {fake_delay_ms: 5}\n")
     python_model(repository, "picky", PICKY, config=TOGETHER)
+    python_model(repository, "quitter", QUITTER, config=TOGETHER)
     with RunningServer(repository) as running:
         yield running
 
@@ -59,6 +74,14 @@ def test_a_python_model_that_raises_for_one_row(server):
     assert bad.status == 500
     assert "no root of a negative number" in bad.detail
     assert "Traceback" not in bad.detail
+
+
+def test_a_python_model_that_wants_to_exit_for_one_row(server):
+    *good, bad = all_at_once(server.http, "quitter", [([4.0], None), ([9.0], None), ([16.0], None), ([-1.0], None)])
+    assert [one.values for one in good] == [[8.0], [18.0], [32.0]], good
+    assert bad.status == 500
+    assert "SystemExit: usage: no negative numbers" in bad.detail
+    assert server.metric("headrace_worker_deaths_total", model="quitter") == 0
 
 
 def test_grpc_tells_a_bad_input_from_a_bad_model(server):

@@ -486,6 +486,22 @@ def test_async_execute_that_fails(load):
         run(load("class TritonPythonModel:\n    async def execute(self, requests): 1 / 0"), rows(1))
 
 
+def test_async_execute_that_wants_to_exit(load):
+    code = """
+    import sys
+    class TritonPythonModel:
+        async def execute(self, requests):
+            if (x_of(requests[0]) < 0).any():
+                sys.exit("no")
+            return [respond(x_of(request)) for request in requests]
+    """
+    backend = load(code)
+    with pytest.raises(SystemExit, match="no"):
+        run(backend, rows(-1))
+    (answer,) = run(backend, rows(1))
+    np.testing.assert_array_equal(answer.outputs["y"], rows(1))
+
+
 THREADED = """
 class TritonPythonModel:
     def execute(self, requests):

@@ -118,7 +118,7 @@ class Front:
     def load(self, source):
         """What the worker takes for a backend's class."""
         model = self._models[source.name]
-        if isinstance(model, Exception):
+        if isinstance(model, BaseException):
             raise model
         return model
 
@@ -1072,6 +1072,39 @@ def test_an_error_without_a_proper_text_fails_the_batch_and_not_the_worker(front
 def test_nor_does_one_at_loading(front, error):
     (failed,) = front.serve(error)
     assert isinstance(failed, LoadFailed)
+    front.nothing_more()
+
+
+class Panic(BaseException):
+    """As of libraries that are written in Rust."""
+
+
+@pytest.mark.parametrize("kind", [Panic, SystemExit])
+@pytest.mark.parametrize("where", ["load", "execute", "begin", "iterator"])
+def test_what_is_no_exception_fails_what_raised_it_and_not_the_worker(front, where, kind):
+    def fail(*_):
+        raise kind("at the bottom")
+
+    def broken(inputs, stream):
+        yield answer(1)
+        fail()
+
+    models = {
+        "load": kind("at the bottom"),
+        "execute": Model(None, fail),
+        "begin": Model(fail),
+        "iterator": Model(broken),
+    }
+    told = front.serve(models[where], Model(None, lambda inputs: {"y": inputs["x"]}))
+    if where == "load":
+        assert isinstance(told[0], LoadFailed)
+        assert told[0].reason == f"{kind.__name__}: at the bottom"
+    else:
+        front.ask(1, 5)
+        failed = front.hear() if where == "execute" else front.hear_all(1)[-1]
+        assert (failed.kind, failed.message) == ("internal", f"{kind.__name__}: at the bottom")
+    front.ask(2, 6, instance=1)
+    assert front.output(front.hear()) == [6]
     front.nothing_more()
 
 

@@ -139,7 +139,7 @@ class TritonPythonBackend(Backend):
                 self._loop.run(result).add_done_callback(lambda future: self._executed(future, responder))
             else:
                 _nothing(result)
-        except Exception:
+        except BaseException:
             if responder.close():
                 raise
             log.exception("model %s: execute failed after its last response", self._name)

@@ -1,10 +1,13 @@
 """The event loop on which a model's ``async def execute`` runs, in a thread of its own."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any
+
+log = logging.getLogger("headrace.worker")
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -20,7 +23,7 @@ class LoopThread:
         """Begin to run a coroutine; only one thread may call."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = Thread(target=self._loop.run_forever, name="model loop", daemon=True)
+            self._thread = Thread(target=_serve, args=(self._loop,), name="model loop", daemon=True)
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
@@ -36,6 +39,17 @@ class LoopThread:
         thread.join(_CLOSE_TIMEOUT_S)
         if not thread.is_alive():
             loop.close()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run until stopped; what asyncio lets through, a task that wants the process to exit, is for who awaits it."""
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            log.error("a task of a model's loop ended by %r; the loop goes on", error)  # noqa: TRY400
+        else:
+            return
 
 
 async def _cancel_all() -> None:

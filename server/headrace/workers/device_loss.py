@@ -15,7 +15,7 @@ class DeviceLoss:
     def __init__(self) -> None:
         self.lost: DeviceLost | None = None
 
-    def note(self, model: str, error: Exception) -> None:
+    def note(self, model: str, error: BaseException) -> None:
         """A model has raised this: its own code does not know that its process has to end if the GPU failed."""
         if self.lost is not None:
             return

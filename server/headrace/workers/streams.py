@@ -184,7 +184,7 @@ class Streams:
         self._open[sequence] = stream
         try:
             iterator = backend.begin(inputs, stream)
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything
             self._fail(name, stream, error)
             return
         if iterator is not None:
@@ -249,14 +249,14 @@ class Streams:
                 stream.end()
                 return False
             stream.send(answer)
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything
             self._fail(turn.name, stream, error)
             return False
         finally:
             turn.calls.on_behalf_of = 0
         return True
 
-    def _fail(self, name: str, stream: Stream, error: Exception) -> None:
+    def _fail(self, name: str, stream: Stream, error: BaseException) -> None:
         if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
             log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
         stream.end(error)

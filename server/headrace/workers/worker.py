@@ -134,7 +134,7 @@ class Worker:
                 notes = [*notes, *warm_up(backend)]
         except (LoadError, BackendUnavailable, HeadraceError) as error:
             self._conversation.send(frames.LoadFailed(frame.instance, plain_text(error)))
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything, and may want to exit
             log.error("model %s version %s: %s", frame.name, frame.version, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.LoadFailed(frame.instance, described(error)[1]))
         else:
@@ -165,7 +165,7 @@ class Worker:
             return
         try:
             model.backend.close()
-        except Exception:
+        except BaseException:  # as in ``_run``
             log.exception("model %s: its unload failed", model.name)
         del model
         give_back()
@@ -194,7 +194,7 @@ class Worker:
             log.error("model %s: %s; this worker ends, to be started again", model.name, error)  # noqa: TRY400
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
             raise
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything: libraries in Rust panic so
             log.error("model %s: %s", model.name, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.Failed(frame.sequence, *described(error)))
             self._loss.note(model.name, error)
