@@ -108,6 +108,13 @@ def test_all_that_a_call_can_say(pb_utils, server):
     assert not request.is_cancelled()
 
 
+def test_text_is_sent_as_triton_does(pb_utils, server):
+    words = np.array([b"a", "é", 5, None], np.object_)
+    inputs = [pb_utils.Tensor("x", words)]
+    pb_utils.InferenceRequest(model_name="other", requested_output_names=["z"], inputs=inputs).exec()
+    assert server.asked[0].inputs["x"].tolist() == [b"a", "é".encode(), b"5", b"None"]
+
+
 def test_sequences_may_have_names(pb_utils, server):
     request_of(pb_utils, correlation_id="s").exec()
     assert server.asked[0].parameters == {"sequence_id": "s", "sequence_start": False, "sequence_end": False}

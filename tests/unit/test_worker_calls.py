@@ -223,6 +223,9 @@ def test_who_waits_when_the_front_process_goes_hears_of_it(front):
 
 BAD_CALLS = [
     (ModelCall("other", {"x": np.zeros(2, np.complex64)}), "complex64"),
+    (ModelCall("other", {"x": np.array(["a", 5], object)}), "input 'x' has an element of type int, expected str or"),
+    (ModelCall("other", {"x": np.array([None])}), "input 'x' has an element of type NoneType, expected str or"),
+    (ModelCall("other", {"x": np.array(["\ud800"], object)}), "input 'x' .*surrogates not allowed"),
     (ModelCall("other", {"x": X}, parameters={"k": None}), "cannot be sent"),
     (ModelCall("other", {"x": X}, parameters={"k": [1]}), "cannot be sent"),
     (ModelCall("other", {"x": X}, parameters={"k": 1 << 64}), "cannot be sent"),

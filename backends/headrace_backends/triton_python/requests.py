@@ -10,8 +10,10 @@ from typing import Any
 
 from headrace.core.errors import HeadraceError
 from headrace.core.request import Parameter, Parameters
+from headrace.core.tensor import Array
 from headrace_backends.base import Answer, ModelCall, ModelCalls
 from headrace_backends.triton_python.chores import Chores
+from headrace_backends.triton_python.datatypes import as_bytes
 from headrace_backends.triton_python.errors import TritonModelException
 from headrace_backends.triton_python.responses import InferenceResponse, checked_parameters, response_of
 from headrace_backends.triton_python.senders import InferenceResponseSender, Responder
@@ -223,7 +225,7 @@ class InferenceRequest:
             parameters["priority"] = self._priority
         return ModelCall(
             model=self._model,
-            inputs={tensor.name(): tensor.as_numpy() for tensor in self._inputs},
+            inputs={tensor.name(): _sent(tensor.as_numpy()) for tensor in self._inputs},
             version="" if version == "-1" else version,
             outputs=tuple(self._outputs),
             id=self._id,
@@ -275,6 +277,11 @@ def _responses(stream: Callable[[ModelCall], Iterator[Answer]], call: ModelCall)
             close(answers)
     except HeadraceError as error:
         yield response_of(Answer(error=error))
+
+
+def _sent(array: Array) -> Array:
+    """An input as the other model is given it: text is what Triton makes of it, also of numbers that are objects."""
+    return as_bytes(array) if array.dtype.kind in "OSU" else array
 
 
 def _text(value: str | bytes) -> str:

@@ -111,10 +111,19 @@ def from_wire(data: Buffer, datatype: DataType, shape: tuple[int, ...]) -> Array
 
 
 def pack_bytes(elements: list[bytes | str]) -> bytes:
-    """BYTES elements in wire form: each a little-endian uint32 length and then its bytes."""
+    """BYTES elements in wire form: each a little-endian uint32 length and then its bytes.
+
+    Raises:
+        TypeError: one is neither text nor bytes. Of a number ``bytes()`` would make so many zeros.
+    """
     parts: list[bytes] = []
     for element in elements:
-        raw = element.encode() if isinstance(element, str) else bytes(element)
+        if isinstance(element, str):
+            raw = element.encode()
+        elif isinstance(element, bytes | bytearray | memoryview):
+            raw = bytes(element)
+        else:
+            raise TypeError(f"has an element of type {type(element).__name__}, expected str or bytes")
         parts.append(len(raw).to_bytes(4, "little"))
         parts.append(raw)
     return b"".join(parts)

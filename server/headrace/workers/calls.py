@@ -262,7 +262,10 @@ def _placed(call: ModelCall) -> tuple[tuple[tuple[str, TensorFrame], ...], list[
             raise InvalidRequest(
                 f"model '{call.model}': input '{name}' has numpy dtype {array.dtype}, which the protocol does not have"
             )
-        data = to_wire(array)
+        try:
+            data = to_wire(array)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest(f"model '{call.model}': input '{name}' {error}") from None
         tensors.append((name, TensorFrame(offset, len(data), tuple(array.shape), str(datatype))))
         buffers.append(data)
         offset += aligned(len(data))

@@ -161,14 +161,17 @@ def wire_form(spec: TensorSpec, array: Array) -> tuple[Buffer, DataType]:
     """An output's bytes and datatype.
 
     Raises:
-        TypeError: the datatype is not the declared one.
+        TypeError: the datatype is not the declared one, or an element of BYTES is no text.
     """
     datatype = datatype_of(array)
     if datatype is None:
         raise TypeError(f"output '{spec.name}' has numpy dtype {array.dtype}, which the protocol does not have")
     if datatype is not spec.datatype:
         raise TypeError(f"output '{spec.name}' has datatype {datatype}, expected {spec.datatype}")
-    return to_wire(array), datatype
+    try:
+        return to_wire(array), datatype
+    except (TypeError, UnicodeEncodeError) as error:
+        raise TypeError(f"output '{spec.name}' {error}") from error
 
 
 def described(error: BaseException) -> tuple[str, str]:
