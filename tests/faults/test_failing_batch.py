@@ -1,5 +1,7 @@
 """One bad request in a batch: it fails by itself, and those that shared its batch are answered."""
 
+import signal
+
 import pytest
 from running_server import RunningServer
 from system.load import GrpcClient, Load, all_at_once, fake_model, infer, python_model
@@ -31,6 +33,21 @@ QUITTER = """
                 sys.exit("usage: no negative numbers")
             return {"y": inputs["x"] * 2}
 """
+FORKING = """
+    import multiprocessing
+    import time
+
+    class Model:
+        inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
+        outputs = [{"name": "y", "datatype": "INT64", "shape": [1, 1]}]
+
+        def infer(self, inputs):
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+            process.start()
+            process.terminate()
+            process.join(60)
+            return {"y": [[process.exitcode or 0]]}
+"""
 TOGETHER = "batching: {max_queue_delay_us: 2000000}\n"
 
 
@@ -41,6 +58,7 @@ def server(tmp_path_factory):
     fake_model(repository, "hurried", "max_batch_size: 16\nparameters: {fake_delay_ms: 5}\n")
     python_model(repository, "picky", PICKY, config=TOGETHER)
     python_model(repository, "quitter", QUITTER, config=TOGETHER)
+    python_model(repository, "forking", FORKING)
     with RunningServer(repository) as running:
         yield running
 
@@ -82,6 +100,10 @@ def test_a_python_model_that_wants_to_exit_for_one_row(server):
     assert bad.status == 500
     assert "SystemExit: usage: no negative numbers" in bad.detail
     assert server.metric("headrace_worker_deaths_total", model="quitter") == 0
+
+
+def test_what_a_python_model_forks_can_be_ended(server):
+    assert infer(server.http, "forking", [1.0]).values == [-signal.SIGTERM]
 
 
 def test_grpc_tells_a_bad_input_from_a_bad_model(server):
