@@ -10,7 +10,15 @@ import numpy as np
 from headrace.core.model import Signature
 from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends import parameters, threads
-from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import (
+    DEFAULT_MAX_BATCH_SIZE,
+    Array,
+    Backend,
+    InputError,
+    LoadError,
+    ModelSource,
+    RequestInfo,
+)
 from headrace_backends.failures import blamed
 from headrace_backends.openvino_model import found_tensors, most_rows, read_model, trimmed
 from headrace_backends.openvino_quietly import ov
@@ -49,11 +57,15 @@ class OpenVinoBackend(Backend):
         properties = _properties(source, core)
         model = read_model(source, core)
         inputs, outputs = agreed(source, *found_tensors(source, model))
+        most = most_rows(model)
+        if most is not None and (source.max_batch_size or 0) > most:
+            name = source.path.name
+            raise LoadError(f"max_batch_size is {source.max_batch_size}, and '{name}' takes at most {most} rows")
         signature = signature_of(source, inputs, outputs)
         first = threads.first_choice(source.threads, asked)
         backend = cls(_compiled(source, core, model, first, properties), signature)
         if source.max_batch_size is None:
-            backend._infer_batching(inputs, outputs, most_rows(model))
+            backend._infer_batching(inputs, outputs, min(DEFAULT_MAX_BATCH_SIZE, most or DEFAULT_MAX_BATCH_SIZE))
         row_ms = threads.time_row(backend._run_made_up, inputs, batches=backend._signature.max_batch_size > 0)
         choice = threads.choose(source.threads, asked, row_ms)
         if choice.count != first:

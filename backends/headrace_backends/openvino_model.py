@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
-from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
+from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.openvino_quietly import ov
 from headrace_backends.specs import FoundTensor
 
@@ -84,11 +84,11 @@ def found_tensors(source: ModelSource, model: Any) -> tuple[list[FoundTensor], l
     return [_found(*one) for one in inputs], [_found(*one) for one in outputs]
 
 
-def most_rows(model: Any) -> int:
-    """How many rows a batch may have, as far as the model's bounds on leading dimensions make it few."""
+def most_rows(model: Any) -> int | None:
+    """How many rows a batch may have by the model's bounds on leading dimensions; None for any number."""
     shapes = [port.partial_shape for port in (*model.inputs, *model.outputs)]
     bounds = [shape[0].max_length for shape in shapes if shape.rank.is_static and len(shape) and shape[0].is_dynamic]
-    return int(min([DEFAULT_MAX_BATCH_SIZE, *(bound for bound in bounds if bound > 0)]))
+    return min((int(bound) for bound in bounds if bound > 0), default=None)
 
 
 def trimmed(message: str) -> str:

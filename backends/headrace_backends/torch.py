@@ -69,6 +69,9 @@ class TorchBackend(Backend):
             torch.set_num_interop_threads(1)
         model = read(source, device)
         backend = cls(device, model, source.max_batch_size or 0, running)
+        if graph_sizes is not None and any(spec.optional for spec in backend.signature.inputs):
+            raise LoadError("parameters.cuda_graphs: not for models with optional inputs")
+        backend._refuse_memory(source, model)
         if source.max_batch_size != 0:
             backend._call = at_least(model.least_rows, model.call)
         if running.channels_last or running.autocast is not None:
@@ -96,7 +99,11 @@ class TorchBackend(Backend):
     def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
         """Run the module; an exception of its own is told to the client as a refused input."""
         del requests
-        tensors = self._running.inputs([self._tensor(inputs[spec.name]) for spec in self._signature.inputs])
+        given = [
+            None if spec.optional and spec.name not in inputs else self._tensor(inputs[spec.name])
+            for spec in self._signature.inputs
+        ]
+        tensors = self._running.inputs(given)
         try:
             with torch.inference_mode(), self._running.context(self._device):
                 values = self._running.outputs(self._call(self._module, tensors), self._dtypes)
@@ -124,6 +131,20 @@ class TorchBackend(Backend):
             got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
             raise RuntimeError(f"output '{spec.name}' is {got}, expected {TORCH_DTYPES[spec.datatype]}")
         return array_of(value)
+
+    def _refuse_memory(self, source: ModelSource, model: TorchModel) -> None:
+        """Raise LoadError where the module writes to its own tensors, as far as made-up inputs show that."""
+        before = _written(model.module)
+        inputs = self._made_up(model, 1) if before else None
+        if inputs is None or not self._takes(inputs):
+            return
+        kept = [name for name, times in _written(model.module).items() if times != before.get(name)]
+        if kept:
+            raise LoadError(
+                f"'{source.path.name}' keeps {', '.join(map(repr, kept))} from one request to the next, which would be "
+                "other clients' requests; expected a module that writes to none of its buffers: save it after eval(), "
+                "with states as inputs and outputs"
+            )
 
     def _infer_batching(self, model: TorchModel) -> None:
         if model.unmergeable is not None:
@@ -224,6 +245,13 @@ class TorchBackend(Backend):
 
     def _run_made_up(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         return self.execute(inputs, ())
+
+
+def _written(module: Any) -> dict[str, int]:
+    """How often each of the module's tensors was written to. Compiled code has none that could be seen."""
+    if not isinstance(module, torch.nn.Module):
+        return {}
+    return {name: tensor._version for name, tensor in (*module.named_buffers(), *module.named_parameters())}  # noqa: SLF001 - no other way
 
 
 def _reader(source: ModelSource, running: Running) -> Callable[[ModelSource, torch.device], TorchModel]:

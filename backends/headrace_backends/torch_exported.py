@@ -1,6 +1,7 @@
 """Exported programs (.pt2): read without running what the file may carry; their symbols tell the free dimensions."""
 
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,13 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
         return [leaves[index] for index in out_order]
 
     leading = inputs[0].symbols[0] if inputs and inputs[0].symbols else ""
-    most_rows = _most_rows(program, leading)
+    bound = _most_rows(program, leading)
+    if bound is not None and (source.max_batch_size or 0) > bound:
+        name = source.path.name
+        raise LoadError(
+            f"max_batch_size is {source.max_batch_size}, and '{name}' was exported for at most {bound} rows"
+        )
+    most_rows = DEFAULT_MAX_BATCH_SIZE if bound is None else min(DEFAULT_MAX_BATCH_SIZE, bound)
     if leading and not leading.isidentifier():
         reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
         return TorchModel(program.module(), call, inputs, outputs, most_rows, reason)
@@ -144,7 +151,8 @@ def _found(name: str, value: Any) -> FoundTensor:
     return FoundTensor(TensorSpec(name, DATATYPES[value.dtype], shape), symbols)
 
 
-def _most_rows(program: Any, symbol: str) -> int:
-    """How many rows the program was exported for at most, as far as that is few."""
+def _most_rows(program: Any, symbol: str) -> int | None:
+    """How many rows the program was exported for at most; None for any number."""
     bounds = [bounds.upper for expression, bounds in program.range_constraints.items() if str(expression) == symbol]
-    return int(min([DEFAULT_MAX_BATCH_SIZE, *bounds]))
+    finite = [int(bound) for bound in bounds if bound < sys.maxsize]  # torch's "any number" is larger than that
+    return min(finite, default=None)

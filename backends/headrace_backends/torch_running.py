@@ -67,12 +67,14 @@ class Running:
         """The module with its weights in the layout that is asked for."""
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
-    def inputs(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The inputs in that layout: a copy of those that are images."""
+    def inputs(self, tensors: list[Any]) -> list[Any]:
+        """The inputs in that layout: a copy of those that are images. One that is optional may be None."""
         if not self.channels_last:
             return tensors
         return [
-            tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == _IMAGES else tensor
+            tensor.contiguous(memory_format=torch.channels_last)
+            if tensor is not None and tensor.ndim == _IMAGES
+            else tensor
             for tensor in tensors
         ]
 

@@ -2,6 +2,7 @@
 
 import warnings
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
         raise LoadError("; ".join(problems))
     module = load_torchscript(source, device)
     order = argument_order(source, module)
+    _refuse_needed(source, module, order)
     wanted = [spec.name for spec in source.outputs]
 
-    def call(module: Any, tensors: list[torch.Tensor]) -> list[Any]:
-        result = module(**{name: tensors[index] for name, index in order.items()})
+    def call(module: Any, tensors: list[Any]) -> list[Any]:
+        result = module(**{name: tensors[index] for name, index in order.items() if tensors[index] is not None})
         if isinstance(result, torch.Tensor):
             return [result]
         if isinstance(result, dict):
@@ -75,6 +77,17 @@ def load_torchscript(source: ModelSource, device: torch.device) -> Any:
             or f"'{source.path.name}' is no TorchScript archive: {gist(str(error))[:300]}; "
             "save the model with torch.export.save (model.pt2) or torch.jit.script"
         ) from error
+
+
+def _refuse_needed(source: ModelSource, module: Any, order: Mapping[str, int]) -> None:
+    """Raise LoadError where an input is configured as optional whose argument has no default."""
+    needed = {one.name for one in module.forward.schema.arguments if not one.has_default_value()}
+    wrong = [source.inputs[index].name for name, index in order.items() if name in needed]
+    wrong = [spec.name for spec in source.inputs if spec.optional and spec.name in wrong]
+    if wrong:
+        raise LoadError(
+            f"the inputs {wrong} are configured as optional, and their arguments of forward have no default"
+        )
 
 
 def argument_order(source: ModelSource, module: Any) -> dict[str, int]:

@@ -119,6 +119,9 @@ def test_batching_is_read_from_the_file(tmp_path):
 
 def test_no_more_rows_than_the_model_was_bounded_to(tmp_path):
     assert linear(tmp_path, (ov.Dimension(1, 5), 3)).signature.max_batch_size == 5
+    assert linear(tmp_path, (ov.Dimension(1, 5), 3), max_batch_size=4).signature.max_batch_size == 4
+    with pytest.raises(LoadError, match=r"max_batch_size is 8, and '.*' takes at most 5 rows"):
+        linear(tmp_path, (ov.Dimension(1, 5), 3), max_batch_size=8)
 
 
 def test_batching_is_not_assumed_where_configured(tmp_path):

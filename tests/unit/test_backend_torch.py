@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from typing import Optional
 
 import ml_dtypes
 import numpy as np
@@ -155,9 +156,40 @@ def test_rows_that_mix_are_not_merged(tmp_path, function, dynamic, note):
 
 def test_an_exported_bound_on_rows_is_kept(tmp_path):
     dynamic = ({0: torch.export.Dim("n", max=6)},)
-    assert (
-        load(export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3), dynamic=dynamic)).signature.max_batch_size == 6
-    )
+    path = export(tmp_path, lambda self, x: x * 2, torch.ones(2, 3), dynamic=dynamic)
+    assert load(path).signature.max_batch_size == 6
+    assert load(path, max_batch_size=4).signature.max_batch_size == 4
+    with pytest.raises(LoadError, match=r"max_batch_size is 8, and 'model\.pt2' was exported for at most 6 rows"):
+        load(path, max_batch_size=8)
+
+
+class Remembering(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(1, 3))
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor):
+        answer = x * self.scale + self.last
+        self.last.copy_(x[:1])
+        return answer
+
+
+@pytest.mark.parametrize("max_batch_size", [None, 0, 4])
+def test_what_is_kept_between_requests_is_refused(tmp_path, max_batch_size):
+    path = export(tmp_path, Remembering(), torch.ones(2, 3), dynamic=(ROWS,))
+    with pytest.raises(LoadError, match=r"'model\.pt2' keeps 'last' from one request to the next"):
+        load(path, max_batch_size=max_batch_size)
+    tensors = {"inputs": (TensorSpec("x", FP32, (-1, 3)),), "outputs": (TensorSpec("y", FP32, (-1, 3)),)}
+    with pytest.raises(LoadError, match=r"'model\.pt' keeps 'last' from one request to the next"):
+        load(script(tmp_path, Remembering()), max_batch_size=max_batch_size, **tensors)
+
+
+def test_a_batch_norm_in_training_mode_is_refused_and_one_in_evaluation_is_served(tmp_path):
+    norm = torch.nn.BatchNorm1d(3)
+    assert load(export(tmp_path, norm.eval(), torch.ones(2, 3), dynamic=(ROWS,))).signature.max_batch_size == 32
+    with pytest.raises(LoadError, match=r"keeps .*'num_batches_tracked'.* save it after eval\(\)"):
+        load(export(tmp_path, norm.train(), torch.ones(2, 3), dynamic=(ROWS,)), max_batch_size=4)
 
 
 def test_configuration_that_does_not_fit(tmp_path):
@@ -229,6 +261,22 @@ def test_torchscript_by_tritons_positions(tmp_path):
 def test_torchscript_dict(tmp_path):
     backend = load(script(tmp_path, ToDict()), inputs=TENSORS["inputs"][:1], outputs=(TensorSpec("half", FP32, (-1,)),))
     assert backend.execute({"a": FIVE}, [])["half"] == 2.5
+
+
+class Masked(torch.nn.Module):
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None):  # noqa: UP045 - what TorchScript reads
+        return x if mask is None else x * mask
+
+
+@pytest.mark.parametrize("names", [("x", "mask"), ("INPUT__0", "INPUT__1")])
+def test_torchscript_optional_inputs_may_be_left_out(tmp_path, names):
+    inputs = (TensorSpec(names[0], FP32, (-1,)), TensorSpec(names[1], FP32, (-1,), optional=True))
+    backend = load(script(tmp_path, Masked()), inputs=inputs, outputs=(TensorSpec("y", FP32, (-1,)),))
+    assert backend.execute({names[0]: FIVE}, [])["y"] == 5
+    assert backend.execute({names[0]: FIVE, names[1]: FIVE}, [])["y"] == 25
+    both = tuple(TensorSpec(name, FP32, (-1,), optional=True) for name in names)
+    with pytest.raises(LoadError, match=rf"\['{names[0]}'\] are configured as optional, and their arguments"):
+        load(tmp_path / "model.pt", inputs=both, outputs=(TensorSpec("y", FP32, (-1,)),))
 
 
 def test_torchscript_problems(tmp_path):
