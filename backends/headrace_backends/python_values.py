@@ -53,9 +53,14 @@ def _as_numbers(value: Any, datatype: DataType) -> Array:
         raise TypeError(f"is {type(value).__name__}")
     natural = np.asarray(value)
     wanted = "f" if datatype is DataType.BF16 else dtype.kind  # ml_dtypes.bfloat16 is of numpy's kind V
-    if natural.size and natural.dtype.kind not in _BECOMES[wanted]:
+    if natural.size and natural.dtype.kind not in _BECOMES[wanted] and not (wanted in "iu" and _are_whole(value)):
         raise TypeError(f"holds what numpy takes for {natural.dtype}")
     return natural.astype(dtype) if wanted == "f" or not natural.size else np.asarray(value, dtype=dtype)
+
+
+def _are_whole(value: Any) -> bool:
+    """Whether all are whole numbers: numpy makes floats of small ones beside those that only UINT64 holds."""
+    return all(type(one) is int for one in np.asarray(value, dtype=np.object_).ravel().tolist())
 
 
 def _as_text(value: Any) -> Array:

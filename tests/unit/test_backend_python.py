@@ -211,6 +211,7 @@ def test_without_batching_rows_are_free(tmp_path):
         ("[True]", "BOOL", np.array([True])),
         ("[]", "UINT8", np.array([], np.uint8)),
         ("[2**64 - 1]", "UINT64", np.array([2**64 - 1], np.uint64)),
+        ("[1, 2**63]", "UINT64", np.array([1, 2**63], np.uint64)),
     ],
 )
 def test_python_lists_get_the_declared_type(tmp_path, value, datatype, expected):
@@ -227,7 +228,15 @@ def test_python_scalar(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "datatype"),
-    [("[1.5]", "INT32"), ("[300]", "UINT8"), ("[-1]", "UINT64"), ("[1]", "BOOL"), ("[True]", "FP32")],
+    [
+        ("[1.5]", "INT32"),
+        ("[300]", "UINT8"),
+        ("[-1]", "UINT64"),
+        ("[-1, 2**63]", "UINT64"),
+        ("[1.0, 2**63]", "UINT64"),
+        ("[1]", "BOOL"),
+        ("[True]", "FP32"),
+    ],
 )
 def test_python_lists_that_would_lose_something_are_refused(tmp_path, value, datatype):
     with pytest.raises(RuntimeError, match=f"expected {datatype}"):
