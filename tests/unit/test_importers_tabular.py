@@ -14,11 +14,11 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, RandomForestClassifier
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.semi_supervised import LabelPropagation
-from sklearn.svm import SVR, LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
@@ -82,8 +82,14 @@ def test_classifiers_give_a_label_and_probabilities(tmp_path, model):
         (IsolationForest(n_estimators=4, random_state=1).fit(IRIS), "label", "predict"),
         (LinearSVC().fit(IRIS, KINDS), "label", "predict"),
         (LinearSVC().fit(IRIS, KINDS), "scores", "decision_function"),
+        (SVC().fit(IRIS, KINDS), "scores", "decision_function"),
+        (
+            make_pipeline(StandardScaler(), SGDClassifier(random_state=1)).fit(IRIS, KINDS),
+            "scores",
+            "decision_function",
+        ),
     ],
-    ids=["two-outputs", "svr", "pca", "k-means", "outliers", "no-probabilities", "scores"],
+    ids=["two-outputs", "svr", "pca", "k-means", "outliers", "no-probabilities", "scores", "svc", "sgd"],
 )
 def test_others_are_named_by_what_they_give(tmp_path, model, output, ask):
     backend, _ = estimator(tmp_path, model)
@@ -105,6 +111,10 @@ def test_columns_of_their_own_types_are_configured(tmp_path):
     ("model", "told"),
     [
         ({"a": 1}, "'m.joblib' holds a dict, expected a scikit-learn estimator or pipeline"),
+        (
+            SVC().fit(IRIS, KINDS == 0),
+            "the model as ONNX does not answer as scikit-learn does: output 'scores' differs by 2",
+        ),
         (LogisticRegression(), "'m.joblib' does not say how many features it takes: is it fitted?"),
         (LabelPropagation().fit(IRIS, KINDS), "skl2onnx cannot convert 'm.joblib', a LabelPropagation: "),
     ],

@@ -18,6 +18,9 @@ from skl2onnx.common.data_types import (
     StringTensorType,
 )
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from sklearn.linear_model import Perceptron, SGDClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.svm import SVC, NuSVC
 
 from headrace.core.tensor import DataType
 from headrace_backends.base import Array, LoadError
@@ -36,6 +39,8 @@ _TYPES = {
     DataType.BOOL: BooleanTensorType,
     DataType.BYTES: StringTensorType,
 }
+# Their scores are compared too: skl2onnx has the signs of the first two wrong where there are two classes.
+_SCORED = (SVC, NuSVC, Perceptron, SGDClassifier)
 _OPSETS = {"": 18, "ai.onnx.ml": 3}  # skl2onnx makes not all estimators of a later one
 _COLUMNS = (
     "; if its columns are not all numbers, name each in config.yaml, as\n"
@@ -49,10 +54,8 @@ def convert(task: Task) -> list[str]:
     notes: list[str] = []
     model = _read(path, task.parameters, notes)
     types = _input_types(model, task, path.name)
-    has_probabilities = is_classifier(model) and hasattr(model, "predict_proba")
-    options = {id(model): {"zipmap": False}} if has_probabilities else None
     try:
-        made = convert_sklearn(model, initial_types=types, options=options, target_opset=_OPSETS)
+        made = _made(model, types)
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         advice = _COLUMNS if "column" in told.lower() else ""
@@ -60,6 +63,23 @@ def convert(task: Task) -> list[str]:
     rename_outputs(made, _output_names(model))
     onnx.save(made, target)
     return [*notes, prove(target, _asker(model, [name for name, _ in types], made), "scikit-learn")]
+
+
+def _made(model: Any, types: list[tuple[str, Any]]) -> Any:
+    """The ONNX model, its probabilities or scores a tensor and not a sequence of maps.
+
+    Which estimators would make maps is told by nothing but whether they know the option.
+    """
+    with warnings.catch_warnings():  # skl2onnx looks at attributes that scikit-learn is about to give up
+        warnings.simplefilter("ignore", FutureWarning)
+        if is_classifier(model):
+            try:
+                plain = {id(model): {"zipmap": False}}
+                return convert_sklearn(model, initial_types=types, options=plain, target_opset=_OPSETS)
+            except NameError as error:
+                if "zipmap" not in str(error):
+                    raise
+        return convert_sklearn(model, initial_types=types, target_opset=_OPSETS)
 
 
 def _read(path: Path, given: Mapping[str, Any], notes: list[str]) -> Any:
@@ -143,6 +163,9 @@ def _asker(model: Any, inputs: list[str], made: Any) -> Ask:
             answered["label"] = label.reshape(-1, 1) if ranks["label"] == 2 and label.ndim == 1 else label
         if "probabilities" in outputs and hasattr(model, "predict_proba"):
             answered["probabilities"] = np.asarray(model.predict_proba(rows))
+        if "scores" in outputs and isinstance(_last_step(model), _SCORED):
+            scores = np.asarray(model.decision_function(rows), dtype=np.float32)
+            answered["scores"] = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
         if "prediction" in outputs:
             predicted = np.asarray(model.predict(rows), dtype=np.float32)
             answered["prediction"] = predicted.reshape(len(predicted), -1)
@@ -154,6 +177,13 @@ def _asker(model: Any, inputs: list[str], made: Any) -> Ask:
         return answered
 
     return ask
+
+
+def _last_step(model: Any) -> Any:
+    """What makes the answers: of a pipeline its last step."""
+    while isinstance(model, Pipeline):
+        model = model.steps[-1][1]
+    return model
 
 
 def _rows(model: Any, columns: list[tuple[str, Array]]) -> Any:
