@@ -1,7 +1,7 @@
 """How many of the most sensitive layers must stay in full precision: few first, then twice as many, then in between.
 
-Each layer that stays costs speed, and the first ones most: measured on EfficientNet-lite0, whose budget eight bits miss by
-one photo in 160, four layers of 50 are enough, at half as much speed again as with sixteen.
+Each layer that stays costs speed, and the first ones most: measured on EfficientNet-lite0, whose budget eight bits miss
+by one photo in 160, four layers of 50 are enough, at half as much speed again as with sixteen.
 """
 
 from dataclasses import dataclass
