@@ -16,7 +16,8 @@ from typing import Self
 
 import psutil
 
-READY_TIMEOUT_S = 90
+READY_TIMEOUT_S = 180
+TIMEOUT_S = 60  # for what comes at once, unless the machine is busy with something else
 NO_PLANS = f"{tempfile.gettempdir()}/headrace-test-plans-{os.getpid()}"  # where whoever runs the tests has none
 
 
@@ -54,9 +55,14 @@ class RunningServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
-        self._log.close()
+        try:
+            if self.process.poll() is None:
+                self.stop()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            self._log.close()
 
     @property
     def output(self) -> str:
@@ -69,7 +75,7 @@ class RunningServer:
         found = self.wait_for(lambda: re.search(pattern, self.output, re.MULTILINE), timeout_s)
         self.http, self.grpc, self.metrics = found.groups()
 
-    def wait_for(self, condition, timeout_s: float = 30):
+    def wait_for(self, condition, timeout_s: float = TIMEOUT_S):
         """Wait until ``condition()`` is true and return what it gave."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -96,7 +102,7 @@ class RunningServer:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://{self.http}{path}", data, headers or {}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
                 status, answer_headers, answer = response.status, response.headers, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -121,7 +127,7 @@ class RunningServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series."""
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=30) as response:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=TIMEOUT_S) as response:
             text = response.read().decode()
         for line in text.splitlines():
             if line.startswith((f"{name}{{", f"{name} ")):
@@ -130,7 +136,7 @@ class RunningServer:
                     return float(value)
         raise AssertionError(f"no series {name} {labels}")
 
-    def stop(self, timeout_s: float = 60) -> int:
+    def stop(self, timeout_s: float = TIMEOUT_S) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)

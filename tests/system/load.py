@@ -7,7 +7,8 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from headrace.wire import pb
 
 INFER = f"/{pb.SERVICE}/ModelInfer"
+TIMEOUT_S = 60  # for what comes at once, unless the machine is busy with something else
 REFUSED = "refused"  # the status of a connection that nobody accepted: the request was never sent
 
 ECHO = """
@@ -29,6 +31,31 @@ ECHO = """
 
         def infer(self, inputs):
             return {"y": inputs["x"]}
+"""
+
+# An echo, a request at a time, that neither loads nor answers while a file is there: its gate is shut then.
+GATED = """
+    import time
+    from pathlib import Path
+
+
+    class Model:
+        inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
+        outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
+        max_batch_size = 1
+
+        def load(self, context):
+            self.gate = Path(context.parameters["gate"])
+            self.ballast = b"x" * (context.parameters.get("ballast_mb", 0) << 20)
+            self.wait()
+
+        def infer(self, inputs):
+            self.wait()
+            return {"y": inputs["x"]}
+
+        def wait(self):
+            while self.gate.exists():
+                time.sleep(0.005)
 """
 
 
@@ -70,6 +97,34 @@ def python_model(repository: Path, name: str, code: str = ECHO, version: int = 1
         (folder / "config.yaml").write_text(textwrap.dedent(config))
     put(folder / str(version), "model.py", textwrap.dedent(code).encode())
     return folder
+
+
+class Gate:
+    """What keeps a gated model waiting, so that a test need not be quicker than a model that is slow."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nothing passes within, unless it is opened before the end."""
+        self._path.touch()
+        try:
+            yield
+        finally:
+            self.open()
+
+    def open(self) -> None:
+        """Let pass what waits."""
+        self._path.unlink(missing_ok=True)
+
+
+def gated_model(repository: Path, name: str, config: str = "", code: str = GATED, **parameters: int) -> Gate:
+    """A model whose gate is open at first; the file is beside the repository."""
+    path = repository.with_name(f"{repository.name}.{name}.gate")
+    config = f"{textwrap.dedent(config)}\nparameters: {json.dumps({'gate': str(path), **parameters})}\n"
+    python_model(repository, name, code, config=config)
+    return Gate(path)
 
 
 def broken_onnx(repository: Path, name: str, version: int = 1) -> Path:
@@ -147,7 +202,7 @@ class HttpClient:
 
     protocol = "http"
 
-    def __init__(self, address: str, model: str, timeout_s: float = 30) -> None:
+    def __init__(self, address: str, model: str, timeout_s: float = TIMEOUT_S) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=timeout_s)
         self._path = f"/v2/models/{model}/infer"
 
@@ -194,7 +249,7 @@ class GrpcClient:
 
     protocol = "grpc"
 
-    def __init__(self, address: str, model: str, timeout_s: float = 30) -> None:
+    def __init__(self, address: str, model: str, timeout_s: float = TIMEOUT_S) -> None:
         self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._call = self._channel.unary_unary(
             INFER, pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
@@ -242,7 +297,7 @@ def all_at_once(address: str, model: str, requests: list[tuple[list[float], dict
     def client(index: int, values: list[float], parameters: dict | None) -> None:
         one = HttpClient(address, model)
         one._connection.connect()
-        together.wait(30)
+        together.wait(TIMEOUT_S)
         outcomes[index] = one.infer(values, parameters)
         one.close()
 
@@ -303,14 +358,14 @@ class Load:
         self._stop.set()
         self.join()
 
-    def join(self, timeout_s: float = 60) -> None:
+    def join(self, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until every client has ended."""
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             assert not thread.is_alive(), "a client still waits for an answer"
 
-    def wait_answers(self, count: int, timeout_s: float = 60) -> None:
+    def wait_answers(self, count: int, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until so many more requests have ended."""
         wanted, deadline = len(self.outcomes) + count, time.monotonic() + timeout_s
         while len(self.outcomes) < wanted:
@@ -347,7 +402,7 @@ class Load:
             client.close()
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20, what: str = "it") -> object:
+def wait_for(condition: Callable[[], object], timeout_s: float = TIMEOUT_S, what: str = "it") -> object:
     """Wait until ``condition()`` is true and return what it gave."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

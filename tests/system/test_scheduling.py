@@ -7,16 +7,37 @@ import time
 import grpc
 import pytest
 from running_server import RunningServer
-from system.load import INFER, GrpcClient, HttpClient, Load, all_at_once, fake_model, infer, infer_body, infer_message
+from system.load import (
+    GATED,
+    INFER,
+    GrpcClient,
+    HttpClient,
+    Load,
+    all_at_once,
+    fake_model,
+    gated_model,
+    infer,
+    infer_body,
+    infer_message,
+    wait_for,
+)
 
 from headrace.wire import pb
 
 BATCH_MS = 50
 HEAVY = "fake_cpu_threads: 1024"  # all there are
-TENSORS = (("input", "x"), ("output", "y"))
-MANY = 14
-SOON = (
-    8  # answers: two batches are at the worker, and some are answered while another is on its way. In turn: 9 at least
+MANY = 10
+AT_WORKER = 2  # requests that nobody overtakes: one runs, and one may lie behind it
+ATTEMPTS = 5  # where an order is to be seen within less than a second, which a busy machine may not give
+
+# Each answer is a number: how many were answered before it.
+NUMBERING = GATED.replace('{"y": inputs["x"]}', '{"y": 0 * inputs["x"] + self.number()}').replace(
+    "def wait(self)",
+    """def number(self):
+            self.answered = getattr(self, "answered", -1) + 1
+            return self.answered
+
+        def wait(self)""",
 )
 
 
@@ -24,15 +45,16 @@ SOON = (
 def server(tmp_path_factory):
     repository = tmp_path_factory.mktemp("scheduling")
     one_by_one = f"max_batch_size: 1\nparameters: {{fake_delay_ms: {BATCH_MS}}}\n"
-    fake_model(
-        repository, "levels", one_by_one + "batching: {priority_levels: 2, priorities: {2: {max_queue_size: 12}}}\n"
-    )
-    fake_model(repository, "plain", one_by_one)
+    gates = {}
+    for name, batching in (
+        ("levels", "{priority_levels: 2, priorities: {2: {max_queue_size: 12}}}"),
+        ("plain", "{}"),
+        ("delaying", "{default_timeout_us: 400000, timeout_action: delay}"),
+    ):
+        gates[name] = gated_model(repository, name, f"batching: {batching}", NUMBERING)
+    gates["slow"] = gated_model(repository, "slow", code=GATED.replace("[-1, -1]", "[-1, 1]"))
     fake_model(repository, "promised", one_by_one)
-    fake_model(repository, "delaying", one_by_one + "batching: {default_timeout_us: 400000, timeout_action: delay}\n")
     fake_model(repository, "rejecting", one_by_one + "batching: {default_timeout_us: 120000, refuse_late: false}\n")
-    tensors = "".join(f"{kind}s: [{{name: {name}, datatype: FP32, shape: [-1, 1]}}]\n" for kind, name in TENSORS)
-    fake_model(repository, "slow", f"max_batch_size: 1\nparameters: {{fake_delay_ms: 800}}\n{tensors}")
     for name, more in (("first", ""), ("second", ", priority: 2"), ("greedy", "")):
         count = 2 if name == "greedy" else 1
         fake_model(
@@ -44,71 +66,82 @@ def server(tmp_path_factory):
     with RunningServer(
         repository, "--max-own-workers", "64", "--rate-limit", "execution_count", "--rate-limit-resource", "seat:1"
     ) as running:
+        running.gates = gates
         yield running
 
 
 class Sent:
-    """Requests under way, each on a connection of its own; ``ended`` has their names in the order of the answers."""
+    """Requests to a model that numbers its answers, under way on a connection of its own each."""
 
     def __init__(self, server, model):
-        self.ended = []
         self.outcomes = {}
-        self._answered_before = {}
         self._server = server
         self._model = model
         self._threads = []
-        self._lock = threading.Lock()
-
-    def overtakes(self, name):
-        """Whether the request that was sent then went before most of those that waited."""
-        return self.ended.index(name) <= self._answered_before[name] + SOON
 
     def send(self, name, parameters=None):
-        self._answered_before[name] = len(self.ended)
         thread = threading.Thread(target=self._run, args=(name, parameters))
         self._threads.append(thread)
         thread.start()
 
+    def wait_accepted(self):
+        """Until all that were sent wait or run."""
+        names = ("headrace_queue_requests", "headrace_executing_batches")
+        count = len(self._threads)
+        wait_for(lambda: sum(self._server.metric(name, model=self._model) for name in names) == count)
+
     def join(self):
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
+    @property
+    def all_ok(self):
+        return all(one.ok for one in self.outcomes.values())
+
+    @property
+    def order(self):
+        """The names of those that were answered, in the order in which they were run."""
+        answered = {name: one.values[0] for name, one in self.outcomes.items() if one.ok}
+        return sorted(answered, key=answered.get)
+
     def _run(self, name, parameters):
-        outcome = infer(self._server.http, self._model, [1.0], parameters)
-        with self._lock:
-            self.ended.append(name)
-            self.outcomes[name] = outcome
+        self.outcomes[name] = infer(self._server.http, self._model, [1.0], parameters)
 
 
-def occupied(server, model, parameters=None, count=MANY):
-    """More requests than can be served soon: half of them wait."""
+def occupied(server, model, parameters=None):
+    """Requests to a model whose gate is shut, of which all but a few wait."""
     sent = Sent(server, model)
-    for number in range(count):
+    for number in range(MANY):
         sent.send(f"{number}", parameters)
-    server.wait_for(lambda: server.metric("headrace_queue_requests", model=model) >= count / 2)
+    sent.wait_accepted()
     return sent
 
 
 def test_a_higher_priority_overtakes(server):
-    sent = occupied(server, "levels", {"priority": 2})
-    sent.send("important", {"priority": 1})
-    shown = server.metric("headrace_queue_requests_by_priority", model="levels", priority="2")
+    with server.gates["levels"].shut():
+        sent = occupied(server, "levels", {"priority": 2})
+        sent.send("important", {"priority": 1})
+        sent.wait_accepted()
+        shown = server.metric("headrace_queue_requests_by_priority", model="levels", priority="2")
     sent.join()
-    assert all(one.ok for one in sent.outcomes.values())
-    assert 1 <= shown <= 12
-    assert sent.overtakes("important"), sent.ended
+    assert sent.all_ok
+    assert MANY - AT_WORKER <= shown < MANY
+    assert sent.order.index("important") <= AT_WORKER, sent.order
 
 
 def test_a_full_level_leaves_room_in_another(server):
     before = server.metric("headrace_refused_requests_total", model="levels", reason="queue_full")
     sent = Sent(server, "levels")
-    for number in range(60):
-        sent.send(f"low {number}", {"priority": 2})
-    server.wait_for(lambda: any(not one.ok for one in list(sent.outcomes.values())))
-    sent.send("important", {"priority": 1})
+    with server.gates["levels"].shut():
+        for number in range(30):
+            sent.send(f"low {number}", {"priority": 2})
+        wait_for(lambda: len(sent.outcomes) >= 30 - 12 - AT_WORKER)
+        sent.send("important", {"priority": 1})
+        wait_for(lambda: server.metric("headrace_queue_requests_by_priority", model="levels", priority="1") == 1)
     sent.join()
     refused = [one for one in sent.outcomes.values() if not one.ok]
+    assert 30 - 12 - AT_WORKER <= len(refused) < 30 - 12
     assert sent.outcomes["important"].ok
     assert all("has 12 requests of priority 2 waiting" in one.detail for one in refused)
     after = server.metric("headrace_refused_requests_total", model="levels", reason="queue_full")
@@ -116,14 +149,24 @@ def test_a_full_level_leaves_room_in_another(server):
 
 
 def test_the_nearest_deadline_goes_first(server):
-    sent = occupied(server, "plain")
-    sent.send("pressed", {"timeout": 900_000})
-    time.sleep(0.02)
-    sent.send("more pressed", {"timeout": 600_000})
-    sent.join()
-    assert all(one.ok for one in sent.outcomes.values())
-    assert sent.overtakes("pressed"), sent.ended
-    assert sent.overtakes("more pressed"), sent.ended
+    """A request without a deadline ranks as due a second after it came."""
+    for _ in range(ATTEMPTS):
+        began = time.monotonic()
+        with server.gates["plain"].shut():
+            sent = occupied(server, "plain")
+            sent.send("pressed", {"timeout": 700_000})
+            sent.wait_accepted()
+            sent.send("more pressed", {"timeout": 600_000})
+            sent.wait_accepted()
+            seconds = time.monotonic() - began
+        sent.join()
+        if seconds < 0.3 and sent.all_ok:
+            break
+    assert sent.all_ok
+    first_ones = sent.order[: AT_WORKER + 2]
+    assert "more pressed" in first_ones, sent.order
+    assert "pressed" in first_ones, sent.order
+    assert sent.order.index("more pressed") < sent.order.index("pressed"), sent.order
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -131,15 +174,19 @@ def test_who_cannot_be_answered_in_time_is_told_at_once(server, protocol):
     for _ in range(12):
         assert infer(server.http, "promised", [1.0], {"timeout": 5_000_000}).ok  # so that its speed is known
     before = server.metric("headrace_refused_requests_total", model="promised", reason="too_late")
-    outcomes = all_at_once(server.http, "promised", [([1.0], {"timeout": 320_000})] * 30)
-    served, refused = [one for one in outcomes if one.ok], [one for one in outcomes if not one.ok]
+    for _ in range(ATTEMPTS):  # a machine that stands still for a while answers nobody in time
+        outcomes = all_at_once(server.http, "promised", [([1.0], {"timeout": 320_000})] * 30)
+        served, refused = [one for one in outcomes if one.ok], [one for one in outcomes if not one.ok]
+        foretold = [one for one in refused if "Refused at arrival: model 'promised' would answer in" in one.detail]
+        assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, "1")}
+        after = server.metric("headrace_refused_requests_total", model="promised", reason="too_late")
+        assert after - before == len(foretold)
+        before = after
+        if served and len(foretold) > len(refused) / 2:  # but for those that had a chance when they came
+            break
     assert 1 <= len(served) <= 15, "about as many as there is time for, which is six"
-    foretold = [one for one in refused if "Refused at arrival: model 'promised' would answer in" in one.detail]
-    assert len(foretold) > len(refused) / 2, "but for those that had a chance when they came"
+    assert len(foretold) > len(refused) / 2
     assert statistics.median(one.seconds for one in foretold) < max(one.seconds for one in served)
-    assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, "1")}
-    after = server.metric("headrace_refused_requests_total", model="promised", reason="too_late")
-    assert after - before == len(foretold)
     if protocol == "grpc":
         with Load(server, "promised", http=8) as load:
             load.wait_answers(8)
@@ -167,14 +214,21 @@ def test_who_is_late_goes_behind_or_is_refused_as_the_policy_says(server):
     assert refused
     assert all("Request timeout expired" in one.detail for one in refused)
 
-    sent = occupied(server, "delaying", count=24)
-    time.sleep(0.45)  # those that wait are late now
-    for name in ("in time", "in time too"):
-        sent.send(name)
-    sent.join()
-    assert all(one.ok for one in sent.outcomes.values()), "late ones are answered as well"
-    assert sent.overtakes("in time"), sent.ended
-    assert sent.overtakes("in time too"), sent.ended
+    for _ in range(ATTEMPTS):
+        with server.gates["delaying"].shut():
+            sent = occupied(server, "delaying")
+            time.sleep(0.45)  # those that wait are late now
+            began = time.monotonic()
+            for name in ("in time", "in time too"):
+                sent.send(name)
+            sent.wait_accepted()
+        sent.join()
+        assert sent.all_ok, "late ones are answered as well"
+        if max(sent.outcomes[name].ended_at for name in ("in time", "in time too")) - began < 0.4:
+            break  # else they were late themselves
+    first_ones = sent.order[: AT_WORKER + 2]
+    assert "in time" in first_ones, sent.order
+    assert "in time too" in first_ones, sent.order
 
 
 @pytest.mark.parametrize("path", ["infer", "%69nfer", "generate"], ids=["fast lane", "ordinary route", "generate"])
@@ -185,11 +239,10 @@ def test_a_header_says_how_long_the_client_waits(server, path):
     def ask(value):
         return server.request("POST", f"/v2/models/slow/{path}", body, {"grpc-timeout": value})
 
-    began = time.monotonic()
-    status, headers, answer = ask("100m")
+    with server.gates["slow"].shut():  # so that the answer is none of the model's
+        status, headers, answer = ask("100m")
     assert (status, headers["retry-after"]) == (503, "1")
     assert "Request timeout expired" in answer["error"] or "Refused at arrival" in answer["error"]
-    assert time.monotonic() - began < 0.75, "the model takes longer"
     status, _, answer = ask("soon")
     assert status == 400
     assert "header grpc-timeout is 'soon', expected" in answer["error"]
@@ -198,12 +251,12 @@ def test_a_header_says_how_long_the_client_waits(server, path):
 
 def test_two_models_that_need_the_same_never_run_at_once(server):
     """And of two that always have work, one of priority 1 runs twice as often as one of priority 2."""
+    began = time.monotonic()
     with Load(server, "first", http=4) as first, Load(server, "second", http=4) as second:
-        began = time.monotonic()
         first.wait_answers(8)
         start = len(first.outcomes), len(second.outcomes)
         assert server.metric("headrace_rate_limit_count", resource="seat", device="cpu") == 1
-        assert server.metric("headrace_rate_limit_held", resource="seat", device="cpu") == 1
+        server.wait_for(lambda: server.metric("headrace_rate_limit_held", resource="seat", device="cpu") == 1)
         first.wait_answers(30)
         ran = len(first.outcomes) - start[0], len(second.outcomes) - start[1]
         in_all = len(first.outcomes) + len(second.outcomes)
@@ -228,21 +281,24 @@ def test_a_model_under_flood_costs_a_quiet_one_a_batch_and_no_more(server):
 
     First come first served, the quiet one would wait for all four of their batches.
     """
-    alone = quiet_latencies(server, 10)
-    with Load(server, "hot", http=12) as hot:
-        hot.wait_answers(12)
-        beside = quiet_latencies(server, 25)
-    assert not hot.failed
-    # At the worst it comes just when a batch has begun: that one, and its own; the rest is for a busy machine.
-    assert statistics.median(beside) < statistics.median(alone) + 2.5 * BATCH_MS / 1000
-    assert statistics.quantiles(beside, n=10)[-1] < statistics.median(alone) + 3.5 * BATCH_MS / 1000
+    for _ in range(ATTEMPTS):  # one that is unfair is so each time
+        alone = statistics.median(quiet_latencies(server, 10))
+        with Load(server, "hot", http=12) as hot:
+            hot.wait_answers(12)
+            beside = quiet_latencies(server, 25)
+        assert not hot.failed
+        # At the worst it comes just when a batch has begun: that one, and its own; the rest is for a busy machine.
+        fair = statistics.quantiles(beside, n=10)[-1] < alone + 3.5 * BATCH_MS / 1000
+        if fair and statistics.median(beside) < alone + 2.5 * BATCH_MS / 1000:
+            return
+    pytest.fail(f"alone {alone} s, beside the flood {sorted(beside)} s")
 
 
 def test_two_models_that_always_have_work_get_as_much_time_each_whatever_their_batches(server):
     with Load(server, "hot", http=8) as hot, Load(server, "quiet", http=4) as quiet:
         hot.wait_answers(8)
         start = len(hot.outcomes), len(quiet.outcomes)
-        time.sleep(2.5)
+        hot.wait_answers(25)
         ran = len(hot.outcomes) - start[0], len(quiet.outcomes) - start[1]
     assert not hot.failed
     assert not quiet.failed

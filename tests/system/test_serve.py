@@ -18,7 +18,19 @@ from pathlib import Path
 import psutil
 import pytest
 from running_server import RunningServer
-from system.load import Load, broken_onnx, fake_model, infer, infer_body, onnx_model, python_model, wait_for
+from system.load import (
+    Load,
+    broken_onnx,
+    fake_model,
+    gated_model,
+    infer,
+    infer_body,
+    onnx_model,
+    python_model,
+    wait_for,
+)
+
+from headrace.frontends.http_server import IDLE_GRACE_S
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -30,7 +42,7 @@ def serve(*arguments, env=None):
         [*HEADRACE, "serve", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, **(env or {})},
         check=False,
     )
@@ -38,7 +50,7 @@ def serve(*arguments, env=None):
 
 def status_of(url):
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return response.status
     except urllib.error.HTTPError as error:
         with error:
@@ -63,7 +75,7 @@ def accepted(server):
 
 
 def assert_gone(processes):
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
 
 
@@ -104,7 +116,7 @@ def test_prints_a_line_for_each_model_and_the_addresses(mixed):
     assert all(lines.index(line) < ready[0] for line in lines if re.match(r"\w+ [\d-]+: ", line))
     assert mixed.get("/v2/health/live") == (200, {"live": True})
     assert status_of(f"http://{mixed.metrics}/metrics") == 200
-    with socket.create_connection(mixed.grpc.split(":"), timeout=5):
+    with socket.create_connection(mixed.grpc.split(":"), timeout=60):
         pass
 
 
@@ -153,10 +165,9 @@ def test_strict_readiness_waits_for_every_model(tmp_path):
 
 
 def test_not_ready_while_models_load(tmp_path):
-    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 4000}\n")
+    gate = gated_model(tmp_path, "slow")
     fake_model(tmp_path, "quick")
-    server = RunningServer(tmp_path)
-    try:
+    with gate.shut(), _started(tmp_path) as server:
         process = psutil.Process(server.process.pid)
 
         def listening():
@@ -180,8 +191,17 @@ def test_not_ready_while_models_load(tmp_path):
         waiting = infer(server.http, "slow", [1.0])
         assert waiting.status == 503
         assert "being loaded" in waiting.detail
+        gate.open()
         server.wait_ready()
         assert server.get("/v2/health/ready")[0] == 200
+
+
+@contextlib.contextmanager
+def _started(repository):
+    """A server that may not be ready yet."""
+    server = RunningServer(repository)
+    try:
+        yield server
     finally:
         server.__exit__()
 
@@ -282,13 +302,16 @@ def test_a_signal_under_load_loses_no_accepted_request(tmp_path, number, whom):
             load.wait_answers(100)
             signalled_at = time.monotonic()
             for process in processes if whom == "group" else processes[:1]:
-                process.send_signal(number)
-            assert server.process.wait(40) == 0
+                with contextlib.suppress(psutil.NoSuchProcess):  # the front process has ended it already
+                    process.send_signal(number)
+            assert server.process.wait(60) == 0
             load.join()
         assert_gone(processes)
-        assert load.summary.keys() <= {("http", 200), ("http", "refused"), ("grpc", "OK"), ("grpc", "UNAVAILABLE")}, (
-            load.failed
-        )
+        # Who asks nothing more for half a second finds the connection closed; a busy machine may hold a client up.
+        soon = signalled_at + IDLE_GRACE_S / 2
+        in_time = [one for one in load.outcomes if one.status != "broken" or one.sent_at < soon]
+        ends = {("http", 200), ("http", "refused"), ("grpc", "OK"), ("grpc", "UNAVAILABLE")}
+        assert {(one.protocol, one.status) for one in in_time} <= ends, load.failed
         assert load.summary["http", "refused"] == 8, "every client was served until the port was closed"
         lost = [one for one in load.failed if one.status == "UNAVAILABLE" and one.sent_at < signalled_at]
         assert not lost
@@ -319,18 +342,21 @@ def test_connections_made_anew_for_each_request_are_answered_or_refused(tmp_path
 
 
 def test_requests_that_were_queued_when_the_signal_came_are_answered(tmp_path):
-    fake_model(tmp_path, "slow", "parameters: {fake_delay_ms: 200}\nmax_batch_size: 1\n")
+    gate = gated_model(tmp_path, "slow")
     outcomes = []
 
     def one(number):
         outcomes.append(infer(server.http, "slow", [float(number)]))
 
-    with RunningServer(tmp_path) as server:
+    with RunningServer(tmp_path) as server, gate.shut():
         threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         server.wait_for(lambda: accepted(server) == 6)
-        assert server.stop() == 0
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.metric("headrace_server_ready") == 0)
+        gate.open()
+        assert server.process.wait(60) == 0
         for thread in threads:
             thread.join()
     assert [one.status for one in outcomes] == [200] * 6, outcomes
@@ -340,8 +366,8 @@ def test_requests_that_were_queued_when_the_signal_came_are_answered(tmp_path):
 
 def test_not_ready_while_draining(tmp_path):
     """A balancer that still has a connection is told to send no more, while accepted work goes on."""
-    fake_model(tmp_path, "slow", "parameters: {fake_delay_ms: 2500}\n")
-    with RunningServer(tmp_path) as server:
+    gate = gated_model(tmp_path, "slow")
+    with RunningServer(tmp_path) as server, gate.shut():
         running = threading.Thread(target=lambda: outcomes.append(infer(server.http, "slow", [1.0])))
         outcomes = []
         running.start()
@@ -350,9 +376,10 @@ def test_not_ready_while_draining(tmp_path):
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(lambda: server.metric("headrace_server_ready") == 0)
         assert outcomes == [], "what was accepted is still being worked on"
+        gate.open()
         running.join()
         assert outcomes[0].ok
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_requests_are_in_flight_until_they_are_answered(tmp_path):
@@ -373,7 +400,7 @@ def test_the_drain_ends_at_its_deadline_and_tells_who_waited(tmp_path):
         waiting.start()
         server.wait_for(lambda: accepted(server) == 1)
         began = time.monotonic()
-        assert server.stop(30) == 0
+        assert server.stop() == 0
         assert time.monotonic() - began < 20
         waiting.join()
         assert_gone(processes)
@@ -383,7 +410,7 @@ def test_the_drain_ends_at_its_deadline_and_tells_who_waited(tmp_path):
 def test_standard_output_that_takes_nothing_costs_nothing_but_the_lines(tmp_path):
     """A full disk behind it, or a pipe whose reader has gone: the server goes on, and drains as ever."""
     repository = tmp_path / "models"
-    fake_model(repository, "slow", "parameters: {fake_delay_ms: 600}\n")
+    gate = gated_model(repository, "slow")
     outcomes = []
     command = [*HEADRACE, "serve", str(repository), *FREE_PORTS]
     with Path("/dev/full").open("wb") as full, (tmp_path / "log").open("wb") as log:
@@ -391,10 +418,11 @@ def test_standard_output_that_takes_nothing_costs_nothing_but_the_lines(tmp_path
     try:
         address = wait_for(lambda: ready_address(process.pid))
         waiting = threading.Thread(target=lambda: outcomes.append(infer(address, "slow", [1.0])))
-        waiting.start()
-        wait_for(lambda: b"\nheadrace_inflight_requests 1" in fetch(f"http://{address}/metrics"))
-        process.terminate()
-        assert process.wait(30) == 0
+        with gate.shut():
+            waiting.start()
+            wait_for(lambda: b"\nheadrace_inflight_requests 1" in fetch(f"http://{address}/metrics"))
+            process.terminate()
+        assert process.wait(60) == 0
         waiting.join()
     finally:
         process.kill()
@@ -416,16 +444,16 @@ def ready_address(pid):
 
 
 def fetch(url):
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return response.read()
 
 
 def test_a_signal_while_models_load_stops_the_server(tmp_path):
-    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 60000}\n")
+    fake_model(tmp_path, "slow", "parameters: {fake_load_delay_ms: 600000}\n")
     server = RunningServer(tmp_path)
     try:
         processes = server.wait_for(lambda: (found := family(server)) and len(found) > 1 and found)
-        assert server.stop(20) == 0
+        assert server.stop() == 0
         assert_gone(processes)
     finally:
         server.__exit__()
