@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 import psutil
-from system.load import python_model
+from system.load import python_model, wait_for
 
 from headrace.wire import pb
 
@@ -22,6 +22,7 @@ ENABLE_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
 TELLER = """
+    import os
     import time
 
     import numpy as np
@@ -42,6 +43,8 @@ TELLER = """
             data = np.array([b"x" * said.get("nbytes", 1)], np.object_)
             try:
                 for index in range(int(inputs["count"][0])):
+                    if "until" in said and os.path.exists(said["until"]):
+                        break
                     if index >= said.get("quick", 0):
                         time.sleep(said.get("delay_ms", 0) / 1000)
                     note(said, index)
@@ -67,6 +70,7 @@ TELLER = """
 
 SENDER = """
     import json
+    import os
     import threading
     import time
 
@@ -84,7 +88,7 @@ SENDER = """
         def tell(self, sender, count, said):
             data = np.array([b"x" * said.get("nbytes", 1)], np.object_)
             for index in range(count):
-                if sender.is_cancelled():
+                if sender.is_cancelled() or ("until" in said and os.path.exists(said["until"])):
                     break
                 time.sleep(said.get("delay_ms", 0) / 1000)
                 note(said, index)
@@ -121,7 +125,10 @@ MODELS = ["teller", "sender"]
 
 
 def streaming_models(repository):
-    """The same model twice: as a generator, and as a TritonPythonModel that sends from a thread."""
+    """The same model twice: as a generator, and as a TritonPythonModel that sends from a thread.
+
+    With the parameter ``until`` it ends when there is a file of that name, if not before.
+    """
     python_model(repository, "teller", TELLER)
     python_model(repository, "sender", SENDER)
     (repository / "sender" / "config.pbtxt").write_text(SENDER_CONFIG)
@@ -297,15 +304,14 @@ def slow_reader(server, way, *asked) -> Iterator:
 
 
 def steady(value, for_s=1.0, timeout_s=TIMEOUT_S):
-    """Wait until ``value()`` has stayed the same for a while."""
+    """Wait until ``value()`` has stayed the same for a while: at every look, as all may have stood still meanwhile."""
     deadline = time.monotonic() + timeout_s
-    last, since = value(), time.monotonic()
-    while time.monotonic() - since < for_s:
+    last, same = value(), 0
+    while same < for_s / 0.05:
         assert time.monotonic() < deadline, f"it still changes: {last}"
         time.sleep(0.05)
         now = value()
-        if now != last:
-            last, since = now, time.monotonic()
+        last, same = now, same + 1 if now == last else 0
 
 
 # -- what they see of the server ---------------------------------------------------------------------------------------
@@ -321,3 +327,8 @@ def resident_bytes(server):
     for process in [psutil.Process(server.process.pid), *server.workers()]:
         total += process.memory_full_info().pss
     return total
+
+
+def assert_falls_to(server, nbytes):
+    """What answers were made of may be given back some time after them."""
+    wait_for(lambda: resident_bytes(server) < nbytes, what=f"memory to fall to {nbytes / MIB:.1f} MiB")

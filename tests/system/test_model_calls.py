@@ -4,12 +4,22 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 from running_server import RunningServer
-from system.load import Load, fake_model, infer, onnx_model, python_model, wait_for
-from system.streams import Conversation, generate_stream, lines, resident_bytes, steady, streaming_models
+from system.load import Load, fake_model, gated_model, infer, onnx_model, python_model, wait_for
+from system.streams import (
+    Conversation,
+    assert_falls_to,
+    generate_stream,
+    lines,
+    resident_bytes,
+    steady,
+    streaming_models,
+)
 
 MIB = 1024 * 1024
 
@@ -157,7 +167,7 @@ def call(server, model, values=(1.0, 2.0), **parameters):
     return infer(server.http, model, list(values), parameters or None)
 
 
-MODELS = ["adder", "fake", "caller", "one", "two", "three", "relay", "sum", "teller", "sender"]
+MODELS = ["adder", "fake", "gated", "caller", "one", "two", "three", "relay", "sum", "teller", "sender"]
 
 
 def calling_models(repository):
@@ -173,7 +183,10 @@ def calling_models(repository):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     flags = ["--model-control", "explicit", "--max-own-workers", "16"]
-    with RunningServer(calling_models(tmp_path_factory.mktemp("calls")), *flags) as running:
+    repository = calling_models(tmp_path_factory.mktemp("calls"))
+    gate = gated_model(repository, "gated")
+    with RunningServer(repository, *flags) as running:
+        running.gate = gate
         running.homes = {}
         for name in MODELS:
             before = set(homes(running))
@@ -184,7 +197,11 @@ def server(tmp_path_factory):
 
 def homes(server):
     """The workers by the name that each keeps over its lives."""
-    return {worker.cmdline()[-2]: worker for worker in server.workers()}
+    found = {}
+    for worker in server.workers():
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            found[worker.cmdline()[-2]] = worker
+    return found
 
 
 def kill_worker_of(server, name):
@@ -225,12 +242,13 @@ def test_calls_from_many_threads_of_a_model(server, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["teller", "sender"])
-def test_responses_are_passed_on_as_they_come(server, target):
-    events = generate_stream(server, "relay", 100, {"target": target, "delay_ms": 25})
-    began = time.monotonic()
+def test_responses_are_passed_on_as_they_come(server, target, tmp_path):
+    done = tmp_path / "done"
+    events = generate_stream(server, "relay", 1_000_000, {"target": target, "delay_ms": 10, "until": str(done)})
     assert next(events).index == 0
-    assert time.monotonic() - began < 2.4, "the last one comes later"
-    assert [item.index for item in events] == [2 * index for index in range(1, 100)]
+    done.touch()  # without which there is no end
+    indexes = [item.index for item in events]
+    assert indexes == [2 * index for index in range(1, 1 + len(indexes))]
 
 
 @pytest.mark.parametrize("target", ["teller", "sender"])
@@ -300,8 +318,8 @@ def test_big_calls_leave_no_memory_behind(tmp_path):
             return resident_bytes(running)
 
         before = round_of(8)
-        grown = round_of(20) - before
-        assert grown < 32 * MIB, f"{grown / MIB:.0f} MiB"
+        round_of(20)
+        assert_falls_to(running, before + 32 * MIB)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -342,11 +360,11 @@ def test_a_call_of_a_model_that_was_unloaded(server):
 
 
 def test_a_call_with_a_timeout(server):
-    outcome = call(server, "caller", target="fake", timeout_s=0.2, fake_delay_ms=2500)
+    with server.gate.shut():  # so that the model has not answered before
+        outcome = call(server, "caller", target="gated", timeout_s=0.2)
     assert outcome.status == 503
     assert "Request timeout expired" in outcome.detail
-    assert outcome.seconds < 2.4
-    assert call(server, "caller", target="fake").ok
+    assert call(server, "caller", target="gated").ok
 
 
 def test_errors_in_the_middle_of_a_streamed_call(server):
@@ -377,18 +395,18 @@ def test_two_models_that_call_each_other_at_once_do_not_wait_for_ever(tmp_path):
         "class Model", "import time\n\n\n    class Model", 1
     )
     for name in ("one", "two"):
-        python_model(tmp_path, name, code, config="execution_timeout_s: 12\n")
+        python_model(tmp_path, name, code, config="execution_timeout_s: 60\n")
     with RunningServer(tmp_path) as running, ThreadPoolExecutor(2) as pool:
         began = time.monotonic()
         there, back = pool.submit(call, running, "one", chain="two"), pool.submit(call, running, "two", chain="one")
         outcomes = [there.result(), back.result()]
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         assert {outcome.status for outcome in outcomes} <= {200, 400}
 
 
 def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     """sum -> sender -> sum, the second call being made by a thread that outlives execute."""
-    python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 12\n")
+    python_model(tmp_path, "sum", SUM, config="execution_timeout_s: 60\n")
     python_model(
         tmp_path,
         "sender",
@@ -422,15 +440,16 @@ def test_a_loop_through_a_sender_s_thread_is_refused(tmp_path):
     with RunningServer(tmp_path) as running:
         began = time.monotonic()
         status, body = sum_of(running, 3, target="sender")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         assert (status, "on behalf of itself" in body["error"]) == (400, True)
 
 
 def test_a_call_whose_model_dies_is_tried_again(server):
     with ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(call, server, "caller", target="fake", fake_delay_ms=1500)
-        server.wait_for(lambda: server.metric("headrace_executing_batches", model="fake") == 1)
-        kill_worker_of(server, "fake")
+        with server.gate.shut():
+            outcome = pool.submit(call, server, "caller", target="gated")
+            server.wait_for(lambda: server.metric("headrace_executing_batches", model="gated") == 1)
+            kill_worker_of(server, "gated")
         assert outcome.result().values == [1.0, 2.0]
     assert server.metric("headrace_worker_deaths_total", model="caller") == 0
 
@@ -443,7 +462,7 @@ def test_a_call_that_kills_its_model_is_refused(server):
 
 
 def test_a_streamed_call_whose_model_dies(server):
-    events = generate_stream(server, "relay", 1000, {"delay_ms": 5})
+    events = generate_stream(server, "relay", 100_000, {"delay_ms": 5})
     assert next(events).index == 0
     kill_worker_of(server, "teller")
     *_, last = events
@@ -622,7 +641,7 @@ def test_a_model_that_replaces_or_unloads_itself_does_not_wait_for_itself(keeper
     if not keeper.model_ready("self"):
         assert keeper.post("/v2/repository/models/self/load")[0] == 200
     ready = have(keeper, by="self", do=do, model="self")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
     assert ready is (do == "load")
     if do == "unload":
         keeper.wait_for(lambda: not keeper.model_ready("self"))

@@ -66,7 +66,7 @@ def answers(server, count, wanted=()):
         client.async_stream_infer("pairs", [n], outputs=outputs, enable_empty_final_response=True)
         found = []
         while True:
-            result, error = came.get(timeout=20)
+            result, error = came.get(timeout=60)
             if error is not None:
                 found.append(error.message())
             elif result.get_response().parameters["triton_final_response"].bool_param:

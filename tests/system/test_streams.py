@@ -29,6 +29,7 @@ from system.streams import (
     WINDOW,
     Conversation,
     Item,
+    assert_falls_to,
     event_item,
     generate_stream,
     infer_body,
@@ -342,7 +343,7 @@ def test_a_client_that_leaves_ends_its_request(server, model, way, tmp_path):
     leave = begin(server, way, model, 1_000_000, said)
     wait_for(lambda: len(lines(journal)) > 3)
     leave()
-    wait_for(lambda: lines(journal)[-1] == "finally", 5, "the model to be told")
+    wait_for(lambda: lines(journal)[-1] == "finally", what="the model to be told")
     assert len(lines(journal)) < 2000
     wait_for(lambda: failures(server, model, "CANCELED") == before + 1, what="the request to be counted")
     assert [item.index for item in generate_stream(server, model, 3)] == [0, 1, 2]
@@ -411,13 +412,13 @@ def test_a_client_that_leaves_before_the_first_response_ends_its_request(server,
     journal = tmp_path / "journal"
     said = {"delay_ms": 700, "journal": str(journal)}
     before = failures(server, "teller", "CANCELED")
-    body = {"count": 10, **said} if route != "infer_stream" else infer_body(10, said)
+    body = {"count": 1000, **said} if route != "infer_stream" else infer_body(1000, said)
     connection = http.client.HTTPConnection(server.http, timeout=TIMEOUT_S)
     connection.request("POST", f"/v2/models/teller/{route}", json.dumps(body))
     wait_for(lambda: server.metric("headrace_executing_batches", model="teller") == 1)
     connection.close()
-    wait_for(lambda: lines(journal)[-1:] == ["finally"], 15, "the model to be told")
-    assert len(lines(journal)) <= 3
+    wait_for(lambda: lines(journal)[-1:] == ["finally"], what="the model to be told")
+    assert len(lines(journal)) < 20
     wait_for(lambda: failures(server, "teller", "CANCELED") == before + 1, what="the request to be counted")
 
 
@@ -446,22 +447,29 @@ def test_what_was_streamed_is_in_the_statistics(server, model):
 # -- many --------------------------------------------------------------------------------------------------------------
 
 
-def test_many_requests_on_one_grpc_stream_are_answered_side_by_side(server, model):
-    """Two hundred requests of other lengths; a long slow one does not hold up the short ones."""
+def test_many_requests_on_one_grpc_stream_are_answered_side_by_side(server, model, tmp_path):
+    """Two hundred requests of other lengths; one that goes on until all others are done does not hold them up."""
+    done = tmp_path / "done"
+    said = {"delay_ms": 10, "until": str(done), ENABLE_FINAL: True}
     lengths = {str(number): number % 7 for number in range(200)}
     with Conversation(server) as conversation:
-        conversation.send(model, 40, {"delay_ms": 10, ENABLE_FINAL: True}, "slow")
+        conversation.send(model, 1_000_000, said, "slow")
         for request_id, length in lengths.items():
             conversation.send(model, length, {ENABLE_FINAL: True}, request_id)
         conversation.done()
-        items = list(conversation)
+        items, over = [], 0
+        for item in conversation:
+            items.append(item)
+            over += bool(item.final)
+            if over == len(lengths):
+                done.touch()
     assert [item.error for item in items if item.error] == []
     by_id = {}
     for item in items:
         by_id.setdefault(item.id, []).append(item.index)
-    assert by_id.pop("slow") == [*range(40), None]
+    *indexes, last = by_id.pop("slow")
+    assert (indexes, last) == ([*range(len(indexes))], None)
     assert by_id == {request_id: [*range(length), None] for request_id, length in lengths.items()}
-    assert items[-1].id == "slow", "the short ones came in between"
     ids = [item.id for item in items]
     changes = sum(one != other for one, other in itertools.pairwise(ids))
     assert changes > len(by_id), "responses of different requests come between each other"
@@ -510,7 +518,7 @@ async def _many(server, model, streams, count, said):
 
 
 def _many_streams(server, model, streams):
-    """Run them; by how many bytes the server has grown."""
+    """Run them; what memory the server had before."""
     front = psutil.Process(server.process.pid)
     asyncio.run(_many(server, model, 50, 20, {"nbytes": 1000}))
     descriptors = front.num_fds()
@@ -521,20 +529,18 @@ def _many_streams(server, model, streams):
     assert [one for one in answers if one != list(range(40))] == []
     wait_for(lambda: server.metric("headrace_executing_batches", model=model) == 0)
     wait_for(lambda: front.num_fds() <= descriptors + 5, what="descriptors to be closed")
-    return resident_bytes(server) - memory
+    return memory
 
 
 def test_three_hundred_streams_at_once_leave_no_memory_behind(server, model):
     _many_streams(server, model, 300)  # so that pools have their size
-    grown = _many_streams(server, model, 300)
-    assert grown < 16 * MIB, f"{grown / MIB:.1f} MiB"
+    assert_falls_to(server, _many_streams(server, model, 300) + 16 * MIB)
 
 
 @pytest.mark.skipif(not SCALE, reason="the scale test wants HEADRACE_TEST_STREAMS=1000")
 def test_streams_at_scale(server, model):
     _many_streams(server, model, SCALE)
-    grown = _many_streams(server, model, SCALE)
-    assert grown < 32 * MIB, f"{grown / MIB:.1f} MiB"
+    assert_falls_to(server, _many_streams(server, model, SCALE) + 32 * MIB)
 
 
 # -- a model that changes while it streams -----------------------------------------------------------------------------
@@ -580,25 +586,27 @@ def test_streams_finish_while_the_server_drains(tmp_path):
     with RunningServer(tmp_path) as running, Conversation(running) as busy, Conversation(running) as idle:
         idle.send("teller", 1)
         assert next(iter(idle)).index == 0
-        streams = [way(running, name, 60, {"delay_ms": 50}) for way in HTTP_WAYS for name in MODELS]
+        done = tmp_path.with_name(f"{tmp_path.name}.done")
+        said = {"delay_ms": 20, "until": str(done)}
+        streams = [way(running, name, 1_000_000, said) for way in HTTP_WAYS for name in MODELS]
         assert [next(stream).index for stream in streams] == [0] * 4
-        busy.send("sender", 60, {"delay_ms": 50})
+        busy.send("sender", 1_000_000, said)
         assert next(iter(busy)).index == 0
         running.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        with pytest.raises(grpc.RpcError) as caught:
+        with pytest.raises(grpc.RpcError) as caught:  # before those that are busy are done
             next(iter(idle))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "stopping" in caught.value.details()
-        assert time.monotonic() - began < 2.5, "it is told before those that are busy are done"
+        done.touch()
         for stream in streams:
-            assert [item.index for item in stream] == list(range(1, 60))
-        answers = iter(busy)
-        assert [next(answers).index for _ in range(59)] == list(range(1, 60))
+            indexes = [item.index for item in stream]
+            assert indexes == list(range(1, 1 + len(indexes)))
+        indexes = []
         with pytest.raises(grpc.RpcError) as caught:
-            next(answers)
+            indexes.extend(item.index for item in busy)
+        assert indexes == list(range(1, 1 + len(indexes)))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert running.process.wait(25) == 0
+        assert running.process.wait(60) == 0
 
 
 def test_idle_grpc_streams_do_not_hold_up_the_end(tmp_path):
@@ -633,8 +641,8 @@ def test_streams_past_the_drain_time_are_cut(tmp_path):
             list(conversation)
         assert not ended_as_a_whole(raw)
         raw.close()
-        assert running.process.wait(20) == 0
-        assert time.monotonic() - began < 10
+        assert running.process.wait(60) == 0
+        assert time.monotonic() - began < 25
 
 
 def ended_as_a_whole(connection):
