@@ -17,6 +17,7 @@ from system.load import (
     broken_onnx,
     copy_in,
     fake_model,
+    gated_model,
     infer,
     infer_body,
     onnx_model,
@@ -27,7 +28,8 @@ from system.load import (
 
 from headrace.wire import pb
 
-SOON_S = 20  # what "within seconds" may take on a busy machine
+SOON_S = 60  # what "within seconds" may take on a busy machine
+STILL_S = 0.5  # a folder that is left alone for 0.6 s counts as whole
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +77,18 @@ def added(values, version):
 
 
 def test_a_folder_copied_in_is_served_and_one_removed_is_gone(server, repository, name, tmp_path):
-    copy_in(onnx_model(tmp_path, name), repository)
+    before = {worker.pid for worker in server.workers()}
+    copy_in(python_model(tmp_path, name), repository)  # which shares its worker with nobody
     soon(server, lambda: server.model_ready(name))
-    assert infer(server.http, name, [1.0, 2.0]).values == [2.0, 3.0]
-    workers = len(server.workers())
+    assert infer(server.http, name, [1.0, 2.0]).values == [1.0, 2.0]
+    own = {worker.pid for worker in server.workers()} - before
+    assert own
     for path in sorted((repository / name).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (repository / name).rmdir()
     soon(server, lambda: infer(server.http, name, [1.0]).status == 404)
     soon(server, lambda: entry(server, name, "1") is None)
-    soon(server, lambda: len(server.workers()) < workers)
+    soon(server, lambda: not own & {worker.pid for worker in server.workers()})
     assert infer(server.http, "settled", [1.0]).ok
 
 
@@ -120,14 +124,14 @@ def test_version_2_under_load_and_a_broken_version_3(server, repository, name):
         onnx_model(repository, name, version=2)
         wait_for(lambda: {one.version for one in load.outcomes[-16:]} == {"2"}, what="version 2 alone")
         load.wait_answers(100)
-        assert {one.version for one in load.outcomes[-100:]} == {"2"}
         broken_onnx(repository, name, version=3)
         soon(server, lambda: state(server, name, "3") == "UNAVAILABLE")
         load.wait_answers(200)
         load.stop()
     assert not load.failed
     assert {one.version for one in load.outcomes} == {"1", "2"}
-    assert {one.version for one in load.outcomes[-200:]} == {"2"}
+    answered_at = min(one.ended_at for one in load.outcomes if one.version == "2")
+    assert {one.version for one in load.outcomes if one.sent_at > answered_at} == {"2"}
     assert re.search("model.onnx|protobuf", entry(server, name, "3")["reason"])
     assert state(server, name, "2") == "READY"
     status, answer = server.post(f"/v2/models/{name}/versions/3/infer", infer_body([1.0]))
@@ -152,11 +156,12 @@ def test_a_version_replaced_in_place_under_load(server, repository, name):
         replace(folder / "1", "model.onnx", (better / "1" / "model.onnx").read_bytes())
         soon(server, lambda: infer(server.http, name, [1.0]).values == [3.0])
         either.set()
+        noted_at = time.monotonic()
         load.wait_answers(50)
         load.stop()
     # Those that were sent before the test took note of the change may have either answer, and nothing else.
     assert {one.status for one in load.failed} <= {"wrong"}
-    assert all(one.ok for one in load.outcomes[-40:])
+    assert all(one.sent_at < noted_at for one in load.failed)
 
 
 def test_the_newest_version_removed_goes_back_to_the_one_before(server, repository, name, tmp_path):
@@ -179,7 +184,21 @@ def test_a_slow_copy_is_never_served_half(server, repository, tmp_path, name, ki
         content = ECHO.replace('inputs["x"]', 'inputs["x"] + BIAS').encode()
         content = b"".join(b"BIAS = %d\n" % number for number in range(16)) + b"if True:\n" + content
         file, answer = "model.py", [16.0]
-    folder = repository / name / "1"
+    for attempt in range(5):  # a machine that stands still itself for so long makes it a finished copy
+        called = f"{name}_{attempt}"
+        longest_s, seen = watched_copy(server, repository / called / "1" / file, content)
+        if longest_s < STILL_S:
+            break
+    assert longest_s < STILL_S
+    assert infer(server.http, called, [1.0]).values == answer
+    assert {one.status for one, _ in seen} <= {404, 503, 200}
+    assert all(one.values == answer for one, _ in seen if one.ok)
+    assert "UNAVAILABLE" not in {state for _, state in seen}, "nobody tried to load a part of it"
+
+
+def watched_copy(server, path, content):
+    """Write a model's file piece by piece: the longest time without a change, and what a client saw meanwhile."""
+    name = path.parents[1].name
     seen = []
     watching = threading.Event()
 
@@ -190,21 +209,20 @@ def test_a_slow_copy_is_never_served_half(server, repository, tmp_path, name, ki
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        folder.mkdir(parents=True)
+        path.parent.mkdir(parents=True)
         size = len(content) // 15 + 1
-        with (folder / file).open("wb") as out:
+        longest_s, written_at = 0.0, time.monotonic()
+        with path.open("wb") as out:
             for start in range(0, len(content), size):
                 out.write(content[start : start + size])
                 out.flush()
+                longest_s, written_at = max(longest_s, time.monotonic() - written_at), time.monotonic()
                 time.sleep(0.2)  # a slow disk or network, not a wait
         soon(server, lambda: server.model_ready(name))
     finally:
         watching.set()
         watcher.join()
-    assert infer(server.http, name, [1.0]).values == answer
-    assert {one.status for one, _ in seen} <= {404, 503, 200}
-    assert all(one.values == answer for one, _ in seen if one.ok)
-    assert "UNAVAILABLE" not in {state for _, state in seen}, "nobody tried to load a part of it"
+    return longest_s, seen
 
 
 def test_config_edits_are_followed_and_broken_ones_are_not(server, repository, name):
@@ -381,7 +399,7 @@ class OverGrpc:
             f"/{pb.SERVICE}/RepositoryModel{what}", rpc.request.SerializeToString, rpc.response.FromString
         )
         try:
-            call(rpc.request(model_name=name), timeout=30)
+            call(rpc.request(model_name=name), timeout=60)
         except grpc.RpcError as error:
             return f"{self.CODES[error.code().name]} {error.details()}"
         return ""
@@ -456,26 +474,27 @@ def test_what_is_not_there_cannot_be_loaded(control):
 
 
 def test_unload_answers_what_was_accepted(explicit, control, name):
-    fake_model(explicit.repository, name, "parameters: {fake_delay_ms: 100}\nmax_batch_size: 1\n")
+    gate = gated_model(explicit.repository, name)
     assert control.load(name) == ""
     outcomes = []
     threads = [
         threading.Thread(target=lambda value=value: outcomes.append(infer(explicit.http, name, [value])))
         for value in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     ]
-    for thread in threads:
-        thread.start()
     labels = {"model": name}
-    explicit.wait_for(
-        lambda: (
-            explicit.metric("headrace_queue_requests", **labels)
-            + explicit.metric("headrace_executing_batches", **labels)
-            == 6
+    with gate.shut():
+        for thread in threads:
+            thread.start()
+        explicit.wait_for(
+            lambda: (
+                explicit.metric("headrace_queue_requests", **labels)
+                + explicit.metric("headrace_executing_batches", **labels)
+                == 6
+            )
         )
-    )
-    assert control.unload(name) == ""
-    refused = infer(explicit.http, name, [9.0])
-    assert refused.status in (404, 503)
+        assert control.unload(name) == ""
+        refused = infer(explicit.http, name, [9.0])
+        assert refused.status in (404, 503)
     for thread in threads:
         thread.join()
     assert [one.status for one in outcomes] == [200] * 6, outcomes
@@ -486,9 +505,12 @@ def test_a_load_brings_back_a_model_whose_worker_could_not(explicit, control, na
     closed = tmp_path / "closed"
     code = f"from pathlib import Path\nif Path({str(closed)!r}).exists():\n    raise RuntimeError('closed')\n"
     python_model(explicit.repository, name, code + "if True:" + ECHO)
+    others = {worker.pid for worker in explicit.workers()}
     assert control.load(name) == ""
     closed.touch()
-    explicit.kill_workers()
+    for worker in explicit.workers():
+        if worker.pid not in others:
+            worker.kill()
     explicit.wait_for(lambda: "closed" in entry(explicit, name, "1")["reason"], SOON_S)
     assert infer(explicit.http, name, [1.0]).status == 503
     closed.unlink()
@@ -611,4 +633,4 @@ def test_strict_readiness_outlives_a_version_swap(tmp_path):
         onnx_model(tmp_path, "swapped", version=2)
         server.wait_for(lambda: server.get("/v2/models/swapped/versions/2/ready")[0] == 200)
         server.wait_for(lambda: server.get("/v2/models/swapped/versions/1/ready")[0] == 400)
-        assert server.wait_for(lambda: server.get("/v2/health/ready")[0] == 200, 10)
+        assert server.wait_for(lambda: server.get("/v2/health/ready")[0] == 200)
