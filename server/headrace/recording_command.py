@@ -80,11 +80,11 @@ def run(arguments: RecordArguments, say: Say, show: Say | None) -> None:
     model = f"/v2/models/{quote(arguments.model, safe='')}"
     path = f"{model}{version}/recording"
     status = server.ask("POST", path, {"requests": arguments.requests, "seconds": arguments.seconds})
-    say(
-        f"recording model {status['model']} version {status['version']} for {status['seconds']:g} s: at most "
-        f"{status['most_examples']} examples, {status['most_bytes']} bytes"
-    )
     try:
+        say(
+            f"recording model {status['model']} version {status['version']} for {status['seconds']:g} s: at most "
+            f"{status['most_examples']} examples, {status['most_bytes']} bytes"
+        )
         while status["state"] in ("recording", "writing"):
             if show is not None:
                 show(_progress(status))
