@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from running_server import RunningServer
-from system.load import infer, infer_body, onnx_model, python_model
+from system.load import infer, infer_body, onnx_model, python_model, replace, wait_for
 
 from headrace.applying import CannotApply, apply_plan
 
@@ -16,6 +16,7 @@ made = pytest.importorskip("hand_made_plans", reason="without plans there is not
 
 PROGRAM = (str(Path(__file__).parents[1] / "optimizing_server.py"),)
 ASKS = "optimize: {objective: latency}\n"
+PATIENCE_S = 300  # a run has only what nobody else wants of the CPUs
 
 
 class Beside:
@@ -67,7 +68,19 @@ def running(server, model):
 
 
 def gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def optimizers(server):
+    """Runs that the server has started, and that live."""
+    return [worker for worker in server.workers() if any("fake_optimizer.py" in part for part in worker.cmdline())]
+
+
+def soon(server, condition):
+    return server.wait_for(condition, PATIENCE_S)
 
 
 def test_models_that_ask_for_it_are_optimised_one_after_the_other(beside):
@@ -76,7 +89,7 @@ def test_models_that_ask_for_it_are_optimised_one_after_the_other(beside):
     python_model(beside.repository, "own_code", config=ASKS)
     beside.order("c", "crash")
     with beside.serve() as server:
-        server.wait_for(lambda: runs(server, "failed") >= 2)
+        soon(server, lambda: runs(server, "failed") >= 2)
         assert beside.models() == ["a", "c"]  # each once: what failed waits for a minute, and has others go first
         # "a" said that it had made a plan, and there is none.
         assert "model a version 1 could not be optimised: the plan that was made is not used" in server.output
@@ -96,27 +109,27 @@ def test_a_run_ends_with_the_server(beside):
     onnx_model(beside.repository, "a", config=ASKS)
     beside.order("a", "hang")
     with beside.serve() as server:
-        server.wait_for(beside.notes)
-        server.wait_for(lambda: running(server, "a"))
+        soon(server, beside.notes)
+        soon(server, lambda: running(server, "a"))
         assert infer(server.http, "a", [1.0]).ok
-        assert server.stop(20) == 0
+        assert server.stop() == 0
     [note] = beside.notes()
     assert gone(note["pid"])
-    assert gone(note["child"])
+    wait_for(lambda: gone(note["child"]))
 
 
 def test_a_run_ends_when_its_model_goes_and_begins_anew_when_it_has_changed(beside):
     folder = onnx_model(beside.repository, "a", config=ASKS)
     beside.order("a", "hang")
     with beside.serve() as server:
-        server.wait_for(lambda: len(beside.notes()) == 1)
-        (folder / "config.yaml").write_text(ASKS + "max_batch_size: 4\n")
-        server.wait_for(lambda: len(beside.notes()) == 2)
+        soon(server, lambda: len(beside.notes()) == 1)
+        replace(folder, "config.yaml", ASKS + "max_batch_size: 4\n")
+        soon(server, lambda: len(beside.notes()) == 2)
         assert gone(beside.notes()[0]["pid"])
         assert "optimising model a version 1 is interrupted: it has changed" in server.output
         shutil.rmtree(folder)
-        server.wait_for(lambda: gone(beside.notes()[1]["pid"]))
-        server.wait_for(lambda: runs(server, "stopped") == 2)
+        soon(server, lambda: gone(beside.notes()[1]["pid"]))
+        soon(server, lambda: runs(server, "stopped") == 2)
         assert "is interrupted: it is not served any more" in server.output
 
 
@@ -125,9 +138,10 @@ def test_one_that_takes_too_long_is_stopped(tmp_path):
     onnx_model(beside.repository, "a", config=ASKS)
     beside.order("a", "hang")
     with beside.serve() as server:
-        server.wait_for(lambda: runs(server, "timed_out") == 1)
+        soon(server, lambda: runs(server, "timed_out") == 1)
         assert "it took longer than 1 s; it goes on in 60 s" in server.output
-        server.wait_for(lambda: gone(beside.notes()[0]["pid"]))
+        started = [pid for note in beside.notes() for pid in (note["pid"], note["child"])]  # none where it was too slow
+        soon(server, lambda: all(map(gone, started)) and not optimizers(server))
 
 
 # -- plans that are taken -------------------------------------------------------------------------------------------
@@ -156,7 +170,7 @@ def test_a_plan_is_served_when_it_is_made_and_no_request_fails(beside):
         thread = threading.Thread(target=ask)
         thread.start()
         try:
-            server.wait_for(lambda: runs(server, "planned") == 1)
+            soon(server, lambda: runs(server, "planned") == 1)
         finally:
             stop.set()
             thread.join()
