@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import ml_dtypes
 import numpy as np
 import pytest
 from running_server import RunningServer
-from system.load import fake_model, python_model
+from system.load import fake_model, gated_model, python_model
 
 from headrace.client import (
     AsyncClient,
@@ -93,8 +92,9 @@ def server(tmp_path_factory):
     python_model(repository, "versions", CONSTANT % 2, 2)
     fake_model(repository, "fake", "max_batch_size: 1\nbatching: {max_queue_size: 2}\n")
     # by default a model that was slow just now refuses at arrival what has too little time, which is another error
-    fake_model(repository, "slow", "max_batch_size: 1\nbatching: {refuse_late: false}\n")
+    gate = gated_model(repository, "slow", "batching: {refuse_late: false}\n")
     with RunningServer(repository, "--model-control", "explicit", "--load-model", "*") as running:
+        running.gate = gate
         yield running
 
 
@@ -212,11 +212,9 @@ def test_refusals_are_the_same_over_both_protocols(client):
         assert caught.value.status is not None
 
 
-def test_a_deadline_is_kept(client):
-    began_at = time.monotonic()
-    with pytest.raises(DeadlineError):
-        client.infer("slow", {"x": [[1]]}, parameters={"fake_delay_ms": 2500}, timeout_s=0.2)
-    assert time.monotonic() - began_at < 2.4
+def test_a_deadline_is_kept(client, server):
+    with server.gate.shut(), pytest.raises(DeadlineError):
+        client.infer("slow", {"x": [[1]]}, timeout_s=0.2)
     # the client is as good as before
     assert client.infer("rows", {"x": [[1]]})["y"].tolist() == [[1]]
 
@@ -272,7 +270,7 @@ def test_what_a_server_tells_of_itself(client):
     assert client.is_ready("rows")
     assert client.is_ready("versions", "1")
     assert not client.is_ready("absent")
-    client.wait_until_ready(5, "rows")
+    client.wait_until_ready(60, "rows")
     with pytest.raises(DeadlineError, match="model 'absent'"):
         client.wait_until_ready(0.2, "absent")
     assert client.server().name == "headrace"
@@ -311,7 +309,7 @@ def test_models_are_loaded_and_unloaded(client):
             client.infer("versions", {"x": np.zeros(1, np.float32)})
     finally:
         client.load("versions")
-    client.wait_until_ready(10, "versions")
+    client.wait_until_ready(60, "versions")
     assert client.infer("versions", {"x": [0]})["y"].item() == 2
     with pytest.raises(InferenceError, match="absent"):
         client.load("absent")
@@ -386,7 +384,7 @@ def test_a_stream_can_be_left(url):
         assert [next(parts)["number"].item() for _ in range(3)] == [0, 1, 2]
         parts.close()
         # which frees the one instance of the model
-        assert len(list(client.stream("counting", {"count": [1], "fail_at": [-1]}, timeout_s=20))) == 1
+        assert len(list(client.stream("counting", {"count": [1], "fail_at": [-1]}, timeout_s=60))) == 1
 
 
 async def test_an_async_stream_can_be_left(url):
@@ -394,7 +392,7 @@ async def test_an_async_stream_can_be_left(url):
         async for part in client.stream("counting", {"count": [100_000], "fail_at": [-1]}):
             if part["number"].item() == 2:
                 break
-        parts = [one async for one in client.stream("counting", {"count": [1], "fail_at": [-1]}, timeout_s=20)]
+        parts = [one async for one in client.stream("counting", {"count": [1], "fail_at": [-1]}, timeout_s=60)]
         assert len(parts) == 1
 
 
@@ -406,7 +404,7 @@ def command(*arguments):
         [sys.executable, "-m", "headrace", "infer", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
         check=False,
     )
