@@ -11,7 +11,7 @@ from wire_values import BINARY_ONLY, CONTENTS, Given, unpack
 from headrace.wire import pb
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import echo_repository
 import grpc
@@ -19,13 +20,14 @@ from unit.http2_client import HELLO, Frame, frame
 
 from headrace.frontends.grpc_message import prefixed
 from headrace.http2 import frames
+from headrace.http2.connection import GOAWAY_TIMEOUT_S
 from headrace.http2.frames import ErrorCode
 from headrace.http2.headers import header_block
 from headrace.wire import pb
 
 MAX_GRPC_BYTES = 20_000_000
 MAX_GROWTH_BYTES = 96 << 20
-PATIENCE_S = 10
+PATIENCE_S = 60
 ENDED = frames.END_HEADERS | frames.END_STREAM
 
 
@@ -338,12 +340,15 @@ FLOODS = {
 @pytest.mark.parametrize(("begin", "again"), FLOODS.values(), ids=FLOODS)
 def test_a_flood_leaves_room_for_others(target: RunningServer, bystander, begin: bytes, again: Callable, read: bool):
     with _flood(target, begin, again, read=read):
-        slowest = 0.0
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
-            started = time.monotonic()
-            assert bystander(_message(1000), timeout=TIMEOUT_S).id == "7"
-            slowest = max(slowest, time.monotonic() - started)
+        for _ in range(5):  # a machine that stands still for a while is no flood's fault
+            slowest = 0.0
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                started = time.monotonic()
+                assert bystander(_message(1000), timeout=TIMEOUT_S).id == "7"
+                slowest = max(slowest, time.monotonic() - started)
+            if slowest < 1:
+                break
     assert slowest < 1
 
 
@@ -435,12 +440,23 @@ def test_a_deadline_ends_a_call_whose_request_never_comes(target: RunningServer)
 def test_a_stop_loses_no_answer(tmp_path_factory: pytest.TempPathFactory, answers_ping: bool):
     """One request is under way, one is sent after the first GOAWAY, and the client's windows grow all the time."""
     repository = echo_repository.write_small(tmp_path_factory.mktemp("stop"))
+    for _ in range(3):
+        seconds, ended, received = _stop(repository, answers_ping)
+        if ended == ({1, 3}, 3) or seconds < GOAWAY_TIMEOUT_S:  # else it may have been too late to send it
+            break
+    assert ended == ({1, 3}, 3)
+    assert received > 3_000_000
+
+
+def _stop(repository: Path, answers_ping: bool) -> tuple[float, tuple[set[int], int | None], int]:
+    """Seconds until the second request was sent; which ones were answered, the last one of the GOAWAY; its bytes."""
     with RunningServer(repository, "--model-control", "none") as server, Wire(server) as wire, Wire(server) as idle:
         wire.send(
             frame(frames.SETTINGS, 0, 0, b"\0\4\x7f\xff\xff\xff"),
             frames.window_update(0, 2**30),
             wire.request(1, _message(fake_delay_ms=500)),
         )
+        began = time.monotonic()
         server.process.terminate()
         first = ping = None
         while ping is None:
@@ -450,6 +466,7 @@ def test_a_stop_loses_no_answer(tmp_path_factory: pytest.TempPathFactory, answer
         assert first.payload[:8] == b"\x7f\xff\xff\xff\0\0\0\0"
         body = prefixed(_message(3_000_000).SerializeToString())
         wire.send(wire.headers(3))
+        seconds = time.monotonic() - began
         for start in range(0, len(body), 1 << 20):
             wire.send(frame(frames.DATA, int(start + (1 << 20) >= len(body)), 3, body[start : start + (1 << 20)]))
         if answers_ping:
@@ -463,8 +480,7 @@ def test_a_stop_loses_no_answer(tmp_path_factory: pytest.TempPathFactory, answer
                 received += len(one.payload)
             if one.kind == frames.HEADERS and one.flags & frames.END_STREAM:
                 over.add(one.stream)
-        assert (over, last) == ({1, 3}, 3)
-        assert received > 3_000_000
         assert idle.at_end()
         assert server.process.wait(TIMEOUT_S) == 0
         assert "Traceback" not in server.output
+        return seconds, (over, last), received

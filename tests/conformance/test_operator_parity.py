@@ -59,7 +59,7 @@ def server(selection, tmp_path_factory):
     repository = write_repository(tmp_path_factory.mktemp("operators"), selection.contents())
     running = RunningServer(repository, "--model-control", "none")
     try:
-        running.wait_ready(timeout_s=300)
+        running.wait_ready(timeout_s=600)
         yield running
     finally:
         running.__exit__()
@@ -75,7 +75,7 @@ def index(server) -> dict[str, dict]:
 @pytest.fixture
 def http_connection(server):
     host, port = server.http.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     yield connection
     connection.close()
 
@@ -153,7 +153,7 @@ def test_many_clients_at_once(selection, server):
 
     def ask(mine: list[OperatorModel]) -> dict[str, str]:
         host, port = server.http.split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
         try:
             return _problems(mine, lambda model: _ask_http(connection, model, "binary"))
         finally:
@@ -370,7 +370,7 @@ def _ask_grpc(stub, model: OperatorModel, typed: bool) -> list[Tensor]:
             values = tensor.array.astype(np.float32).reshape(-1).tolist()
         getattr(item.contents, CONTENTS.get(tensor.datatype, "fp32_contents")).extend(values)
     try:
-        response = stub.ModelInfer(request, timeout=30)
+        response = stub.ModelInfer(request, timeout=60)
     except grpc.RpcError as error:
         raise Refused(error.code(), error.details()) from None
     assert len(response.raw_output_contents) == len(response.outputs)

@@ -62,10 +62,13 @@ def test_a_full_queue_refuses_at_once(fronts: Fronts, name: str):
     running, staged, may_wait, more = 1, 1, 2, 4  # of the model "fake"
     slow = Call("fake", (FAKE_X,), parameters={"fake_delay_ms": 150})
     front = fronts.open(name)
-    with ThreadPoolExecutor(running + staged + may_wait + more) as pool:
-        sent = [pool.submit(fronts.infer, name, slow) for _ in range(pool._max_workers)]
-        answers: list[Answer] = [one.result(30) for one in sent]
-    refused = [answer for answer in answers if not answer.ok]
+    for _ in range(5):  # on a machine that stands still for a while they may come one after the other
+        with ThreadPoolExecutor(running + staged + may_wait + more) as pool:
+            sent = [pool.submit(fronts.infer, name, slow) for _ in range(pool._max_workers)]
+            answers: list[Answer] = [one.result(60) for one in sent]
+        refused = [answer for answer in answers if not answer.ok]
+        if refused:
+            break
     assert refused
     assert len(answers) - len(refused) >= running + staged
     assert {answer.status for answer in refused} == {_status(front, "OVERLOADED")}
@@ -77,7 +80,7 @@ def test_requests_of_many_clients_do_not_mix(fronts: Fronts):
 
     def ask(index: int) -> None:
         front = fronts.open(FRONTS[index])
-        barrier.wait(30)
+        barrier.wait(60)
         for turn in range(40):
             number = index * 1000 + turn
             numbers = Given("numbers", "INT32", (1, 2), (number, turn))

@@ -26,7 +26,7 @@ Y = Given("y", "FP32", (1, 3), VALUES)
 
 @pytest.fixture(scope="module")
 def client(server: RunningServer):
-    with httpx.Client(base_url=f"http://{server.http}", timeout=30) as opened:
+    with httpx.Client(base_url=f"http://{server.http}", timeout=60) as opened:
         yield opened
 
 
@@ -351,7 +351,7 @@ def test_an_error_waits_for_the_answers_before_it(server: RunningServer, second:
 
 def test_a_connection_is_kept_after_answers_and_after_errors(server: RunningServer):
     host, _, port = server.http.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     socket = None
     for method, path, body, status in [
         ("POST", PATHS[0], _body(), 200),
@@ -436,7 +436,7 @@ def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(server: Ru
 
 
 def test_the_metrics_port_has_errors_of_the_same_form(server: RunningServer):
-    with httpx.Client(base_url=f"http://{server.metrics}") as client:
+    with httpx.Client(base_url=f"http://{server.metrics}", timeout=60) as client:
         assert _error(client.get("/nothing"), 404)
         assert _error(client.post("/metrics"), 405)
         assert client.get("/metrics").status_code == 200
@@ -444,7 +444,7 @@ def test_the_metrics_port_has_errors_of_the_same_form(server: RunningServer):
 
 @pytest.mark.parametrize("target", ["/v2/models/onnx_fp32/infer", "/v2/models/onnx_fp32", "/v2/health/ready"])
 def test_the_metrics_port_is_for_scraping_alone(server: RunningServer, target: str):
-    with httpx.Client(base_url=f"http://{server.metrics}") as client:
+    with httpx.Client(base_url=f"http://{server.metrics}", timeout=60) as client:
         method = "POST" if target.endswith("infer") else "GET"
         assert _error(client.request(method, target, content=_body()), 404)
 

@@ -220,13 +220,13 @@ async def test_asynchronous_inference(server: RunningServer):
             request_id=str(index),
         )
     for _ in arrays:
-        result, error = answers.get(timeout=30)
+        result, error = answers.get(timeout=60)
         assert error is None
         np.testing.assert_array_equal(result.as_numpy("y"), arrays[int(result.get_response().id)])
     over_grpc.real.async_infer(
         "nobody", [over_grpc.input("x", arrays[0], "FP32")], lambda result, error: answers.put((result, error))
     )
-    result, error = answers.get(timeout=30)
+    result, error = answers.get(timeout=60)
     assert result is None
     assert "unknown model" in error.message()
     over_grpc.real.close()
