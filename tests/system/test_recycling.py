@@ -94,13 +94,11 @@ def recycles(server, reason="growth"):
     return server.metric("headrace_worker_recycles_total", reason=reason)
 
 
-def grow(server, model):
-    """Let the baseline be taken, then leak far past it."""
-    for number in range(200):
-        ask(server, model, number)
-    time.sleep(SETTLED_S)
-    for _ in range(8):
-        ask(server, model, 0, leak_mb=16)
+def settle(server):
+    """Let the baseline be taken: by a server that was awake at the end of that time."""
+    time.sleep(SETTLED_S - 0.5)
+    assert server.get("/v2/health/live")[0] == 200
+    time.sleep(0.5)
 
 
 def test_one_that_leaks_is_replaced_under_load(tmp_path):
@@ -108,14 +106,18 @@ def test_one_that_leaks_is_replaced_under_load(tmp_path):
     with RunningServer(tmp_path, *GROWTH) as server:
         before = ask(server, "leaky", 1)[1]["pid"]
         with Load(server, "leaky", http=3, grpc=1) as load:
-            grow(server, "leaky")
+            for number in range(200):
+                ask(server, "leaky", number)
+            settle(server)
             held = server.metric("headrace_worker_memory_bytes", worker="worker-1")
+            for _ in range(8):
+                ask(server, "leaky", 0, leak_mb=16)
             server.wait_for(lambda: recycles(server) >= 1)
             load.wait_answers(200)
         assert load.failed == []
         assert ask(server, "leaky", 1)[1]["pid"] != before
         server.wait_for(lambda: len(server.workers()) == 1)
-        assert server.metric("headrace_worker_memory_bytes", worker="worker-2") < held - (100 << 20)
+        assert server.metric("headrace_worker_memory_bytes", worker="worker-2") < held + (28 << 20)
         assert "is replaced: it has grown from" in server.output
         assert server.stop() == 0
 
@@ -129,7 +131,7 @@ def test_a_sequence_ends_where_it_began(tmp_path):
         ask(server, "sums", 1, sequence_id=2, sequence_start=True)
         for number in range(20):
             ask(server, "sums", number, sequence_id=1)
-        time.sleep(SETTLED_S)
+        settle(server)
         for _ in range(8):
             ask(server, "sums", 0, sequence_id=1, leak_mb=16)
         server.wait_for(lambda: len(server.workers()) == 2)
@@ -156,7 +158,7 @@ def test_a_sequence_that_does_not_end_in_time_is_broken_off(tmp_path):
         ask(server, "sums", 1, sequence_id=1, sequence_start=True)
         for number in range(20):
             ask(server, "sums", number, sequence_id=1)
-        time.sleep(SETTLED_S)
+        settle(server)
         for _ in range(8):
             ask(server, "sums", 0, sequence_id=1, leak_mb=16)
         server.wait_for(lambda: recycles(server) == 1)
@@ -176,7 +178,7 @@ def test_an_open_stream_goes_on_to_its_end(tmp_path):
     with RunningServer(tmp_path, *GROWTH) as server:
         for _ in range(12):
             list(generate_stream(server, "counting", 2))
-        time.sleep(SETTLED_S)
+        settle(server)
         with_pauses = generate_stream(server, "counting", 100, {"pause_ms": 60})
         assert next(with_pauses).index == 0
         for _ in range(8):
@@ -205,7 +207,7 @@ def test_a_limit_that_the_model_itself_is_over_is_given_up(tmp_path):
         ]
         for load in loads:
             load.__enter__()
-        server.wait_for(lambda: "is not replaced any more for now" in server.output, 60)
+        server.wait_for(lambda: "is not replaced any more for now" in server.output, 180)
         assert recycles(server, "limit") == 3
         for load in loads:
             load.wait_answers(20)
