@@ -1,6 +1,7 @@
 """A server on a machine that cannot serve models for GPUs says of each why, and serves the others."""
 
 import ctypes
+import os
 import struct
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def test_without_the_library(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nothing")
     for module in ("tensorrt", "tensorrt_rtx"):
         (folder / f"{module}.py").write_text(NO_LIBRARY)
-    with RunningServer(repository, env={"PYTHONPATH": str(folder)}) as server:
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    with RunningServer(repository, env={"PYTHONPATH": path}) as server:
         found = reasons(server)
         assert set(found) == {"engine", "built", "on_gpu"}
         for name in ("engine", "built"):

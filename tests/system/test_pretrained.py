@@ -6,6 +6,7 @@ server runs the model.
 
 import json
 import math
+import py_compile
 import shutil
 import sys
 import sysconfig
@@ -33,7 +34,6 @@ FILES = [
     ROOT / "proto/health.proto",
     ROOT / "server/headrace/app.py",
     STDLIB / "json/decoder.py",
-    Path(json.decoder.__cached__),
     Path(sys.executable).resolve(),
 ]
 
@@ -49,9 +49,17 @@ def model_path(library) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(library) -> np.ndarray:
+def files(tmp_path_factory) -> list[Path]:
+    """Files of many kinds, compiled code among them."""
+    compiled = tmp_path_factory.mktemp("compiled") / "decoder.pyc"
+    py_compile.compile(json.decoder.__file__, str(compiled), doraise=True)
+    return [*FILES, compiled]
+
+
+@pytest.fixture(scope="module")
+def rows(library, files) -> np.ndarray:
     """The library's own preprocessing of each file."""
-    return np.array([_prepared(library, path) for path in FILES], dtype=np.int32)
+    return np.array([_prepared(library, path) for path in files], dtype=np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -109,26 +117,26 @@ def test_the_file_tells_everything(server, rows):
 
 
 @ASK
-def test_one_file_at_a_time(server, library, direct, rows, ask):
+def test_one_file_at_a_time(server, library, direct, files, rows, ask):
     """The same label and the same score as the library gives, and what ONNX Runtime gives for all labels."""
     labels = library._target_labels_space
-    for path, row in zip(FILES, rows, strict=True):
+    for path, row in zip(files, rows, strict=True):
         (scores,) = ask(server, row[np.newaxis])
         expected = library.identify_path(path).prediction
         assert labels[scores.argmax()] == expected.dl.label, path
-        assert math.isclose(scores.max(), expected.score, rel_tol=1e-5), path
+        assert math.isclose(scores.max(), expected.score, rel_tol=1e-4), path
         (reference,) = direct.run(["target_label"], {"bytes": row[np.newaxis]})[0]
         np.testing.assert_allclose(scores, reference, rtol=1e-4, atol=1e-5)
 
 
 @ASK
-def test_all_files_in_one_request(server, library, direct, rows, ask):
+def test_all_files_in_one_request(server, library, direct, files, rows, ask):
     scores = ask(server, rows)
-    expected = [library.identify_path(path).prediction for path in FILES]
+    expected = [library.identify_path(path).prediction for path in files]
     labels = [library._target_labels_space[best] for best in scores.argmax(axis=1)]
     assert labels == [one.dl.label for one in expected]
     assert len(set(labels)) >= 6, "the files are of many kinds"
-    np.testing.assert_allclose(scores.max(axis=1), [one.score for one in expected], rtol=1e-5)
+    np.testing.assert_allclose(scores.max(axis=1), [one.score for one in expected], rtol=1e-4)
     np.testing.assert_allclose(scores, direct.run(["target_label"], {"bytes": rows})[0], rtol=1e-4, atol=1e-5)
 
 
