@@ -20,7 +20,7 @@ def run(*arguments, env=None):
         [sys.executable, "-m", "headrace", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", **(env or {})},
         check=False,
     )
@@ -47,7 +47,7 @@ def bad(tmp_path_factory):
 
 def test_the_installed_command_and_the_module_are_the_same():
     script = Path(sys.executable).with_name("headrace")
-    ended = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120, check=False)
     assert ended.stdout == run("--version").stdout == f"headrace {headrace.__version__}\n"
 
 

@@ -187,7 +187,7 @@ def explain(cache, *arguments):
         [sys.executable, "-m", "headrace", "explain", *arguments, "--plan-cache", str(cache.root)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     ).stdout
 

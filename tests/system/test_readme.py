@@ -40,7 +40,7 @@ def test_the_first_request_with_curl(server):
     if shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
     command = block("sh", "curl -s localhost:8000/v2/models/digits/infer").replace("localhost:8000", server.http)
-    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     (output,) = json.loads(ended.stdout)["outputs"]
     probabilities = output["data"]
     assert probabilities.index(max(probabilities)) == 7
@@ -53,7 +53,7 @@ def test_the_first_request_with_curl(server):
 
 def test_the_first_request_with_tritonclient(server):
     code = block("python", "tritonclient").replace("localhost:8001", server.grpc)
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == ["7"]
 
@@ -82,7 +82,7 @@ def test_whoever_asks_for_nothing_is_told_where_the_paths_are(server):
 
 def test_the_options_that_are_shown_exist():
     ended = subprocess.run(
-        [sys.executable, "-m", "headrace", "serve", "--help"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "headrace", "serve", "--help"], capture_output=True, text=True, timeout=120, check=True
     )
     flags = set(re.findall(r"^\| `(--[a-z-]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert flags

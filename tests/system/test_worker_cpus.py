@@ -22,7 +22,7 @@ async def test_every_thread_of_a_worker_runs_there(kept):
     try:
         load = Load(1, "fake", "m", "1", "/nowhere", "cpu", 2, Signature((), ()), None, {}, False)
         conversation.send(encode(load))
-        assert isinstance(await asyncio.wait_for(heard, 30), Loaded)
+        assert isinstance(await asyncio.wait_for(heard, 60), Loaded)
         threads = [one.id for one in psutil.Process(spawned.process.pid).threads()]
         assert {frozenset(os.sched_getaffinity(one)) for one in threads} == {frozenset(cpus or mine)}
     finally:
