@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EVERYTHING = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *PAGES]
 SAMPLES = ("digits", "digits_prepare", "digits_read")  # of model_repository/, which the pages use
-TIMEOUT_S = 120
+TIMEOUT_S = 300
+SETTLED_S = 20  # for metrics to tell of what was just answered
 ATTEMPTS = 3
+OF_TIME = ("cache", "scheduling")  # pages whose examples show what comes first, or in less than a second
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,22 @@ def run(block, server, folder):
     return ended.stdout
 
 
+def run_until_settled(block, server, folder):
+    """As ``run``, until what is scraped is what the page shows: a model's own metrics come behind its answers."""
+    deadline = time.monotonic() + SETTLED_S
+    while True:
+        try:
+            printed = run(block, server, folder)
+            settled = agrees(block.shown, block.shown_as, printed)
+        except AssertionError:  # as grep found nothing
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if settled or time.monotonic() > deadline:
+                return printed
+        time.sleep(0.2)
+
+
 def agrees(shown, shown_as, printed):
     """Whether a program has printed what the page shows; "..." there stands for anything."""
     if shown_as == "json":  # broken into lines for readers
@@ -197,7 +216,8 @@ def agrees(shown, shown_as, printed):
 def run_page(page, server, folder):
     for block in read_blocks(page):
         if block.is_program:
-            printed = run(block, server, folder)
+            execute = run_until_settled if ":8002/metrics" in block.text else run
+            printed = execute(block, server, folder)
             assert agrees(block.shown, block.shown_as, printed), f"{block.where} prints\n{printed}"
 
 
@@ -209,8 +229,29 @@ def needs_curl():
 
 @pytest.mark.usefixtures("needs_curl")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_works_as_it_is_shown(page, server, workplace):
-    run_page(page, server, workplace)
+def test_a_page_works_as_it_is_shown(page, server, workplace, tmp_path):
+    try:
+        run_page(page, server, workplace)
+    except AssertionError:
+        if page.stem not in OF_TIME:
+            raise
+        for attempt in range(1, ATTEMPTS):  # a machine that is busy with something else answers in no order, and late
+            try:
+                again(page, tmp_path / str(attempt))
+            except AssertionError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                break
+
+
+def again(page, tmp_path):
+    """Run a page on a server of its own, which knows nothing of another time."""
+    blocks = read_blocks(page)
+    folder = make_workplace(tmp_path, blocks)
+    in_memory = [block for block in blocks if block.flags and "--cache-redis" not in block.flags]
+    with RunningServer(folder / "model_repository", *server_flags(in_memory, {"/tmp/": f"{folder}/"})) as own:
+        run_page(page, own, folder)
 
 
 @pytest.mark.usefixtures("needs_curl")
@@ -231,9 +272,10 @@ def test_the_cache_works_the_same_with_redis(tmp_path):
             with RunningServer(folder / "model_repository", *flags) as running:
                 try:
                     run_page(page, running, folder)
-                except AssertionError:
-                    # The server waits 50 ms for Redis, which a busy machine may take: then it says so.
-                    if "gives no answers" not in running.output or database == ATTEMPTS - 1:
+                except AssertionError as error:
+                    # The server waits 50 ms for Redis, which a busy machine may take: then it says so. Or it is slow.
+                    excused = "gives no answers" in running.output or "144.]] slow" in str(error)
+                    if not excused or database == ATTEMPTS - 1:
                         raise
                     continue
             with redis.Redis.from_url(url) as client:
@@ -304,7 +346,7 @@ def test_every_key_of_config_pbtxt_that_is_not_taken_is_told():
 
 
 def test_every_metric_is_listed_once(server):
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=60) as response:
         families = re.findall(r"^# TYPE (\S+)", response.read().decode(), re.MULTILINE)
     listed = re.findall(r"^\| `((?:nv|headrace)_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     of_gpus = set(re.findall(r"^\| `(nv_\w+)`", (ROOT / "docs/gpu.md").read_text(), re.MULTILINE))
