@@ -21,7 +21,7 @@ from wire_values import Given
 
 from headrace.wire import pb
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 LOG_DEFAULT = {
     "log_file": "",
     "log_info": True,
@@ -295,7 +295,10 @@ def find(server: RunningServer, path: Path, request_id: str) -> list[dict[str, A
     """The objects of the trace of one request, once it is in the file."""
 
     def look() -> list[dict[str, Any]]:
-        objects = written(path) if path.exists() else []
+        try:
+            objects = written(path)
+        except (FileNotFoundError, ValueError):  # it is about to be made, or to be written to
+            objects = []
         (number,) = [one["id"] for one in objects if one.get("request_id") == request_id] or [None]
         return [one for one in objects if number is not None and one["id"] == number]
 
@@ -663,7 +666,7 @@ def test_the_server_does_not_start_with_flags_that_make_no_sense(tmp_path: Path,
         [sys.executable, "-m", "headrace", "serve", str(tmp_path), *ports, *flags],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1, done.stderr
