@@ -1,5 +1,6 @@
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
 from unit.made_findings import BUDGET, HOSTILE, INT8, REFERENCE, findings, hostile, many_rows, row
@@ -72,7 +73,7 @@ def test_a_board_finds_the_chosen_form_in_another_layout():
     board = Board()
     board.row(row(REFERENCE, Fate.KEPT, 1.0, 1.0))
     board.row(row(INT8, Fate.KEPT, 3.0, 0.99))
-    board.choose(Form(INT8.backend, INT8.steps, threads=1), "it is the fastest")
+    board.choose(msgspec.structs.replace(INT8, threads=1), "it is the fastest")
     assert [one.fate for one in board.rows] == [Fate.KEPT, Fate.CHOSEN]
     board.choose(Form("tensorrt"), "nobody told of it")
     assert board.why == "nobody told of it"
