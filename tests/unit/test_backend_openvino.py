@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -382,13 +383,13 @@ def test_a_light_model_has_one_thread_and_takes_no_turns(tmp_path, monkeypatch):
     x = tensor(F32, [-1, 256], "x")
     path = save(tmp_path, [result(op.matmul(x, number(np.ones((256, 256))), False, False), "y")], [x])
     gc.collect()
-    for available, notes in ((1, []), (2, ["light: one row takes 0.0"])):
+    for available, notes in ((1, []), (2, ["light: one row takes"])):
         before = process_threads()
         backend = load(path, threads=available)
         backend.execute({"x": np.ones((512, 256), np.float32)}, [])
-        assert process_threads() == before, "it runs on the calling thread"
+        assert process_threads() <= before, "it runs on the calling thread"  # another's may have ended
         assert backend.cpu_threads == 0
-        assert [note[:24] for note in backend.notes()] == notes
+        assert [note[:20] for note in backend.notes()] == notes
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="OpenVINO takes no more threads than there are CPUs")
@@ -424,7 +425,10 @@ def test_what_is_closed_leaves_nothing_behind(tmp_path, monkeypatch):
     for _ in range(5):
         cycle()
     gc.collect()
-    assert process_threads() <= before
+    ends = time.monotonic() + 30
+    while process_threads() > before:
+        assert time.monotonic() < ends, "threads are left"
+        time.sleep(0.01)
 
 
 def test_importing_openvino_sends_nothing(tmp_path):

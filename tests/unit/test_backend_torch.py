@@ -75,7 +75,7 @@ def test_exported_linear(tmp_path):
     x.flags.writeable = False
     with torch.inference_mode():
         expected = linear(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(backend.execute({"input": x}, [])["output_0"], expected, rtol=1e-6)
+    np.testing.assert_allclose(backend.execute({"input": x}, [])["output_0"], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_exported_names(tmp_path):

@@ -29,7 +29,7 @@ class Server:
             lambda: Room(self.memory_bytes, 1 << 40),
             self.command,
             self.take,
-            30,
+            600,
             look_s=0.01,
         )
 
@@ -52,7 +52,7 @@ class Server:
             await asyncio.gather(task, return_exceptions=True)
 
     async def until(self, condition):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(300):  # of what nobody else wants there may be very little
             while not condition():
                 await asyncio.sleep(0.005)
 
@@ -127,7 +127,7 @@ async def test_a_plan_that_is_refused_while_it_is_taken_counts_once():
 
 
 async def test_a_run_is_stopped_when_memory_runs_out_and_its_progress_is_known():
-    server = Server(A, code="print('headrace-progress: {\"done\": 4}', flush=True); import time; time.sleep(60)")
+    server = Server(A, code="print('headrace-progress: {\"done\": 4}', flush=True); import time; time.sleep(600)")
     async with server.running():
         await server.until(lambda: server.optimizer.progress == {"done": 4})
         assert server.optimizer.running == A

@@ -44,7 +44,7 @@ class Front:
         self.came.set()
 
     async def wait_for(self, count):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.frames) < count:
                 self.came.clear()
                 await self.came.wait()
@@ -117,7 +117,7 @@ async def test_a_worker_that_does_not_read_does_not_stop_the_front(ends, front):
         front.channel.send(b"%d" % number + b"." * 1000, [] if descriptor is None else [descriptor])
     ends[1].setblocking(False)
     received = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(received) < count:
             try:
                 received.append(receive(ends[1]))
@@ -166,7 +166,7 @@ async def test_a_backlog_to_one_that_went_is_thrown_away(ends, front):
         front.channel.send(b"." * 1000)
     assert front.channel._unsent
     ends[1].close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while front.channel._unsent:
             await asyncio.sleep(0)
 

@@ -16,7 +16,7 @@ from headrace.workers.channel import receive, send_blocking
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.frames import CallAnswer, Cancel, Credit, Ended, Run, Stop, Unload, decode_from_worker, encode
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 def open_descriptors():

@@ -172,8 +172,8 @@ async def test_a_refused_request_is_forgotten_whatever_time_it_had(loop_errors):
     engine = engine_of(served)
     accepted = engine.infer(request())
     with pytest.raises(Overloaded):
-        engine.infer(request(timeout=1000))
-    await asyncio.sleep(0.005)
+        engine.infer(request(timeout=100_000))
+    await asyncio.sleep(0.15)
     await served.answer()
     await accepted
     assert served.statistics.failures == {"REJECTED": 1}
@@ -183,7 +183,7 @@ async def test_a_refused_request_is_forgotten_whatever_time_it_had(loop_errors):
 async def test_the_requests_own_timeout():
     served = Served()
     with pytest.raises(DeadlineExceeded, match="did not answer within the"):
-        await engine_of(served).infer(request(timeout=5000))
+        await engine_of(served).infer(request(timeout=50_000))
     assert served.statistics.failures == {"REJECTED": 1}
 
 
@@ -197,9 +197,8 @@ async def test_a_level_that_delays_keeps_a_request_whose_time_is_over():
 
 
 async def test_a_timeout_can_shorten_a_levels_own_and_not_lengthen_it():
-    future = engine_of(Served()).infer(request(priority=4, timeout=60_000_000))
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(future, 30)
+        await asyncio.wait_for(engine_of(Served()).infer(request(priority=4, timeout=60_000_000)), 30)
 
 
 async def test_what_is_refused_or_given_up_is_counted_by_its_reason():
@@ -207,7 +206,7 @@ async def test_what_is_refused_or_given_up_is_counted_by_its_reason():
     engine = engine_of(served)
     with pytest.raises(DeadlineExceeded):
         engine.infer(request(deadline_ns=1))
-    waiting = engine.infer(request(timeout=5000))
+    waiting = engine.infer(request(timeout=100_000))
     with pytest.raises(Overloaded):
         engine.infer(request())
     with pytest.raises(DeadlineExceeded):
@@ -223,9 +222,9 @@ async def test_the_models_default_timeout():
 
 @pytest.mark.parametrize(("transport_ms", "timeout_us"), [(5, 60_000_000), (60_000, 5000)])
 async def test_the_earlier_of_two_deadlines_counts(transport_ms, timeout_us):
-    future = engine_of(Served()).infer(request(deadline_ns=monotonic_ns() + transport_ms * MS, timeout=timeout_us))
+    asked = request(deadline_ns=monotonic_ns() + transport_ms * MS, timeout=timeout_us)
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(future, 30)
+        await asyncio.wait_for(engine_of(Served()).infer(asked), 30)
 
 
 @pytest.mark.parametrize("timeout_us", [2**63, 10**20, 10**400], ids=["2^63", "10^20", "10^400"])
@@ -357,7 +356,7 @@ async def test_a_request_in_parts_needs_a_place_as_any_other():
     engine = engine_of(served)
     engine.infer(request(12))
     with pytest.raises(Overloaded):
-        engine.infer(request(12, timeout=1000))
+        engine.infer(request(12, timeout=100_000))
     with pytest.raises(Overloaded):
         engine.infer(request())
     assert served.statistics.failures == {"REJECTED": 2}
@@ -371,7 +370,7 @@ async def test_parts_that_cannot_be_joined_are_an_error_and_never_silence(loop_e
     await served.answer(shape)
     await served.answer()
     with pytest.raises(InternalError):
-        await asyncio.wait_for(future, 0.5)
+        await asyncio.wait_for(future, 30)
     assert loop_errors == []
     assert served.statistics.success == 0
 

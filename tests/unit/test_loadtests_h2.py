@@ -53,7 +53,7 @@ async def answers_of(connection, count):
 
     for _ in range(count):
         connection.call(answered)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await done.wait()
     return told
 
@@ -97,11 +97,9 @@ async def test_a_server_that_ends_fails_what_is_under_way():
         await server.stop(0)
         problems = {problem for _, problem in await told}
         assert None not in problems
-        for _ in range(100):
-            if not connection.usable:
-                break
-            await asyncio.sleep(0.02)
-        assert not connection.usable
+        async with asyncio.timeout(60):
+            while connection.usable:
+                await asyncio.sleep(0.02)
 
 
 async def test_slots_connect_anew_when_a_server_is_back():
@@ -117,12 +115,12 @@ async def test_slots_connect_anew_when_a_server_is_back():
         await asyncio.sleep(0)
         for slot in range(3):
             client.send(slot)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert sorted([await told.get() for _ in range(3)]) == [(0, None), (1, None), (2, None)]
     for connection in client._connections:
         connection.close()
     client.send(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         slot, problem = await told.get()
     assert (slot, problem.split(":")[0]) == (0, "cannot connect")
     await client.close()

@@ -63,7 +63,8 @@ def cnn(tmp_path_factory):
 
 
 def images(count):
-    rows = [{"image": RANDOM.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
+    random = np.random.default_rng(count)
+    rows = [{"image": random.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
     return Examples(tuple(rows), tuple({} for _ in rows), "test")
 
 
@@ -279,12 +280,13 @@ def test_a_tensorflow_lite_file_keeps_the_names_of_its_signature(tmp_path):
     litert = pytest.importorskip("headrace_backends.litert", reason="ai-edge-litert is not installed")
     from tflite_nets import linear
 
-    weights = RANDOM.standard_normal((64, 3)).astype(np.float32)
+    random = np.random.default_rng(11)
+    weights = random.standard_normal((64, 3)).astype(np.float32)
     path = linear(tmp_path / "model.tflite", weights)  # whose graph calls them in:0 and out:0
     signature = litert.LiteRtBackend.load(ModelSource("m", "1", path)).signature
     (tmp_path / "made").mkdir()
     task = StepTask(path, tmp_path / "made", signature, Examples((), (), "none"))
     backend = OpenVinoBackend.load(ModelSource("m", "1", step("openvino")(task)))
     assert (backend.signature.inputs, backend.signature.outputs) == (signature.inputs, signature.outputs)
-    rows = RANDOM.standard_normal((5, 64)).astype(np.float32)
+    rows = random.standard_normal((5, 64)).astype(np.float32)
     np.testing.assert_allclose(backend.execute({"x": rows}, ())["y"], rows @ weights, rtol=1e-4, atol=1e-4)

@@ -137,6 +137,12 @@ def config_of(**more):
     return json.dumps({**plain, **more})
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory, monkeypatch):
+    """Other tests' servers have such folders too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
 def private_folders():
     return set(Path(tempfile.gettempdir()).glob("headrace-load-*"))
 

@@ -22,7 +22,7 @@ from headrace_backends.base import Answer, LoadError, ModelSource, RequestInfo
 from headrace_backends.python import PythonBackend
 from headrace_backends.triton_python.chores import Chores
 
-WAIT_S = 10
+WAIT_S = 60
 NAME = "triton_python_backend_utils"
 X = TensorSpec("x", DataType.FP32, (-1, 2))
 Y = TensorSpec("y", DataType.FP32, (-1, 2))

@@ -26,7 +26,7 @@ from headrace_backends.triton_python.module import utilities
 from headrace_backends.triton_python.requests import Calls
 
 ONE = np.ones(1, np.float32)
-WAIT_S = 10
+WAIT_S = 60
 
 
 class Server:

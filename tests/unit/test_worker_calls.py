@@ -32,7 +32,7 @@ from headrace.workers.frames import (
 )
 from headrace_backends.base import ModelCall
 
-WAIT_S = 10
+WAIT_S = 60
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 

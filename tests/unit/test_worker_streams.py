@@ -42,7 +42,7 @@ from headrace.workers.main import build
 from headrace.workers.streams import AHEAD, WINDOW, WINDOW_BYTES, Stream, Streams
 from headrace_backends.base import Answer, Backend, CustomMetric, RequestInfo
 
-WAIT_S = 10
+WAIT_S = 60
 X, Y = TensorSpec("x", DataType.UINT8, (-1,)), TensorSpec("y", DataType.UINT8, None)
 STREAMING = Signature((X,), (Y,), decoupled=True)
 PLAIN = Signature((X,), (Y,))
