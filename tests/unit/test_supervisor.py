@@ -1,6 +1,7 @@
-"""Where instances go, and what becomes of the processes; the processes are made up."""
+"""Where instances go, what becomes of the processes, and the watch over their time; processes and clock are made up."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -118,3 +119,26 @@ async def test_a_process_that_was_to_take_anothers_place_and_could_not_stays_for
     assert [one.load.name for one in successor.hosted.values()] == ["b"]
     assert not successor.stopped
     assert [one.name for one in made.processes if one.leaving] == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "counted"),
+    [
+        ([0.25, 0.3, 0.25], [0, 1, 2]),
+        ([0.25, 60.0, 0.25, 0.25], [0, 2, 3]),  # it was held up once
+        ([3.0, 3.0, 3.0, 3.0, 0.25], [1, 3, 4]),  # it always is, and a worker that hangs is to be found all the same
+    ],
+)
+async def test_after_it_was_held_up_itself_the_server_gives_its_workers_another_moment(monkeypatch, rounds, counted):
+    ends = [100.0 + one for one in itertools.accumulate(rounds)]
+    reads = itertools.chain([100.0], *((end, end) for end in ends), itertools.repeat(ends[-1]))
+    monkeypatch.setattr(supervisor, "monotonic", lambda: next(reads))
+    monkeypatch.setattr(supervisor, "WATCH_INTERVAL_S", 0.0)
+    checked = []
+    made = Supervisor(cpus=lambda: 1, limits=PlacementLimits(1, 1), load_timeout_s=60.0, log_format="text")
+    made._processes["w"] = SimpleNamespace(check_time=lambda now, _: checked.append(now))
+    made.start()
+    while len(checked) < len(counted):
+        await asyncio.sleep(0)
+    made._watch.cancel()
+    assert checked[: len(counted)] == [ends[number] for number in counted]

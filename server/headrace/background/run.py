@@ -95,12 +95,16 @@ async def run_command(
     except TimeoutError:
         timed_out = True
     finally:
-        watch()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the process itself, and whatever it has started
-        process.wait()  # at once: it has ended, or was just killed
-        for pipe in written:
-            pipe.close()
+        try:
+            if not exited.done():  # it dies as it ran, on a CPU that nobody else wants
+                await asyncio.wait([exited])
+        finally:
+            watch()
+            process.wait()
+            for pipe in written:
+                pipe.close()
     if timed_out:
         return Ended(Result.TIMED_OUT, f"it took longer than {time_limit_s:g} s")
     return _ended(process.returncode, complaint[0])

@@ -22,6 +22,7 @@ from headrace.workers.resources import Claim, Unschedulable
 from headrace.workers.turns import CpuTurns
 
 WATCH_INTERVAL_S = 0.25
+HELD_UP_S = 0.5  # a round of the watch that comes so late says nothing of the workers
 NO_GPU = Needs(0, shareable=False)
 QUIET_NS = 10 * 10**9  # a process of which no model was used for so long has nobody to disturb
 
@@ -268,8 +269,15 @@ class Supervisor:
         return process
 
     async def _keep_watch(self) -> None:
+        passed_over = False
         while True:
+            since = monotonic()
             await asyncio.sleep(WATCH_INTERVAL_S)
             now = monotonic()
+            # This process was held up itself, as in a container that is paused: so were its workers, or what they have
+            # said meanwhile is still to be read. Where every round is late, every other one counts.
+            passed_over = now - since > HELD_UP_S and not passed_over
+            if passed_over:
+                continue
             for process in self._processes.values():
                 process.check_time(now, self._load_timeout_s)
