@@ -16,6 +16,7 @@ from headrace.background.run import Lines, run_command
 from headrace.background.schedule import Result
 
 FAKE = Path(__file__).parents[1] / "fake_optimizer.py"
+LIMIT_S = 300  # of what nobody else wants there may be very little
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def alive(pid):
 
 
 def wait_gone(*pids):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(map(alive, pids)):
         assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.02)
@@ -61,14 +62,14 @@ def wait_gone(*pids):
 )
 async def test_how_it_ends_is_told(notes, behaviour, result, reason):
     progress = []
-    ended = await run_command(command(notes, behaviour), 60, progress.append)
+    ended = await run_command(command(notes, behaviour), LIMIT_S, progress.append)
     assert ended.result is result
     assert ended.reason == reason
     assert progress == [{"done": 1, "of": 3}]
 
 
 async def test_it_takes_only_what_nobody_else_wants(notes):
-    await run_command(command(notes, "succeed"), 60)
+    await run_command(command(notes, "succeed"), LIMIT_S)
     [note] = noted(notes)
     assert note["policy"] == os.SCHED_IDLE
     assert note["nice"] == 19
@@ -79,22 +80,25 @@ async def test_it_takes_only_what_nobody_else_wants(notes):
 
 
 async def test_one_that_hangs_is_killed_with_all_that_it_has_started(notes):
-    ended = await run_command(command(notes, "hang"), 1.0)
-    assert ended.result is Result.TIMED_OUT
-    assert ended.reason == "it took longer than 1 s"
+    for limit_s in (1, 10, 100):  # it is to have started another process by then
+        ended = await run_command(command(notes, "hang"), float(limit_s))
+        assert ended.result is Result.TIMED_OUT
+        assert ended.reason == f"it took longer than {limit_s} s"
+        if noted(notes):
+            break
     [note] = noted(notes)
     wait_gone(note["pid"], note["child"])
 
 
 async def test_what_it_leaves_behind_is_killed(notes):
-    ended = await asyncio.wait_for(run_command(command(notes, "slow"), 60), 30)
+    ended = await run_command(command(notes, "slow"), LIMIT_S)
     assert ended.result is Result.PLANNED
     wait_gone(noted(notes)[0]["child"])
 
 
 async def test_it_is_killed_when_it_is_not_wanted_any_more(notes):
-    run = asyncio.create_task(run_command(command(notes, "hang"), 60))
-    note = await asyncio.wait_for(first_note(notes), 20)
+    run = asyncio.create_task(run_command(command(notes, "hang"), LIMIT_S))
+    note = await asyncio.wait_for(first_note(notes), LIMIT_S)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
@@ -103,7 +107,7 @@ async def test_it_is_killed_when_it_is_not_wanted_any_more(notes):
 
 async def test_garbage_is_no_matter(notes):
     progress = []
-    ended = await asyncio.wait_for(run_command(command(notes, "garbage"), 60, progress.append), 60)
+    ended = await run_command(command(notes, "garbage"), LIMIT_S, progress.append)
     assert ended.result is Result.FAILED
     assert ended.reason.startswith("it ended with exit status 7")
     assert len(ended.reason) < 600
@@ -118,11 +122,11 @@ async def test_a_program_that_is_not_there_is_a_failure():
 
 def test_it_dies_with_its_server(notes):
     """Also where the server is killed and cannot see to it."""
-    run = f"asyncio.run(run_command({command(notes, 'hang')!r}, 60))"
+    run = f"asyncio.run(run_command({command(notes, 'hang')!r}, {LIMIT_S}))"
     code = f"import asyncio\nfrom headrace.background.run import run_command\n{run}"
     server = psutil.Popen([sys.executable, "-c", code])
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while not noted(notes):
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -76,7 +76,7 @@ def test_one_that_fails_tells_its_own_words(contest):
 
 
 def test_one_that_is_clearly_slower_is_cut(contest):
-    row = tried(contest, fake_delay_ms=20)
+    row = tried(contest, fake_delay_ms=60)
     assert row.fate is Fate.SLOWER
     assert row.errors.faithful
 

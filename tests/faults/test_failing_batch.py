@@ -48,7 +48,7 @@ FORKING = """
             process.join(60)
             return {"y": [[process.exitcode or 0]]}
 """
-TOGETHER = "batching: {max_queue_delay_us: 2000000}\n"
+TOGETHER = "batching: {max_queue_delay_us: 20000000}\n"  # four make a batch, at once
 
 
 @pytest.fixture(scope="module")

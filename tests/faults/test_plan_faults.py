@@ -1,7 +1,6 @@
 """Forms of a plan that die and hang: what was accepted is answered by the model as it was dropped in."""
 
 import threading
-import time
 
 import pytest
 from hand_made_plans import obedient, put_plan
@@ -95,7 +94,7 @@ def test_requests_wait_while_the_reference_is_loaded_and_a_stop_loses_none(repos
             outcomes = []
             poison = threading.Thread(target=lambda: outcomes.append(infer(server.http, "adder", [700.0])))
             poison.start()
-            time.sleep(0.3)
+            server.wait_for(lambda: server.metric("headrace_worker_deaths_total", model="adder") >= 1)
             assert server.stop() == 0
             poison.join(30)
             load.join()

@@ -8,10 +8,31 @@ import psutil
 from running_server import RunningServer
 from system.load import Load, fake_model, infer, onnx_model, python_model, wait_for
 from system.streams import generate_stream
-from system.test_recycling import COUNTING, LEAKY, OFTEN, SETTLED_S, ask, recycles
+from system.test_recycling import LEAKY, OFTEN, SETTLED_S, ask, recycles
 
 LIMIT = ("--worker-memory-limit", str(150 << 20), *OFTEN)
 MB = 1 << 20
+COUNTING = """
+    import os
+    import time
+
+    import numpy as np
+
+    from headrace_backends.python import Answer
+
+
+    class Model:
+        inputs = [{"name": "count", "datatype": "INT32", "shape": [1]}]
+        outputs = [{"name": "index", "datatype": "INT32", "shape": [1]}]
+        kept = []
+
+        def infer(self, inputs, request):
+            if request.parameters.get("leak_mb"):
+                self.kept.append(b"x" * (request.parameters["leak_mb"] << 20))
+            for number in range(int(inputs["count"][0])):
+                yield Answer({"index": np.array([number], np.int32)}, {"pid": os.getpid()})
+                time.sleep(request.parameters.get("pause_ms", 0) / 1000)
+"""
 SLOW_START = LEAKY.replace("self.kept = []", "self.kept = []\n            import time; time.sleep(2)")
 
 
@@ -43,19 +64,20 @@ def test_a_model_that_is_broken_already_holds_up_nobody(tmp_path):
     sharing = ("--max-own-workers", "0", "--max-shared-workers", "1", "--model-control", "none")
     with RunningServer(tmp_path, *sharing, "--worker-memory-limit", "1", "--recycle-interval", "0.2") as server:
         server.wait_for(lambda: "is not replaced any more for now" in server.output)
-        assert recycles(server, "limit") == 3
+        in_vain = recycles(server, "limit")
+        assert in_vain >= 3
         file = tmp_path / "bad/1/model.onnx"
         file.rename(tmp_path / "elsewhere")
         (worker,) = server.workers()
         worker.kill()
         server.wait_for(lambda: not server.model_ready("bad") and server.model_ready("good"))
         with Load(server, "good", http=2, expected=lambda values, _: [one + 1 for one in values]) as load:
-            server.wait_for(lambda: recycles(server, "limit") >= 4, 60)
+            server.wait_for(lambda: recycles(server, "limit") > in_vain, 60)
         assert load.failed == []
         (tmp_path / "elsewhere").rename(file)
         server.wait_for(lambda: server.model_ready("bad"), 60)
         assert infer(server.http, "bad", [1.0]).values == [3.0]
-        assert len(server.workers()) <= 2  # one of them may be about to take the other's place
+        server.wait_for(lambda: len(server.workers()) <= 2)  # one of them may be about to take the other's place
 
 
 def test_a_successor_that_is_killed_while_it_loads_is_started_again(tmp_path):
@@ -84,22 +106,13 @@ def test_one_that_is_killed_while_it_leaves_ends_what_it_had_and_nothing_else(tm
         assert next(stream).index == 0
         for _ in range(8):
             list(generate_stream(server, "counting", 1, {"leak_mb": 16}))
-        server.wait_for(lambda: len(server.workers()) == 2)
-        server.wait_for(lambda: ready_elsewhere(server, old))
+        server.wait_for(lambda: server.post("/v2/models/counting/generate", {"count": 1})[1]["pid"] != old.pid)
         old.kill()
         *_, last = stream
         assert "the worker died (signal SIGKILL)" in last.error
         server.wait_for(lambda: recycles(server, "limit") == 1)
         assert [item.index for item in generate_stream(server, "counting", 3)] == [0, 1, 2]
         server.wait_for(lambda: len(server.workers()) == 1)
-
-
-def ready_elsewhere(server, old):
-    """Whether new requests are answered without the old process using any CPU worth the name."""
-    before = sum(old.cpu_times()[:2])
-    for _ in range(20):
-        list(generate_stream(server, "counting", 50))
-    return sum(old.cpu_times()[:2]) - before < 0.03
 
 
 def test_killed_again_and_again_while_it_is_replaced(tmp_path):
@@ -116,6 +129,7 @@ def test_killed_again_and_again_while_it_is_replaced(tmp_path):
                         worker.kill()
                     psutil.wait_procs([worker], 10)
                     time.sleep(0.4)  # one stroke a worker
+                    load.wait_answers(10)  # also from what the stroke has hit, which goes first
             load.wait_answers(50)
         assert load.failed == []
         assert server.stop() == 0
@@ -126,6 +140,7 @@ def test_a_worker_that_is_killed_while_a_model_comes_in_is_started_again(tmp_pat
     fake_model(tmp_path, "other", "parameters: {fake_memory_mb: 60}")
     with RunningServer(tmp_path, "--resident-bytes", str(150 * MB)) as server:
         assert infer(server.http, "other", [1.0]).ok
+        server.wait_for(lambda: len(server.workers()) == 1)
         (before,) = server.workers()
         outcomes = []
         client = threading.Thread(target=lambda: outcomes.append(infer(server.http, "slow", [3.0])))
@@ -153,7 +168,7 @@ def test_a_model_that_crashes_whenever_it_comes_in_refuses_its_requests_and_nobo
         assert "the worker died while it loaded the model: exit status 3" in outcome.detail
         assert infer(server.http, "other", [1.0]).ok
         flag.unlink()
-        wait_for(lambda: infer(server.http, "crashing", [4.0]).values == [4.0], 20)
+        wait_for(lambda: infer(server.http, "crashing", [4.0]).values == [4.0], 60)
 
 
 TWO_OF_WHICH_ONE_FAILS = """
@@ -173,29 +188,35 @@ TWO_OF_WHICH_ONE_FAILS = """
             try:
                 os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL))
             except FileExistsError:
-                time.sleep(1)
+                while not (folder / "runs").exists():
+                    time.sleep(0.01)
+                (folder / "failed").touch()
                 raise RuntimeError("not today")
 
         def infer(self, inputs):
-            time.sleep(2)
+            folder = Path(%r)
+            (folder / "runs").touch()
+            while (folder / "fail").exists() and not (folder / "failed").exists():
+                time.sleep(0.01)
+            time.sleep(1)  # by then the server knows
             return {"y": inputs["x"]}
 """
 
 
 def test_what_one_instance_has_taken_is_answered_though_the_other_cannot_come(tmp_path):
-    code = TWO_OF_WHICH_ONE_FAILS % (60 * MB, str(tmp_path))
+    code = TWO_OF_WHICH_ONE_FAILS % (60 * MB, str(tmp_path), str(tmp_path))
     python_model(tmp_path / "models", "pair", code, config="instances: [{count: 2}]")
     fake_model(tmp_path / "models", "other", "parameters: {fake_memory_mb: 120}")
     with RunningServer(tmp_path / "models", "--resident-bytes", str(260 * MB)) as server:
         assert infer(server.http, "other", [1.0]).ok
-        assert server.metric("headrace_model_resident", model="pair") == 0
+        server.wait_for(lambda: server.metric("headrace_model_resident", model="pair") == 0)
         (tmp_path / "fail").touch()
         outcome = infer(server.http, "pair", [5.0])
         assert outcome.values == [5.0]
         refused = infer(server.http, "pair", [5.0])
         assert refused.status == 503
         assert "not today" in refused.detail
-        assert server.metric("headrace_model_resident", model="pair") == 0
-        assert server.metric("headrace_resident_models") == 0
+        server.wait_for(lambda: server.metric("headrace_model_resident", model="pair") == 0)
+        server.wait_for(lambda: server.metric("headrace_resident_models") == 0)
         (tmp_path / "fail").unlink()
-        wait_for(lambda: infer(server.http, "pair", [6.0]).values == [6.0], 30)
+        wait_for(lambda: infer(server.http, "pair", [6.0]).values == [6.0], 60)

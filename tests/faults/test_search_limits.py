@@ -127,7 +127,7 @@ def test_a_search_ends_when_a_candidate_hangs_and_goes_on_with_it_later(tmp_path
     assert outcome.chosen.form.parameters == {}
     assert len(outcome.answers) == len(outcome.inputs) == 2  # what a plan is checked with is there all the same
     fast = Form("fake", parameters={"fake_delay_ms": 0})
-    monkeypatch.setattr(halves, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(halves, "ANSWER_TIMEOUT_S", 3.0)
     outcome = searched(tmp_path, monkeypatch, 600.0, hangs, fast)
     assert [row.fate for row in outcome.findings.rows if row.form == hangs] == [Fate.FAILED]  # so it was tried again
     assert outcome.findings.complete

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from held_work import connections
 from onnx import TensorProto, helper
 from running_server import RunningServer
 from system.load import python_model
@@ -36,10 +37,11 @@ from system.test_sequence_serving import (
 )
 
 KILLED = "its worker died (signal SIGKILL)"
-FULL = "batching: {max_queue_delay_us: 2000000, preferred_sizes: [4]}"  # four make a batch, or two seconds
+FULL = "batching: {max_queue_delay_us: 20000000, preferred_sizes: [4]}"  # four make a batch, at once
 
 # The sum so far, which the server keeps. Parameters of the request say more.
 SERVER_STATE = """
+    import os
     import time
 
     import numpy as np
@@ -64,6 +66,9 @@ SERVER_STATE = """
                     with open(one.parameters["journal"], "a") as journal:
                         print(one.parameters["sequence_id"], file=journal)
             time.sleep(max(one.parameters.get("delay_ms", 0) for one in requests) / 1000)
+            for gate in [one.parameters["gate"] for one in requests if "gate" in one.parameters]:
+                while not os.path.exists(gate):  # held until there is that file
+                    time.sleep(0.01)
             if any(one.parameters.get("raise") for one in requests):
                 raise RuntimeError("as asked")
             totals = inputs["x"] + inputs["total_in"]
@@ -150,6 +155,8 @@ def test_killed_in_the_middle_of_a_batch(tmp_path, route, make):
         for one in (1, 2):
             running.append(client.start("slow", 1, one, delay_ms=3_600_000, journal=str(journal)))
             server.wait_for(lambda one=one: server.metric("headrace_executing_batches", model="slow") == one)
+        if make is server_state:  # which says so when it begins
+            server.wait_for(lambda: journal.exists() and journal.read_text())
         waiting = [behind.start("slow", 1, one, journal=str(journal)) for one in (1, 2)]
         newcomer = behind.start("slow", 7, 4, "start")
         server.wait_for(lambda: server.metric("headrace_queue_requests", model="slow") >= 3)
@@ -341,11 +348,14 @@ def test_workers_that_are_killed_again_and_again_give_no_wrong_value(tmp_path):
                 for number in range(6)
                 for model in ("sum", "own")
             ]
-            for _ in range(12):
+            for stroke in range(12):
                 wanted = len(answers) + 200
                 server.wait_for(lambda wanted=wanted: len(answers) >= wanted or any(run.done() for run in runs))
-                victim = random.choice(server.workers())
-                victim.kill()
+                if stroke % 4:
+                    random.choice(server.workers()).kill()
+                else:  # so that each model is hit
+                    server.wait_for(lambda: active(server, "sum") and active(server, "own"))
+                    server.kill_workers()
             done.set()
             for finished in runs:
                 finished.result(TIMEOUT_S)
@@ -462,36 +472,53 @@ def test_code_that_answers_each_request_refuses_one_and_harms_nobody_else(tmp_pa
 # -- clients that leave, deadlines -------------------------------------------------------------------------------------
 
 
-def leave_behind(server, model, value, identity, marks="", **more):
-    """A request whose client is there until ``close``."""
-    connection = http.client.HTTPConnection(server.http, timeout=TIMEOUT_S)
-    body = http_body([value], sequence_parameters(identity, marks, more), [1, 1])
-    connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
-    return connection
+@pytest.fixture
+def gate(tmp_path):
+    """What held requests wait for; they go on at the end of the test at the latest."""
+    yield tmp_path / "gate"
+    (tmp_path / "gate").touch()
 
 
-def test_a_client_that_leaves_while_its_request_runs_finds_the_sequence_where_that_left_it(tmp_path):
-    server_state(tmp_path, "slow")
-    with RunningServer(tmp_path) as server, opened(OverGrpc, server) as client:
+class Leaving:
+    """A client with one request, that is there until ``leave``."""
+
+    def __init__(self, server, model, value, identity, marks="", **more):
+        self._server = server
+        self._connection = http.client.HTTPConnection(server.http, timeout=TIMEOUT_S)
+        body = http_body([value], sequence_parameters(identity, marks, more), [1, 1])
+        self._connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
+
+    def leave(self):
+        """Leave; returns when the server has noticed."""
+        theirs = self._connection.sock.getsockname()
+        self._connection.close()
+        self._server.wait_for(lambda: theirs not in connections(self._server))
+
+
+def test_a_client_that_leaves_while_its_request_runs_finds_the_sequence_where_that_left_it(tmp_path, gate):
+    server_state(tmp_path / "models", "slow")
+    with RunningServer(tmp_path / "models") as server, opened(OverGrpc, server) as client:
         assert client.step("slow", 1, 1, "start").value == 1
-        gone = leave_behind(server, "slow", 10, 1, delay_ms=500)
+        gone = Leaving(server, "slow", 10, 1, gate=str(gate))
         server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 1)
-        gone.close()
+        gone.leave()
+        gate.touch()
         assert client.step("slow", 100, 1).value == 111
         assert client.step("slow", 1, 1, "end").value == 112
 
 
-def test_what_a_client_leaves_waiting_never_runs(tmp_path):
-    server_state(tmp_path, "slow", "strategy: oldest, max_candidates: 1")
-    with RunningServer(tmp_path) as server, opened(OverGrpc, server) as client:
+def test_what_a_client_leaves_waiting_never_runs(tmp_path, gate):
+    server_state(tmp_path / "models", "slow", "strategy: oldest, max_candidates: 1")
+    with RunningServer(tmp_path / "models") as server, opened(OverGrpc, server) as client:
         assert client.step("slow", 1, 1, "start").value == 1
-        running = client.start("slow", 10, 1, delay_ms=1000)
+        running = client.start("slow", 10, 1, gate=str(gate))
         server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 1)
         # One in the middle of a sequence, and the first of one that has no place.
-        gone = [leave_behind(server, "slow", 100, 1), leave_behind(server, "slow", 5, 2, "start")]
+        gone = [Leaving(server, "slow", 100, 1), Leaving(server, "slow", 5, 2, "start")]
         server.wait_for(lambda: server.metric("headrace_queue_requests", model="slow") == 2)
-        for connection in gone:
-            connection.close()
+        for one in gone:
+            one.leave()
+        gate.touch()
         assert running.result(TIMEOUT_S).value == 11
         assert client.step("slow", 1, 1, "end").value == 12
         assert "must specify the START flag" in client.step("slow", 1, 2).error
@@ -499,18 +526,21 @@ def test_what_a_client_leaves_waiting_never_runs(tmp_path):
 
 
 def test_an_end_whose_client_has_left_frees_the_place(tmp_path):
-    server_state(tmp_path, "slow", "strategy: oldest, max_candidates: 1")
-    with RunningServer(tmp_path) as server, opened(OverGrpc, server) as client:
-        for delay_ms in (0, 500):  # left while it waits behind another, and while it runs itself
-            running = client.start("slow", 1, 1, "start", delay_ms=500 - delay_ms)
-            server.wait_for(lambda: active(server, "slow") == 1)
-            gone = leave_behind(server, "slow", 1, 1, "end", delay_ms=delay_ms)
-            if delay_ms:
-                assert running.result(TIMEOUT_S).value == 1
+    server_state(tmp_path / "models", "slow", "strategy: oldest, max_candidates: 1")
+    with RunningServer(tmp_path / "models") as server, opened(OverGrpc, server) as client:
+        for waits in (True, False):  # left while it waits behind another, and while it runs itself
+            gate = tmp_path / f"gate-{waits}"
+            held = {"gate": str(gate)}
+            running = client.start("slow", 1, 1, "start", **(held if waits else {}))
+            if waits:
                 server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 1)
             else:
-                server.wait_for(lambda: server.metric("headrace_queue_requests", model="slow") == 1)
-            gone.close()
+                assert running.result(TIMEOUT_S).value == 1
+            gone = Leaving(server, "slow", 1, 1, "end", **({} if waits else held))
+            where = "headrace_queue_requests" if waits else "headrace_executing_batches"
+            server.wait_for(lambda where=where: server.metric(where, model="slow") == 1)
+            gone.leave()
+            gate.touch()
             assert running.result(TIMEOUT_S).value == 1
             assert client.step("slow", 3, 2, "start end").value == 3
             server.wait_for(lambda: everything_ended(server, "slow"))
@@ -522,29 +552,33 @@ def test_clients_that_leave_in_mid_sequence_give_their_places_back_by_idling(tmp
         for one in (1, 2):
             with opened(OverStream, server) as leaving:
                 assert leaving.step("sum", 1, one, "start").value == 1
-        assert active(server, "sum") == 2
         with opened(OverHttp, server) as client:
-            assert client.step("sum", 4, 3, "start").value == 4  # which waits until one of them has idled
+            assert client.step("sum", 4, 3, "start end").value == 4  # which waits until one of them has idled
             reply = client.step("sum", 1, 1)
             assert "no request of it came for 500000 us" in reply.error
-            assert client.step("sum", 4, 3, "end").value == 8
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_a_deadline_in_mid_sequence(tmp_path, route, counted):
+def test_a_deadline_in_mid_sequence(tmp_path, route, counted, gate):
     """One that ran past its deadline counts, one that has not run does not. The sequence goes on."""
-    server_state(tmp_path, "slow", "strategy: oldest, max_candidates: 2")
-    with RunningServer(tmp_path) as server, opened(route, server) as client, opened(OverStream, server) as other:
+    server_state(tmp_path / "models", "slow", "strategy: oldest, max_candidates: 2")
+    with (
+        RunningServer(tmp_path / "models") as server,
+        opened(route, server) as client,
+        opened(OverStream, server) as other,
+    ):
         assert client.step("slow", 1, 1, "start").value == 1
         if counted:
-            late = client.step("slow", 10, 1, delay_ms=600, timeout=200_000)
+            late = client.step("slow", 10, 1, gate=str(gate), timeout=200_000)
+            gate.touch()
         else:
             assert other.step("slow", 1, 2, "start").value == 1
-            running = other.start("slow", 1, 2, "end", delay_ms=600)
+            running = other.start("slow", 1, 2, "end", gate=str(gate))
             server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 1)
-            staged = other.start("slow", 100, 1, delay_ms=200)  # so that the next one waits in the queue
+            staged = other.start("slow", 100, 1)  # so that the next one waits in the queue
             server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow") == 2)
             late = client.step("slow", 10, 1, timeout=200_000)
+            gate.touch()
             assert running.result(TIMEOUT_S).value == 2
             assert staged.result(TIMEOUT_S).value == 101
         assert "Request timeout expired" in late.error

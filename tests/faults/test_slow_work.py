@@ -3,10 +3,11 @@
 import threading
 
 import pytest
+from held_work import HELD, Busy, connections
 from running_server import RunningServer
-from system.load import GrpcClient, HttpClient, Load, all_at_once, fake_model, infer
+from system.load import GrpcClient, HttpClient, Load, all_at_once, fake_model, infer, infer_message, python_model
 
-LONG_MS = 2000  # of work: deadlines that are passed meanwhile are a tenth of it
+OWN_TIMEOUT_S = 3
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,8 @@ def server(tmp_path_factory):
         "max_batch_size: 4\nbatching: {max_queue_delay_us: 2000000}\nexecution_timeout_s: 1\n",
     )
     fake_model(repository, "pair", "execution_timeout_s: 1\ninstances: [{count: 2}]\nmax_batch_size: 1\n")
-    fake_model(repository, "patient", "max_batch_size: 1\nbatching: {refuse_late: false}\n")
-    fake_model(repository, "impatient", "max_batch_size: 1\nbatching: {default_timeout_us: 800000}\n")
+    python_model(repository, "patient", HELD, config="batching: {refuse_late: false}\n")
+    python_model(repository, "impatient", HELD, config=f"batching: {{default_timeout_us: {OWN_TIMEOUT_S}000000}}\n")
     with RunningServer(repository) as running:
         yield running
 
@@ -36,24 +37,11 @@ def idle(server):
         )
 
 
-class Busy:
-    """The model's one worker is busy for so long."""
-
-    def __init__(self, server, model, delay_ms):
-        self.outcomes = []
-        self._server, self._model = server, model
-        self._thread = threading.Thread(target=self._run, args=(delay_ms,))
-
-    def __enter__(self):
-        self._thread.start()
-        self._server.wait_for(lambda: self._server.metric("headrace_executing_batches", model=self._model) == 1)
-        return self
-
-    def __exit__(self, *_):
-        self._thread.join()
-
-    def _run(self, delay_ms):
-        self.outcomes.append(infer(self._server.http, self._model, [0.0], {"fake_delay_ms": delay_ms}))
+@pytest.fixture
+def gate(tmp_path):
+    """What held work waits for; it goes on at the end of the test at the latest."""
+    yield tmp_path / "gate"
+    (tmp_path / "gate").touch()
 
 
 def count(server, name, **labels):
@@ -90,10 +78,10 @@ def test_the_other_instance_serves_while_one_hangs(server):
 # -- deadlines ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server):
+def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server, gate):
     executed = count(server, "nv_inference_exec_count", model="patient")
     rejected = count(server, "nv_inference_request_failure", model="patient", reason="REJECTED")
-    with Busy(server, "patient", LONG_MS) as busy:
+    with Busy(server, "patient", gate) as busy:
         outcomes = all_at_once(server.http, "patient", [([float(n)], {"timeout": 150_000}) for n in range(8)])
         assert [one.status for one in outcomes] == [503] * 8, outcomes
         assert all("Request timeout expired" in one.detail for one in outcomes)
@@ -107,30 +95,31 @@ def test_a_request_that_waited_too_long_is_answered_in_time_and_not_run(server):
     assert count(server, "nv_inference_request_failure", model="patient", reason="REJECTED") - rejected == 8
 
 
-def test_a_request_under_way_is_answered_at_its_deadline(server):
-    outcome = infer(server.http, "patient", [1.0], {"timeout": 200_000, "fake_delay_ms": LONG_MS})
+def test_a_request_under_way_is_answered_at_its_deadline(server, gate):
+    outcome = infer(server.http, "patient", [1.0], {"timeout": 200_000, "gate": str(gate)})
     assert outcome.status == 503
-    assert 0.15 < outcome.seconds < LONG_MS / 1000
+    assert outcome.seconds > 0.15
+    gate.touch()  # and not before
     assert infer(server.http, "patient", [2.0]).values == [2.0]
 
 
-def test_the_models_own_timeout_holds_unless_a_request_has_a_shorter_one(server):
+def test_the_models_own_timeout_holds_unless_a_request_has_a_shorter_one(server, gate):
     assert infer(server.http, "impatient", [1.0]).ok
-    outcome = infer(server.http, "impatient", [1.0], {"fake_delay_ms": 2 * LONG_MS})
-    assert (outcome.status, outcome.seconds < LONG_MS / 1000) == (503, True)
-    longer = infer(server.http, "impatient", [1.0], {"timeout": 60_000_000})
-    assert (longer.status, longer.seconds < LONG_MS / 1000) == (503, True), "a request may ask for less, not for more"
+    held = {"gate": str(gate)}
+    own, longer = all_at_once(server.http, "impatient", [([1.0], held), ([1.0], {"timeout": 60_000_000, **held})])
+    assert own.status == 503
+    assert longer.status == 503, "a request may ask for less, not for more"
     shorter = infer(server.http, "impatient", [1.0], {"timeout": 20_000})
-    assert (shorter.status, shorter.seconds < 0.7) == (503, True)
+    assert (shorter.status, shorter.seconds < OWN_TIMEOUT_S) == (503, True)
 
 
-def test_a_grpc_deadline_takes_the_request_back(server):
+def test_a_grpc_deadline_takes_the_request_back(server, gate):
     executed = count(server, "nv_inference_exec_count", model="patient")
     clients = [GrpcClient(server.grpc, "patient") for _ in range(5)]
     try:
         for client in clients:
             assert client.infer([1.0]).ok
-        with Busy(server, "patient", LONG_MS) as busy:
+        with Busy(server, "patient", gate) as busy:
             threads = []
             outcomes = []
             for client in clients:
@@ -142,6 +131,8 @@ def test_a_grpc_deadline_takes_the_request_back(server):
             for thread in threads:
                 thread.join()
             assert busy.outcomes == []
+            for client in clients:
+                hear_from(client)
         assert [one.status for one in outcomes] == ["DEADLINE_EXCEEDED"] * 5
         assert clients[0].infer([2.0]).values == [2.0]
     finally:
@@ -150,15 +141,19 @@ def test_a_grpc_deadline_takes_the_request_back(server):
     assert count(server, "nv_inference_exec_count", model="patient") - executed <= 5 + 3
 
 
-def test_the_timeout_parameter_holds_over_grpc(server):
+def hear_from(client):
+    """An answer on the same connection: all that the client has sent before has arrived."""
+    assert len(client._call(infer_message("pair", [1.0])).outputs) == 1
+
+
+def test_the_timeout_parameter_holds_over_grpc(server, gate):
     client = GrpcClient(server.grpc, "patient")
     try:
-        outcome = client.infer([1.0], {"timeout": 150_000, "fake_delay_ms": LONG_MS})
+        outcome = client.infer([1.0], {"timeout": 150_000, "gate": str(gate)})
     finally:
         client.close()
     assert outcome.status == "DEADLINE_EXCEEDED"
     assert "Request timeout expired" in outcome.detail
-    assert outcome.seconds < LONG_MS / 1000
 
 
 # -- clients that leave ------------------------------------------------------------------------------------------------
@@ -168,28 +163,32 @@ def cancelled(server):
     return count(server, "nv_inference_request_failure", model="patient", reason="CANCELED")
 
 
-def test_what_http_clients_left_behind_is_dropped(server):
+def test_what_http_clients_left_behind_is_dropped(server, gate):
     executed, dropped = count(server, "nv_inference_exec_count", model="patient"), cancelled(server)
-    with Busy(server, "patient", 1000):
+    with Busy(server, "patient", gate):
+        others = connections(server)
         clients = [HttpClient(server.http, "patient") for _ in range(6)]
         for client in clients:
             client.send([1.0])
         server.wait_for(lambda: count(server, "headrace_queue_requests", model="patient") >= 5)
+        theirs = connections(server) - others
         for client in clients:
             client.close()
+        server.wait_for(lambda: not theirs & connections(server))
     assert infer(server.http, "patient", [2.0]).values == [2.0]
     assert count(server, "nv_inference_exec_count", model="patient") - executed <= 3
     server.wait_for(lambda: cancelled(server) - dropped == 6)
 
 
-def test_what_grpc_clients_cancelled_is_dropped(server):
+def test_what_grpc_clients_cancelled_is_dropped(server, gate):
     executed, dropped = count(server, "nv_inference_exec_count", model="patient"), cancelled(server)
     client = GrpcClient(server.grpc, "patient")
     try:
-        with Busy(server, "patient", 1000):
+        with Busy(server, "patient", gate):
             calls = [client.start([1.0]) for _ in range(6)]
             server.wait_for(lambda: count(server, "headrace_queue_requests", model="patient") >= 5)
             assert all(call.cancel() for call in calls)
+            hear_from(client)
         assert client.infer([2.0]).values == [2.0]
     finally:
         client.close()
@@ -197,15 +196,24 @@ def test_what_grpc_clients_cancelled_is_dropped(server):
     server.wait_for(lambda: cancelled(server) - dropped == 6)
 
 
-def test_clients_that_leave_free_their_places_in_the_queue(server, tmp_path):
+def test_clients_that_leave_free_their_places_in_the_queue(tmp_path, gate):
     """A full queue of requests that nobody waits for takes new ones."""
-    fake_model(tmp_path, "short", "max_batch_size: 1\nbatching: {max_queue_size: 3}\n")
-    with RunningServer(tmp_path) as small, Busy(small, "short", 1500):
+    python_model(tmp_path / "models", "short", HELD, config="batching: {max_queue_size: 3}\n")
+    with RunningServer(tmp_path / "models") as small, Busy(small, "short", gate) as busy:
+        others = connections(small)
         clients = [HttpClient(small.http, "short") for _ in range(4)]  # one is given to the worker, three wait
         for client in clients:
             client.send([1.0])
         small.wait_for(lambda: count(small, "headrace_queue_requests", model="short") == 3)
         assert infer(small.http, "short", [1.0]).status == 503
+        theirs = connections(small) - others
         for client in clients:
             client.close()
-        small.wait_for(lambda: infer(small.http, "short", [2.0]).ok)
+        small.wait_for(lambda: not theirs & connections(small))
+        outcomes = []
+        new = threading.Thread(target=lambda: outcomes.append(infer(small.http, "short", [2.0])))
+        new.start()
+        small.wait_for(lambda: outcomes or count(small, "headrace_queue_requests", model="short") == 1)
+        busy.end()
+        new.join()
+        assert outcomes[0].values == [2.0], outcomes

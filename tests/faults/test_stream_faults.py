@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from held_work import connections
 from running_server import RunningServer
 from system.load import python_model, wait_for
 from system.streams import (
@@ -73,6 +74,13 @@ def server(tmp_path_factory):
         yield running
 
 
+@pytest.fixture
+def gate(tmp_path):
+    """What held models wait for; they go on at the end of the test at the latest."""
+    yield tmp_path / "gate"
+    (tmp_path / "gate").touch()
+
+
 def strict_model(repository, name, timeout_s, code=TELLER, config=""):
     """A model whose worker is killed when it is silent for so long."""
     python_model(repository, name, code, config=f"execution_timeout_s: {timeout_s}\n{config}")
@@ -98,8 +106,9 @@ def test_every_open_stream_is_told_when_the_worker_dies(tmp_path, name):
                 one.send(name, 100_000, said, str(number))
             other.send(name, 100_000, said)
             answers = iter(one)
-            begun = {next(answers).id for _ in range(200)}
-            assert len(begun) == 10
+            begun = set()
+            while len(begun) < 10:
+                begun.add(next(answers).id)
             assert [next(event).index for event in events] == [0] * 10
             assert next(iter(other)).index == 0
             worker(running).kill()
@@ -171,12 +180,15 @@ def test_workers_that_are_killed_again_and_again_hang_nobody(tmp_path):
         ]
         for client in clients:
             client.start()
-        for _ in range(20):
-            time.sleep(0.25)
+        for number in range(20):
+            if number % 5:
+                time.sleep(0.25)  # anywhere: in a start, in a load, in the middle of responses
+            else:
+                for name in MODELS:
+                    running.wait_for(lambda name=name: running.metric("headrace_executing_batches", model=name) > 1)
             running.kill_workers()
-        for name in MODELS:
-            running.wait_for(lambda name=name: running.model_ready(name))
-        time.sleep(0.5)
+        enough = ends.qsize() + 3 * len(clients)  # the first of each may have been under way at the last stroke
+        running.wait_for(lambda: ends.qsize() >= enough or not wrong.empty())
         stop.set()
         for client in clients:
             client.join(60)
@@ -237,13 +249,13 @@ def test_a_sender_that_never_sends_is_killed(tmp_path):
 
 @pytest.mark.parametrize("way", ["generate_stream", "grpc"])
 def test_a_slow_reader_is_no_reason_to_kill_the_worker(tmp_path, way):
-    """The model takes half a second for a response, which it may, and its client pauses for longer than a timeout."""
-    strict_model(tmp_path, "teller", 1.2)
+    """The model takes a moment for each response, and its client pauses for longer than a timeout."""
+    strict_model(tmp_path, "teller", 3)
     journal = tmp_path.with_name(f"{tmp_path.name}.journal")
-    said = {"delay_ms": 40, "nbytes": 512 * 1024, "journal": str(journal)}
+    said = {"delay_ms": 10, "nbytes": 512 * 1024, "journal": str(journal)}
     with RunningServer(tmp_path) as running, slow_reader(running, way, "teller", 120, said) as read:
         assert read().index == 0
-        steady(lambda: len(lines(journal)), for_s=2.5)  # the worker has nothing to do meanwhile
+        steady(lambda: len(lines(journal)), for_s=4)  # the worker has nothing to do meanwhile
         assert len(lines(journal)) < 120
         for index in range(1, 120):
             item = read()
@@ -253,13 +265,13 @@ def test_a_slow_reader_is_no_reason_to_kill_the_worker(tmp_path, way):
 
 @pytest.mark.parametrize("way", ["generate_stream", "grpc"])
 def test_the_time_that_a_client_took_is_not_the_model_s(tmp_path, way):
-    """As above, with a model that takes most of its execution timeout for each response."""
-    strict_model(tmp_path, "teller", 1.5)
+    """As above, with a model that takes so long for a response that the pause and that are more than its timeout."""
+    strict_model(tmp_path, "teller", 4)
     journal = tmp_path.with_name(f"{tmp_path.name}.journal")
-    said = {"delay_ms": 1000, "quick": WINDOW, "nbytes": 4 * MIB, "journal": str(journal)}
+    said = {"delay_ms": 1500, "quick": WINDOW, "nbytes": 4 * MIB, "journal": str(journal)}
     with RunningServer(tmp_path) as running, slow_reader(running, way, "teller", 60, said) as read:
         assert read().index == 0
-        steady(lambda: len(lines(journal)), for_s=3)
+        steady(lambda: len(lines(journal)), for_s=4)
         ahead = len(lines(journal))
         assert ahead < 60
         for index in range(1, ahead + 1):
@@ -271,8 +283,8 @@ def test_the_time_that_a_client_took_is_not_the_model_s(tmp_path, way):
 # -- one client's slowness and the others ------------------------------------------------------------------------------
 
 
-def sync_sender(repository):
-    python_model(repository, "sender", SYNC_SENDER)
+def sync_sender(repository, more=""):
+    python_model(repository, "sender", more + SYNC_SENDER)
     (repository / "sender" / "config.pbtxt").write_text(SENDER_CONFIG)
 
 
@@ -280,7 +292,8 @@ def sync_sender(repository):
 @pytest.mark.parametrize("way", ["generate_stream", "grpc"])
 def test_a_model_that_sends_inside_execute_may_be_quicker_than_its_client(tmp_path, way, count, nbytes):
     """Whoever reads what it is given is given all of it, however far the model is ahead."""
-    sync_sender(tmp_path)
+    # How soon a client has read half of that depends on the machine.
+    sync_sender(tmp_path, "\n    from headrace.workers import streams\n\n    streams.PATIENCE_S = 30.0\n")
     with RunningServer(tmp_path) as running:
         if way == "grpc":
             with Conversation(running) as conversation:
@@ -297,20 +310,19 @@ def test_a_slow_reader_does_not_hold_up_a_model_that_sends_inside_execute(tmp_pa
     sync_sender(tmp_path)
     with RunningServer(tmp_path) as running, slow_reader(running, "grpc", "sender", 2000, {"nbytes": 65536}) as read:
         assert read().index == 0
-        time.sleep(2)
-        began = time.monotonic()
+        time.sleep(1)
         done = queue.SimpleQueue()
         other = threading.Thread(target=lambda: done.put(list(generate_stream(running, "sender", 3))), daemon=True)
         other.start()
-        other.join(5)
-        waited = time.monotonic() - began
-        if not other.is_alive():
+        other.join(20)
+        answered = not other.is_alive()
+        if answered:
             while not (item := read()).error:
                 pass
             assert "the client has not read" in item.error
         worker(running).kill()  # so that nobody waits for ever
         other.join(20)
-    assert waited < 4
+    assert answered
     assert [item.index for item in done.get()] == [0, 1, 2]
 
 
@@ -327,7 +339,7 @@ def test_a_slow_reader_does_not_keep_others_from_their_errors(tmp_path):
                 target=lambda: done.put(list(generate_stream(running, "sender", 0, {"forget": True}))), daemon=True
             )
             other.start()
-            other.join(5)
+            other.join(20)
             answered = not other.is_alive()
             worker(running).kill()
             other.join(20)
@@ -338,20 +350,22 @@ def test_a_slow_reader_does_not_keep_others_from_their_errors(tmp_path):
 
 
 @pytest.mark.parametrize("route", ["generate", "generate_stream", "infer_stream"])
-def test_a_deadline_before_the_first_response(server, model, route, tmp_path):
+def test_a_deadline_before_the_first_response(server, model, route, tmp_path, gate):
     journal = tmp_path / "journal"
-    said = {"timeout": 200_000, "delay_ms": 1200, "journal": str(journal)}
-    body = infer_body(3, said) if route == "infer_stream" else {"count": 3, **said}
+    said = {"timeout": 200_000, "gate": str(gate), "delay_ms": 300, "journal": str(journal)}
+    body = infer_body(1000, said) if route == "infer_stream" else {"count": 1000, **said}
     before = server.metric("nv_inference_request_failure", model=model, reason="REJECTED")
     began = time.monotonic()
     status, headers, answer = server.request("POST", f"/v2/models/{model}/{route}", body)
-    assert 0.15 < time.monotonic() - began < 1.15
+    assert time.monotonic() - began > 0.15
     assert status == 503
     assert headers["retry-after"]
     assert "Request timeout expired" in str(answer)
     assert server.metric("nv_inference_request_failure", model=model, reason="REJECTED") == before + 1
+    gate.touch()  # only now there is a response, which nobody waits for
     wait_for(lambda: lines(journal)[-1:] == ["finally"])
-    assert lines(journal) == ["0", "finally"]
+    assert lines(journal)[0] == "0"
+    assert len(lines(journal)) < 20, "it was told at once"
 
 
 def test_a_deadline_over_grpc(server, model):
@@ -366,41 +380,46 @@ def test_a_deadline_over_grpc(server, model):
 
 
 def test_a_deadline_does_not_cut_responses_that_have_begun(server, model):
-    items = list(generate_stream(server, model, 5, {"timeout": 300_000, "delay_ms": 150}))
+    items = list(generate_stream(server, model, 5, {"timeout": 2_000_000, "quick": 1, "delay_ms": 600}))
     assert [item.index for item in items] == [0, 1, 2, 3, 4]
 
 
 def test_a_grpc_deadline_ends_the_stream_and_its_requests(server, model, tmp_path):
-    journal = tmp_path / "journal"
     before = server.metric("nv_inference_request_failure", model=model, reason="CANCELED")
-    began = time.monotonic()
-    with Conversation(server, timeout_s=0.7) as conversation:
-        conversation.send(model, 100_000, {"delay_ms": 10, "journal": str(journal)})
-        with pytest.raises(grpc.RpcError) as caught:
-            list(conversation)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert 0.5 < time.monotonic() - began < 20
+    tries = 0
+    for timeout_s in (0.7, 7, 28):  # the model is to have begun by then
+        tries += 1
+        journal = tmp_path / f"journal-{timeout_s}"
+        began = time.monotonic()
+        with Conversation(server, timeout_s=timeout_s) as conversation:
+            conversation.send(model, 100_000, {"delay_ms": 10, "journal": str(journal)})
+            with pytest.raises(grpc.RpcError) as caught:
+                list(conversation)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - began > 0.8 * timeout_s
+        if lines(journal):
+            break
     wait_for(lambda: lines(journal)[-1:] == ["finally"])
-    assert len(lines(journal)) < 300
-    wait_for(lambda: server.metric("nv_inference_request_failure", model=model, reason="CANCELED") == before + 1)
+    assert len(lines(journal)) < 10_000
+    wait_for(lambda: server.metric("nv_inference_request_failure", model=model, reason="CANCELED") > before)
+    assert server.metric("nv_inference_request_failure", model=model, reason="CANCELED") <= before + tries
 
 
-def busy_teller(server, delay_ms):
-    """A stream of the model that computes for so long before its one response; it has begun."""
+def busy_teller(server, gate):
+    """A stream of the model that computes until there is the gate, and then gives its one response; it has begun."""
     wait_for(lambda: server.metric("headrace_executing_batches", model="teller") == 0)
-    events = generate_stream(server, "teller", 1, {"delay_ms": delay_ms})
+    events = generate_stream(server, "teller", 1, {"gate": str(gate)})
     wait_for(lambda: server.metric("headrace_executing_batches", model="teller") == 1)
     return events
 
 
-def test_a_request_that_waits_behind_a_busy_generator_meets_its_deadline(server):
+def test_a_request_that_waits_behind_a_busy_generator_meets_its_deadline(server, gate):
     """The generator computes, so nothing is taken meanwhile; who waits is told in time and not run."""
-    busy = busy_teller(server, 2500)
-    began = time.monotonic()
+    busy = busy_teller(server, gate)
     late = generate_stream(server, "teller", 1, {"timeout": 200_000})
     assert late.status == 503
-    assert time.monotonic() - began < 2, "the generator is not done yet"
     late.close()
+    gate.touch()  # the generator was not done yet
     assert [item.index for item in busy] == [0]
 
 
@@ -408,13 +427,17 @@ def test_a_request_that_waits_behind_a_busy_generator_meets_its_deadline(server)
 
 
 @pytest.mark.parametrize("way", ["generate", "generate_stream", "grpc"])
-def test_what_a_client_left_in_the_queue_is_dropped(server, way, tmp_path):
+def test_what_a_client_left_in_the_queue_is_dropped(server, way, tmp_path, gate):
     journal = tmp_path / "journal"
     before = server.metric("nv_inference_request_failure", model="teller", reason="CANCELED")
-    busy = busy_teller(server, 1500)
+    busy = busy_teller(server, gate)
+    others = connections(server)
     leave = _ten_grpc_requests(server, journal) if way == "grpc" else _ten_http_clients(server, way, journal)
     server.wait_for(lambda: server.metric("headrace_queue_requests", model="teller") >= 8)
+    theirs = connections(server) - others
     leave()
+    server.wait_for(lambda: not theirs & connections(server))
+    gate.touch()
     assert [item.index for item in busy] == [0]
     assert [item.index for item in generate_stream(server, "teller", 1)] == [0]  # it is behind them all
     assert len([line for line in lines(journal) if line == "0"]) <= 2, "at most those that the worker had already"

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import select
 import shutil
 import textwrap
 import threading
@@ -198,7 +199,7 @@ def infer_message(model: str, values: list[float], parameters: dict | None = Non
 
 
 class HttpClient:
-    """One keep-alive connection, opened again when the server has closed it behind an answer."""
+    """One keep-alive connection, opened again when the server has closed it behind an answer or while it was idle."""
 
     protocol = "http"
 
@@ -224,7 +225,8 @@ class HttpClient:
 
     def _infer(self, body: str) -> Outcome:
         try:
-            if self._connection.sock is None:
+            if self._is_closed():
+                self._connection.close()
                 self._connection.connect()
         except ConnectionRefusedError as error:
             return Outcome("http", REFUSED, str(error))
@@ -242,6 +244,15 @@ class HttpClient:
         if response.status != 200:
             return Outcome("http", response.status, answer["error"], headers=headers)
         return Outcome("http", 200, "", answer["outputs"][0]["data"], answer["model_version"], headers=headers)
+
+    def _is_closed(self) -> bool:
+        """Whether there is no connection, or one that a server that stops has closed since the last answer."""
+        sock = self._connection.sock
+        if sock is None:
+            return True
+        idle = select.poll()
+        idle.register(sock, select.POLLIN)
+        return bool(idle.poll(0))
 
 
 class GrpcClient:

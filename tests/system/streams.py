@@ -46,7 +46,7 @@ TELLER = """
                     if "until" in said and os.path.exists(said["until"]):
                         break
                     if index >= said.get("quick", 0):
-                        time.sleep(said.get("delay_ms", 0) / 1000)
+                        pause(said)
                     note(said, index)
                     if index == said.get("refuse_at"):
                         raise InputError(f"no {index} here")
@@ -60,6 +60,12 @@ TELLER = """
                     time.sleep(3600)
             finally:
                 note(said, "finally")
+
+
+    def pause(said):
+        while "gate" in said and not os.path.exists(said["gate"]):  # held until there is that file
+            time.sleep(0.01)
+        time.sleep(said.get("delay_ms", 0) / 1000)
 
 
     def note(said, what):
@@ -90,7 +96,8 @@ SENDER = """
             for index in range(count):
                 if sender.is_cancelled() or ("until" in said and os.path.exists(said["until"])):
                     break
-                time.sleep(said.get("delay_ms", 0) / 1000)
+                if index >= said.get("quick", 0):
+                    pause(said)
                 note(said, index)
                 if index in (said.get("refuse_at"), said.get("raise_at")):
                     code = pb_utils.TritonError.INVALID_ARG if "refuse_at" in said else pb_utils.TritonError.INTERNAL
@@ -107,6 +114,12 @@ SENDER = """
                 sender.send(pb_utils.InferenceResponse(tensors, parameters={"half": index / 2}))
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             note(said, "finally")
+
+
+    def pause(said):
+        while "gate" in said and not os.path.exists(said["gate"]):  # held until there is that file
+            time.sleep(0.01)
+        time.sleep(said.get("delay_ms", 0) / 1000)
 
 
     def note(said, what):
