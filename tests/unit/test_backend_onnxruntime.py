@@ -1,5 +1,6 @@
 """The ONNX Runtime backend: exactly the session's results, signatures read from files, batching that is proved."""
 
+import gc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -432,10 +433,10 @@ def session_threads(backend):
 
 def test_a_light_model_has_one_thread_and_takes_no_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "LIGHT_MODEL_MS", 1e9)
-    for available, notes in ((1, []), (3, ["light: one row takes 0.0"])):
+    for available, notes in ((1, []), (3, ["light: one row takes"])):
         backend = linear(tmp_path, threads=available)
         assert (session_threads(backend), backend.cpu_threads) == (1, 0)
-        assert [note[:24] for note in backend.notes()] == notes
+        assert [note[:20] for note in backend.notes()] == notes
 
 
 def test_a_heavy_model_has_all_threads(tmp_path, monkeypatch):
@@ -462,10 +463,12 @@ def process_threads():
 
 
 def test_one_thread_means_no_more_threads(tmp_path):
+    gc.collect()  # others' models, and the threads that they have
     before = process_threads()
     backend = linear(tmp_path, threads=1)
     backend.execute({"x": np.ones((64, 3), np.float32)}, [])
-    assert process_threads() == before
+    assert process_threads() <= before
+    before = process_threads()
     pool = linear(tmp_path, threads=3, parameters={"intra_op_threads": 3})
     assert process_threads() == before + 2
     pool.close()
