@@ -352,12 +352,12 @@ def test_a_slow_reader_does_not_keep_others_from_their_errors(tmp_path):
 @pytest.mark.parametrize("route", ["generate", "generate_stream", "infer_stream"])
 def test_a_deadline_before_the_first_response(server, model, route, tmp_path, gate):
     journal = tmp_path / "journal"
-    said = {"timeout": 200_000, "gate": str(gate), "delay_ms": 300, "journal": str(journal)}
+    said = {"timeout": 500_000, "gate": str(gate), "delay_ms": 300, "journal": str(journal)}
     body = infer_body(1000, said) if route == "infer_stream" else {"count": 1000, **said}
     before = server.metric("nv_inference_request_failure", model=model, reason="REJECTED")
     began = time.monotonic()
     status, headers, answer = server.request("POST", f"/v2/models/{model}/{route}", body)
-    assert time.monotonic() - began > 0.15
+    assert time.monotonic() - began > 0.4
     assert status == 503
     assert headers["retry-after"]
     assert "Request timeout expired" in str(answer)
