@@ -50,7 +50,7 @@ class RunningServer:
         try:
             self.wait_ready()
         except BaseException:
-            self._end()
+            self.kill()
             raise
         return self
 
@@ -58,13 +58,11 @@ class RunningServer:
         try:
             if self.process.poll() is None:
                 self.stop()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Leave nothing to the tests that come after this one."""
-        self.kill()
-        self._log.close()
+            self._log.close()
 
     @property
     def output(self) -> str:
