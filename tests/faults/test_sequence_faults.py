@@ -240,11 +240,11 @@ def test_the_sequences_of_the_other_instance_go_on(tmp_path):
 
 
 def test_a_worker_that_hangs_is_killed_and_its_sequences_are_told_so(tmp_path, route):
-    server_state(tmp_path, "slow", more="execution_timeout_s: 1")
+    server_state(tmp_path, "slow", more="execution_timeout_s: 3")
     with RunningServer(tmp_path) as server, opened(route, server) as client:
         assert client.step("slow", 1, 1, "start").value == 1
         assert client.step("slow", 1, 2, "start").value == 1
-        cause = "its worker died (a batch of model 'slow' took longer than 1 s)"
+        cause = "its worker died (a batch of model 'slow' took longer than 3 s)"
         assert_lost(client.step("slow", 1, 1, delay_ms=3_600_000), "slow", 1, cause)
         assert_lost(client.step("slow", 1, 2), "slow", 2, cause)
         assert_begins_anew(client, "slow", 1)
