@@ -83,9 +83,9 @@ class HttpServer:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        self._tell_connections()
         await self._stop_listening(self._server)
-        for connection in self._connections():
-            connection.shutdown()
+        self._tell_connections()  # those that were accepted meanwhile too
         grace_ends = min(deadline, loop.time() + IDLE_GRACE_S)
         while self._state.connections and loop.time() < grace_ends:
             await asyncio.sleep(0.02)
@@ -112,6 +112,11 @@ class HttpServer:
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
         await asyncio.sleep(0.05)
         server.close()
+
+    def _tell_connections(self) -> None:
+        """What is answered from now on says that it is the last answer."""
+        for connection in self._connections():
+            connection.shutdown()
 
     def _connections(self) -> list[Any]:
         return list(self._state.connections)
