@@ -270,7 +270,7 @@ def test_a_request_that_ran_for_nobody_is_a_failure_and_an_execution(counted, ht
     counted.wait_for(lambda: stats(counted, "late")["execution_count"])
     one = check_agreement(counted, "late")
     assert {name: number for name, number in counts(one).items() if number} == {"fail": 1}
-    assert one["inference_stats"]["fail"]["ns"] >= 300_000_000
+    assert one["inference_stats"]["fail"]["ns"] >= 290_000_000  # it counts from a moment after the time-out does
     assert (one["inference_count"], one["execution_count"]) == (1, 1)
     assert one["batch_stats"][0]["compute_infer"]["ns"] >= 600_000_000
 
