@@ -10,20 +10,12 @@ import numpy as np
 from headrace.core.model import Signature
 from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends import parameters, threads
-from headrace_backends.base import (
-    DEFAULT_MAX_BATCH_SIZE,
-    Array,
-    Backend,
-    InputError,
-    LoadError,
-    ModelSource,
-    RequestInfo,
-)
+from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
 from headrace_backends.openvino_model import found_tensors, most_rows, read_model, trimmed
 from headrace_backends.openvino_quietly import ov
 from headrace_backends.row_trial import inferred_batching
-from headrace_backends.specs import FoundTensor, agreed, signature_of
+from headrace_backends.specs import FoundTensor, agreed, signature_of, usual_rows
 
 _PARAMETERS = ("intra_op_threads", "precision", "dynamic_quantization", "profiling")
 _PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # and what OpenVINO calls the CPU's ability to do so
@@ -57,15 +49,12 @@ class OpenVinoBackend(Backend):
         properties = _properties(source, core)
         model = read_model(source, core)
         inputs, outputs = agreed(source, *found_tensors(source, model))
-        most = most_rows(model)
-        if most is not None and (source.max_batch_size or 0) > most:
-            name = source.path.name
-            raise LoadError(f"max_batch_size is {source.max_batch_size}, and '{name}' takes at most {most} rows")
+        most = usual_rows(source, most_rows(model), f"'{source.path.name}' takes")
         signature = signature_of(source, inputs, outputs)
         first = threads.first_choice(source.threads, asked)
         backend = cls(_compiled(source, core, model, first, properties), signature)
         if source.max_batch_size is None:
-            backend._infer_batching(inputs, outputs, min(DEFAULT_MAX_BATCH_SIZE, most or DEFAULT_MAX_BATCH_SIZE))
+            backend._infer_batching(inputs, outputs, most)
         row_ms = threads.time_row(backend._run_made_up, inputs, batches=backend._signature.max_batch_size > 0)
         choice = threads.choose(source.threads, asked, row_ms)
         if choice.count != first:

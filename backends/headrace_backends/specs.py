@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headrace.core.model import Signature, TensorSpec
-from headrace_backends.base import LoadError, ModelSource
+from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,17 @@ def _compatible(configured: tuple[int, ...] | None, found: tuple[int, ...] | Non
     return len(configured) == len(found) and all(
         one == other or -1 in (one, other) for one, other in zip(configured, found, strict=True)
     )
+
+
+def usual_rows(source: ModelSource, bound: int | None, what: str) -> int:
+    """How many rows may be merged where that is not configured: so many as usual, within the bound of a file, if any.
+
+    Raises:
+        LoadError: more are configured. ``what`` begins the reason, as "'model.pt2' was exported for".
+    """
+    if bound is not None and (source.max_batch_size or 0) > bound:
+        raise LoadError(f"max_batch_size is {source.max_batch_size}, and {what} at most {bound} rows")
+    return DEFAULT_MAX_BATCH_SIZE if bound is None else min(DEFAULT_MAX_BATCH_SIZE, bound)
 
 
 def leading_problems(max_batch_size: int, specs: Sequence[TensorSpec]) -> list[str]:

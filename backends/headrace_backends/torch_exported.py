@@ -11,9 +11,9 @@ import torch
 from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
-from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
+from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.compiled_package import is_package
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, usual_rows
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 from headrace_backends.torch_tensorrt_files import refusal
 
@@ -53,13 +53,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
         return [leaves[index] for index in out_order]
 
     leading = inputs[0].symbols[0] if inputs and inputs[0].symbols else ""
-    bound = _most_rows(program, leading)
-    if bound is not None and (source.max_batch_size or 0) > bound:
-        name = source.path.name
-        raise LoadError(
-            f"max_batch_size is {source.max_batch_size}, and '{name}' was exported for at most {bound} rows"
-        )
-    most_rows = DEFAULT_MAX_BATCH_SIZE if bound is None else min(DEFAULT_MAX_BATCH_SIZE, bound)
+    most_rows = usual_rows(source, _most_rows(program, leading), f"'{source.path.name}' was exported for")
     if leading and not leading.isidentifier():
         reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
         return TorchModel(program.module(), call, inputs, outputs, most_rows, reason)

@@ -23,12 +23,12 @@ from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
 from headrace_backends import parameters
-from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, LoadError, ModelSource
+from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.compiled_package import CONSENT, MODEL, Here, Package, misfit, opened
 from headrace_backends.compiled_source import DeclaredInput, Sizes
 from headrace_backends.made_up import made_up
 from headrace_backends.optimize.hardware import hardware
-from headrace_backends.specs import FoundTensor, agreed
+from headrace_backends.specs import FoundTensor, agreed, usual_rows
 from headrace_backends.torch_exported import result_names
 from headrace_backends.torch_model import DATATYPES, Call, TorchModel, gist, positions, tensor_of
 from headrace_backends.torch_tensorrt_files import refusal
@@ -61,14 +61,12 @@ def read_package(source: ModelSource, device: torch.device) -> TorchModel:
     found_outputs = _outputs(source, lambda tensors: call(loader, tensors), package, found_inputs, out_names, device)
     inputs, outputs = agreed(source, found_inputs, found_outputs)
     least, most = _rows(package.inputs)
-    if most is not None and (source.max_batch_size or 0) > most:
-        raise LoadError(f"max_batch_size is {source.max_batch_size}, and '{name}' was compiled for at most {most} rows")
     return TorchModel(
         loader,
         call,
         inputs,
         outputs,
-        min(DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_BATCH_SIZE if most is None else most),
+        usual_rows(source, most, f"'{name}' was compiled for"),
         least_rows=least,
         compiled_threads=package.threads,
     )

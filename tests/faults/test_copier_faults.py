@@ -22,8 +22,7 @@ GPU = 1  # the other one does not work
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
     made = tmp_path_factory.mktemp("libraries")
-    if make_libcuda(made) is None:
-        pytest.skip("no C compiler to make a libcuda with")
+    make_libcuda(made)
     return made
 
 

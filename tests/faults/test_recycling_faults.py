@@ -8,31 +8,10 @@ import psutil
 from running_server import RunningServer
 from system.load import Load, fake_model, infer, onnx_model, python_model, wait_for
 from system.streams import generate_stream
-from system.test_recycling import LEAKY, OFTEN, SETTLED_S, ask, recycles
+from system.test_recycling import COUNTING, LEAKY, OFTEN, SETTLED_S, ask, recycles
 
 LIMIT = ("--worker-memory-limit", str(150 << 20), *OFTEN)
 MB = 1 << 20
-COUNTING = """
-    import os
-    import time
-
-    import numpy as np
-
-    from headrace_backends.python import Answer
-
-
-    class Model:
-        inputs = [{"name": "count", "datatype": "INT32", "shape": [1]}]
-        outputs = [{"name": "index", "datatype": "INT32", "shape": [1]}]
-        kept = []
-
-        def infer(self, inputs, request):
-            if request.parameters.get("leak_mb"):
-                self.kept.append(b"x" * (request.parameters["leak_mb"] << 20))
-            for number in range(int(inputs["count"][0])):
-                yield Answer({"index": np.array([number], np.int32)}, {"pid": os.getpid()})
-                time.sleep(request.parameters.get("pause_ms", 0) / 1000)
-"""
 SLOW_START = LEAKY.replace("self.kept = []", "self.kept = []\n            import time; time.sleep(2)")
 
 

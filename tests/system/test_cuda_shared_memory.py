@@ -117,8 +117,7 @@ def driver_says(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, driver_says):
     libraries = tmp_path_factory.mktemp("libraries")
-    if make_libcuda(libraries) is None:
-        pytest.skip("no C compiler to make a libcuda with")
+    make_libcuda(libraries)
     repository = tmp_path_factory.mktemp("repository")
     onnx_model(repository, "plus_one")
     python_model(repository, "waiting", WAITING.replace("FOLDER", str(repository.parent)))

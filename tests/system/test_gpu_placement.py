@@ -51,8 +51,7 @@ def on_gpu(repository, name, device, mib, parameters=""):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     libraries = tmp_path_factory.mktemp("libraries")
-    if make_libcuda(libraries) is None:
-        pytest.skip("no C compiler to make a libcuda with")
+    make_libcuda(libraries)
     (libraries / "pynvml.py").write_text(textwrap.dedent(NVML))
     environment = {
         "LD_LIBRARY_PATH": str(libraries),

@@ -64,9 +64,13 @@ SUMS = """
             return Answer({"y": np.array([[self.sums[number]]], np.float32)}, {"pid": os.getpid()})
 """
 COUNTING = """
+    import os
     import time
 
     import numpy as np
+
+    from headrace_backends.python import Answer
+
 
     class Model:
         inputs = [{"name": "count", "datatype": "INT32", "shape": [1]}]
@@ -77,7 +81,7 @@ COUNTING = """
             if request.parameters.get("leak_mb"):
                 self.kept.append(b"x" * (request.parameters["leak_mb"] << 20))
             for number in range(int(inputs["count"][0])):
-                yield {"index": np.array([number], np.int32)}
+                yield Answer({"index": np.array([number], np.int32)}, {"pid": os.getpid()})
                 time.sleep(request.parameters.get("pause_ms", 0) / 1000)
 """
 

@@ -19,10 +19,7 @@ GPU = 1  # the other one does not work
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    made = make_libcuda(tmp_path_factory.mktemp("cuda"))
-    if made is None:
-        pytest.skip("no C compiler to make a libcuda with")
-    return str(made)
+    return str(make_libcuda(tmp_path_factory.mktemp("cuda")))
 
 
 @pytest.fixture

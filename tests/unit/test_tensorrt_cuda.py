@@ -14,10 +14,7 @@ from headrace_backends.tensorrt.cuda_lent import LentMemory, TooShort
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    made = make_libcuda(tmp_path_factory.mktemp("cuda"))
-    if made is None:
-        pytest.skip("no C compiler to make a libcuda with")
-    return str(made)
+    return str(make_libcuda(tmp_path_factory.mktemp("cuda")))
 
 
 def test_the_driver_tells_of_its_gpus(library):

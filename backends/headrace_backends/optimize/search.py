@@ -72,6 +72,10 @@ class Search:
     _sensitivities: tuple[LayerSensitivity, ...] = ()
     _cut_short: bool = False
     _alone: bool = False
+    _earlier_rows: dict[str, Row] = field(init=False)  # by the names of their forms
+
+    def __post_init__(self) -> None:
+        self._earlier_rows = {row.form.name: row for row in self._earlier()}
 
     def run(self) -> "Outcome":
         """Search until everything has been tried or the time is up.
@@ -158,7 +162,7 @@ class Search:
     # -- candidates ---------------------------------------------------------------------------------------
 
     def _try_all(self, contest: Contest, todo: list[Candidate]) -> None:
-        earlier = self._earlier_rows()
+        earlier = self._earlier_rows
         for position, candidate in enumerate(todo, 1):
             form = candidate.form
             if not contest.signature.max_batch_size:  # what the reference does not merge, no form does
@@ -176,7 +180,7 @@ class Search:
 
     def _try_batches(self, contest: Contest, reference: Row) -> None:
         """On a GPU: try other batch sizes for the best few of all, the model as it was dropped in among them."""
-        most, earlier = contest.signature.max_batch_size, self._earlier_rows()
+        most, earlier = contest.signature.max_batch_size, self._earlier_rows
         kept = [row for row in self._rows if row.fate is Fate.KEPT]
         for row in sorted([reference, *kept], key=lambda one: -(one.speedup or 0.0))[:FINALISTS]:
             growing = Growing(row, larger_rows(self.goal, self.subject, most))
@@ -259,11 +263,8 @@ class Search:
     def _best(self) -> float:
         return max([1.0, *(row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT)])
 
-    def _earlier_rows(self) -> dict[str, Row]:
-        """What an earlier run of the same search had finished, by the names of the forms."""
-        return {row.form.name: row for row in self._earlier()}
-
     def _earlier(self) -> Iterator[Row]:
+        """What an earlier run of the same search had finished."""
         try:
             lines = (self.workshop.folder / _ROWS_FILE).read_bytes().splitlines()
         except OSError:

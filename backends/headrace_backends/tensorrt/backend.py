@@ -10,9 +10,9 @@ import msgspec
 
 from headrace.core.model import Signature
 from headrace_backends import parameters
-from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, Array, Backend, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
 from headrace_backends.row_trial import inferred_batching
-from headrace_backends.specs import FoundTensor, agreed, signature_of
+from headrace_backends.specs import FoundTensor, agreed, signature_of, usual_rows
 from headrace_backends.tensorrt import capability
 from headrace_backends.tensorrt.builder import BuildOptions, Parsed, build, parse_onnx, read_options
 from headrace_backends.tensorrt.cuda import CudaDriver, Device
@@ -283,14 +283,11 @@ def _batched(
 ) -> Signature:
     """The signature with the rows that may be merged: as configured if the engine takes so many, else by trial."""
     most = most_rows(profiles)
+    usual = usual_rows(source, most, "the engine was built for")
     if source.max_batch_size is not None:
-        if source.max_batch_size > most:
-            raise LoadError(
-                f"max_batch_size is {source.max_batch_size}, and the engine was built for at most {most} rows"
-            )
         return signature
     trial_inputs = [_at_best(one, profiles) for one in inputs]
-    limit = min(most, DEFAULT_MAX_BATCH_SIZE) if source.path.suffix.lower() == ".onnx" else most
+    limit = usual if source.path.suffix.lower() == ".onnx" else most
     size, note = inferred_batching(execution.run, trial_inputs, outputs, limit)
     if note is not None:
         notes.append(note)

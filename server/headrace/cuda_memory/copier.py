@@ -3,17 +3,14 @@
 import contextlib
 import ctypes
 import os
-import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 
 from headrace.core.errors import Kind
-from headrace.core.parent_death import die_with_parent
 from headrace.cuda_memory import frames
-from headrace.log import set_up_logging
 from headrace.workers import channel
 from headrace.workers.arena import Segment
+from headrace.workers.spawned import come_up
 from headrace_backends.base import BackendUnavailable, DeviceLost, LoadError
 from headrace_backends.tensorrt.cuda import CudaDriver, CudaError
 from headrace_backends.tensorrt.cuda_lent import LentMemory, TooShort
@@ -93,13 +90,7 @@ def serve(sock: socket.socket, copier: Copier) -> None:
 
 def main() -> None:
     """Entry point: ``python -m headrace.cuda_memory.copier DESCRIPTOR NAME LOG_FORMAT``."""
-    die_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # which the whole group gets; the front process says when to end
-        signal.signal(number, lambda *_: None)
-    descriptor, name, log_format = sys.argv[1:]
-    set_up_logging(log_format, "info", name)
-    sock = socket.socket(fileno=int(descriptor))
-    os.set_inheritable(sock.fileno(), False)
+    sock = come_up()
     try:
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # the front process is gone
             serve(sock, Copier())

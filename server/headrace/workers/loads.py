@@ -8,9 +8,7 @@ from headrace.workers.instance import Instance
 LOAD_ATTEMPTS = 3  # a load during which the process died is tried again: somebody else may have killed it
 GIVE_UP_AFTER_S = 15.0  # for so long starts must fail, three times at least, before waiting requests are told
 _GIVE_UP_FAILURES = 3
-PUT_OFF_S = (
-    30.0  # for so long a load that keeps killing the process lets the others be; each further time twice as long
-)
+PUT_OFF_S = 30.0  # a load that keeps killing the process lets the others be so long; each further time twice as long
 LONGEST_PUT_OFF_S = 600.0
 
 
