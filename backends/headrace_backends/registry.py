@@ -12,6 +12,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "headrace_backends.onnxruntime:OnnxRuntimeBackend",
     "torch": "headrace_backends.torch:TorchBackend",
     "openvino": "headrace_backends.openvino:OpenVinoBackend",
+    "ncnn": "headrace_backends.ncnn:NcnnBackend",
     "python": "headrace_backends.python:PythonBackend",
     "tensorrt": "headrace_backends.tensorrt.backend:TensorRtBackend",
     "litert": "headrace_backends.litert:LiteRtBackend",
@@ -29,6 +30,7 @@ ENDINGS: dict[str, str] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
     ".xml": "openvino",
+    ".param": "ncnn",
     ".tflite": "litert",
     ".savedmodel": "tensorflow",
     ".keras": "tensorflow",
@@ -68,6 +70,7 @@ MODEL_FILES: dict[str, tuple[str, ...]] = {
     "fake": (),
     "tensorrt": ("model.plan", "model.engine", "model.onnx"),
     "openvino": ("model.xml", "model.onnx", "model.tflite"),
+    "ncnn": ("model.param", "model.ncnn.param"),
     "litert": ("model.tflite",),
     "tensorflow": ("model.savedmodel", "model.keras", "model.h5", "saved_model.pb"),
     "sklearn": ("model.skops", "model.joblib", "model.pkl", "model.pickle"),
@@ -99,7 +102,7 @@ PLATFORMS: dict[str, str] = {
 # Backends of which many small models may share one process.
 # Not those whose models may have to be converted: that would
 # keep the others of the process waiting.
-SHAREABLE = frozenset({"onnxruntime", "openvino", "litert"})
+SHAREABLE = frozenset({"onnxruntime", "openvino", "litert", "ncnn"})
 
 ENTRY_POINT_GROUP = "headrace.backends"
 
@@ -107,6 +110,7 @@ _INSTALL: dict[str, str] = {
     "onnxruntime": "onnxruntime",
     "torch": "'headrace[torch]'",
     "openvino": "'headrace[openvino]'",
+    "ncnn": "'headrace[ncnn]'",
     "litert": "'headrace[litert]'",
 }
 

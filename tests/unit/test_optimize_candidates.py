@@ -61,6 +61,20 @@ def test_convolutions_are_quantised_statically_first_and_matrix_products_also_dy
     assert dynamic < transformer.index("onnxruntime + int8_static")
 
 
+def test_ncnn_is_tried_for_convolutions_alone():
+    ncnn = ["ncnn + ncnn", "ncnn + ncnn + precision=bf16", "ncnn + prune(share=0.5) + ncnn"]
+    found = names(Facts(".onnx", "onnxruntime", "convolutional", ALL, trains=True))
+    assert set(ncnn) <= set(found)
+    faithful = names(Facts(".pt2", "torch", "convolutional"))
+    assert [name for name in faithful if name.startswith("ncnn")] == ["ncnn + export_onnx + ncnn"]
+    for facts in (
+        Facts(".onnx", "onnxruntime", "transformer", ALL, trains=True),
+        Facts(".onnx", "onnxruntime", "convolutional", ALL, on_gpu=True),
+        Facts(".tflite", "litert", "convolutional", ALL),
+    ):
+        assert not any("ncnn" in name for name in names(facts))
+
+
 def test_a_program_is_compiled_ahead_of_its_loads_unless_its_owner_forbids_machine_code():
     package = "torch + aot_inductor + allow_native_code=True"
     assert package in names(Facts(".pt2", "torch", "dense"))

@@ -33,6 +33,8 @@ def test_every_backend_has_its_files_and_every_ending_a_known_backend():
         ("model.plan", "tensorrt"),
         ("model.engine", "tensorrt"),
         ("model.tflite", "litert"),
+        ("model.param", "ncnn"),
+        ("model.ncnn.param", "ncnn"),
         ("model.savedmodel", "tensorflow"),
         ("saved_model.pb", "tensorflow"),
         ("model.keras", "tensorflow"),
@@ -83,7 +85,7 @@ def test_what_many_things_are_called_is_told_by_how_it_begins(name, beginning, f
 def test_what_often_belongs_to_a_model_gives_way():
     assert registry.gives_way("saved_model.pb")
     assert {ending for ending in registry.ENDINGS if not registry.gives_way(f"model{ending}")} == {
-        ".onnx", ".pt2", ".pt", ".py", ".plan", ".engine", ".xml",
+        ".onnx", ".pt2", ".pt", ".py", ".plan", ".engine", ".xml", ".param",
     }  # fmt: skip
     assert set(registry.ENDINGS) >= registry.GIVES_WAY
 

@@ -19,6 +19,7 @@ from headrace_backends.registry import ENTRY_POINT_GROUP, canonical
 _LIBRARIES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "ncnn": ("ncnn",),
     "torch": ("torch",),
     "tensorrt": ("tensorrt",),
     "litert": ("ai-edge-litert",),
@@ -69,7 +70,7 @@ def versions(backend: str) -> dict[str, str]:
 
 def searched_versions(*, on_gpu: bool = False) -> dict[str, str]:
     """The versions of everything that a search may choose, by name."""
-    backends = ("onnxruntime", "tensorrt" if on_gpu else "openvino", "torch")
+    backends = ("onnxruntime", "tensorrt", "torch") if on_gpu else ("onnxruntime", "openvino", "ncnn", "torch")
     return {name: number for backend in backends for name, number in versions(backend).items()}
 
 

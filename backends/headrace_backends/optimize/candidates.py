@@ -13,7 +13,7 @@ from headrace_backends.optimize.facts import TORCH_ENDINGS, Candidate, Facts, pa
 from headrace_backends.optimize.form import Form, Step, Technique
 from headrace_backends.optimize.gpu_candidates import REFERENCE_GAINS_ON_GPU, gpu_candidates
 
-_REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2, "litert": 2.2}
+_REFERENCE_GAINS = {"onnxruntime": 2.2, "openvino": 2.2, "litert": 2.2, "ncnn": 2.3}
 _OPENVINO_ALONE = (".xml", ".tflite")  # besides the backend of the file
 _PRUNED_SHARES = (0.3, 0.5, 0.7)  # of the channels of each layer
 _STATIC = Step("int8_static")
@@ -68,14 +68,7 @@ def _with_step(form: Form, place: int, step: Step) -> Form:
 def _faithful(facts: Facts) -> Iterator[Candidate]:
     base = steps_to_onnx(facts.ending)
     if base is not None:
-        yield Candidate(Form("onnxruntime", base), 2.4)
-        yield Candidate(Form("openvino", (*base, Step("openvino"))), 2.3)
-        if facts.kind == "transformer":
-            yield Candidate(Form("onnxruntime", (*base, Step("fuse_transformer"))), 2.5)
-        yield Candidate(Form("onnxruntime", (*base, Step("simplify"))), 2.0 if facts.exhaustive else 1.0)
-        if facts.exhaustive:
-            for level in ("disabled", "basic", "extended"):
-                yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
+        yield from _by_way_of_onnx(facts, base)
     if facts.ending in _OPENVINO_ALONE and facts.backend != "openvino":
         yield Candidate(Form("openvino", (Step("openvino"),)), 2.3)
     package = packaged(facts)
@@ -86,6 +79,19 @@ def _faithful(facts: Facts) -> Iterator[Candidate]:
             yield Candidate(Form("torch", parameters={"compile": True}), 1.4)
         if facts.kind == "convolutional":
             yield Candidate(Form("torch", parameters={"channels_last": True}), 1.05)
+
+
+def _by_way_of_onnx(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
+    yield Candidate(Form("onnxruntime", base), 2.4)
+    yield Candidate(Form("openvino", (*base, Step("openvino"))), 2.3)
+    if facts.kind == "convolutional":
+        yield Candidate(Form("ncnn", (*base, Step("ncnn"))), 2.35)
+    if facts.kind == "transformer":
+        yield Candidate(Form("onnxruntime", (*base, Step("fuse_transformer"))), 2.5)
+    yield Candidate(Form("onnxruntime", (*base, Step("simplify"))), 2.0 if facts.exhaustive else 1.0)
+    if facts.exhaustive:
+        for level in ("disabled", "basic", "extended"):
+            yield Candidate(Form("onnxruntime", base, {"graph_optimization_level": level}), 0.9)
 
 
 def _lossy(facts: Facts) -> Iterator[Candidate]:
@@ -157,6 +163,10 @@ def _halved(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
         yield Candidate(
             Form("openvino", (*base, Step("openvino")), {"precision": "bf16"}, techniques=(Technique.BF16,)), 1.6
         )
+        if facts.kind == "convolutional":
+            yield Candidate(
+                Form("ncnn", (*base, Step("ncnn")), {"precision": "bf16"}, techniques=(Technique.BF16,)), 2.6
+            )
     if Technique.FP16 in facts.allow:
         yield Candidate(
             Form("onnxruntime", (*base, Step("half", {"to": "float16"})), techniques=(Technique.FP16,)), 0.8
@@ -175,6 +185,8 @@ def _trained(facts: Facts) -> Iterator[Candidate]:
     for steps, technique, gain in made:
         yield Candidate(Form("onnxruntime", steps, techniques=(technique,)), gain)
         yield Candidate(Form("openvino", (*steps, Step("openvino")), techniques=(technique,)), gain * 0.95)
+        if facts.kind == "convolutional":
+            yield Candidate(Form("ncnn", (*steps, Step("ncnn")), techniques=(technique,)), gain * 0.98)
         for candidate in _quantized(facts, steps):
             form = candidate.form
             both = msgspec.structs.replace(form, techniques=(technique, *form.techniques))

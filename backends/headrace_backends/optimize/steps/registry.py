@@ -17,6 +17,8 @@ _STEPS: dict[str, str] = {
     "openvino": "headrace_backends.optimize.steps.openvino_ir:apply",
     "openvino_int8": "headrace_backends.optimize.steps.openvino_int8:apply",
     "openvino_int8_weights": "headrace_backends.optimize.steps.openvino_int8_weights:apply",
+    # ONNX to ncnn
+    "ncnn": "headrace_backends.optimize.steps.ncnn_model:apply",
     # PyTorch to PyTorch
     "torch_int8_dynamic": "headrace_backends.optimize.steps.torch_int8_dynamic:apply",
     "aot_inductor": "headrace_backends.optimize.steps.aot_inductor:apply",

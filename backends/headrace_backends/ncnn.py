@@ -1,0 +1,199 @@
+"""Models on ncnn, whose convolutions by Winograd's method take fewer multiplications than those of other runtimes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ncnn
+import numpy as np
+
+from headrace.core.model import Signature, TensorSpec
+from headrace.core.tensor import DataType
+from headrace_backends import parameters, threads
+from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
+from headrace_backends.failures import blamed
+from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
+from headrace_backends.specs import FoundTensor, agreed, signature_of
+
+_PARAMETERS = ("intra_op_threads", "precision")
+_PRECISIONS = ("f32", "bf16")
+_OUT_OF_MEMORY = -100  # ncnn's code for it
+
+
+class NcnnBackend(Backend):
+    """One net. ncnn knows no batches: rows run one after the other, each on all threads.
+
+    So a row's answer is its own whatever the model does, and merging requests brings nothing but a wait for the first
+    of them. They are merged only where the configuration says so. All numbers are FP32.
+    """
+
+    warms_up = True
+    reads_only = True
+
+    def __init__(self, net: Any, signature: Signature) -> None:
+        self._net = net
+        self._signature = signature
+        self._notes: list[str] = []
+
+    @classmethod
+    def load(cls, source: ModelSource) -> "NcnnBackend":
+        """Read both files; what the first does not say of its inputs must be configured."""
+        parameters.refuse_unknown("ncnn", source.parameters, _PARAMETERS)
+        if source.gpu is not None:
+            raise LoadError(f"device '{source.device}' is not one for the backend ncnn, expected cpu")
+        asked = parameters.intra_op_threads(source.parameters)
+        first = threads.first_choice(source.threads, asked)
+        graph = _read(source.path)
+        precision = _precision(source)
+        inputs, outputs = agreed(source, [_found(*one) for one in graph.inputs.items()], _any_shapes(graph.outputs))
+        _refuse_untold(source, inputs)
+        backend = cls(_opened(source.path, first, precision), signature_of(source, inputs, outputs))
+        backend._learn_shapes()
+        row_ms = threads.time_row(backend._run_made_up, inputs, batches=True)
+        choice = threads.choose(source.threads, asked, row_ms)
+        if choice.count != first:  # weights are laid out for a number of threads
+            backend._net = None  # before the other is made: the weights need not be there twice
+            backend._net = _opened(source.path, choice.count, precision)
+        backend.cpu_threads = choice.busy
+        if source.max_batch_size is None:
+            backend._notes.append("requests are not merged into batches: ncnn runs one row after the other anyway")
+        if choice.note is not None:
+            backend._notes.append(choice.note)
+        return backend
+
+    @property
+    def signature(self) -> Signature:
+        """The files' tensors, with what the configuration overrides."""
+        return self._signature
+
+    def notes(self) -> list[str]:
+        """How threads were decided."""
+        return list(self._notes)
+
+    def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
+        """Run the rows, FP32 each, and put their answers together."""
+        del requests
+        given = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self._signature.inputs}
+        counts = {name: len(array) for name, array in given.items()}
+        (rows, *others) = set(counts.values())
+        if others:
+            raise InputError(f"inputs have different numbers of rows: {counts}")
+        if not rows:
+            raise InputError("there are no rows, and ncnn does not say how an answer of none would look")
+        answers = [self._run_row({name: array[row] for name, array in given.items()}) for row in range(rows)]
+        return {
+            spec.name: np.stack([answer[place] for answer in answers])
+            for place, spec in enumerate(self._signature.outputs)
+        }
+
+    def close(self) -> None:
+        """Let go of the net, and with it of the weights."""
+        self._net = None
+
+    def _run_row(self, row: Mapping[str, Array]) -> list[Array]:
+        extractor = self._net.create_extractor()
+        for name, array in row.items():
+            # A copy, in memory of its own: layers may write to what they are given.
+            extractor.input(name, ncnn.Mat(array).clone())
+        found = []
+        for spec in self._signature.outputs:
+            code, answer = extractor.extract(spec.name)
+            if code:
+                why = "out of memory" if code == _OUT_OF_MEMORY else f"code {code}; its own words are in the log"
+                told = f"ncnn cannot compute '{spec.name}' of such inputs: {why}"
+                raise blamed(told, told)
+            found.append(np.array(answer))  # its memory is the extractor's
+        return found
+
+    def _learn_shapes(self) -> None:
+        """Give the outputs the shapes that come of the inputs' own, where none of those is free and none configured."""
+        signature = self._signature
+        shapes = [(spec.shape or ())[1:] for spec in signature.inputs]
+        if any(-1 in shape for shape in shapes):
+            return
+        row = {
+            spec.name: np.zeros((1, *shape), np.float32) for spec, shape in zip(signature.inputs, shapes, strict=True)
+        }
+        try:
+            answers = self.execute(row, ())
+        except InputError as error:
+            raise LoadError(f"the model does not take its own shapes: {error}") from error
+        outputs = []
+        for spec in signature.outputs:
+            shape = (-1, *answers[spec.name].shape[1:])
+            if spec.shape is not None and not _fits(spec.shape, shape):
+                raise LoadError(f"output '{spec.name}' is configured as {list(spec.shape)}; it is {list(shape)}")
+            outputs.append(TensorSpec(spec.name, spec.datatype, spec.shape or shape))
+        self._signature = Signature(signature.inputs, tuple(outputs), signature.max_batch_size)
+
+    def _run_made_up(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        return self.execute(inputs, ())
+
+
+def _read(path: Path) -> NcnnGraph:
+    try:
+        graph = NcnnGraph.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"cannot read '{path.name}': {error.strerror or error}") from error
+    except ValueError as error:  # also where it is no text at all
+        why = str(error) if isinstance(error, NotNcnn) else "it is no text"
+        raise LoadError(f"'{path.name}' is no ncnn model: {why}") from error
+    if not graph.inputs or not graph.outputs:
+        raise LoadError(f"'{path.name}' has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs")
+    return graph
+
+
+def _opened(path: Path, count: int, precision: str) -> Any:
+    """The net, ready to run on so many threads."""
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise LoadError(f"'{path.name}' needs its weights beside it, in '{weights.name}', which is not there")
+    net = ncnn.Net()
+    options = net.opt
+    options.num_threads = count
+    # By default it computes with 16 bits wherever the CPU can.
+    options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+    options.use_bf16_packed = options.use_bf16_storage = precision == "bf16"
+    for what, code in (("layers", net.load_param(str(path))), ("weights", net.load_model(str(weights)))):
+        if code:
+            raise LoadError(
+                f"ncnn does not take the {what} of '{path.name}': a kind of layer that it does not know, or a file "
+                "that is not whole; its own words are in the log"
+            )
+    return net
+
+
+def _refuse_untold(source: ModelSource, inputs: Sequence[FoundTensor]) -> None:
+    """The first dimension is that of the rows, which ncnn knows nothing of."""
+    for spec in (tensor.spec for tensor in inputs):
+        if spec.shape is None:
+            raise LoadError(
+                f"'{source.path.name}' does not tell the shape of '{spec.name}'; configure it under inputs, with -1 "
+                "for the rows as its first dimension"
+            )
+        if spec.shape[:1] not in {(-1,), (1,)} or len(spec.shape) < 2:
+            raise LoadError(
+                f"input '{spec.name}' is configured with shape {list(spec.shape)}; its first dimension is to be that "
+                "of the rows, -1 or 1, and the others the shape of one"
+            )
+
+
+def _precision(source: ModelSource) -> str:
+    precision = source.parameters.get("precision", "f32")
+    if precision not in _PRECISIONS:
+        raise LoadError(f"parameters.precision is {precision!r}, expected one of {', '.join(_PRECISIONS)}")
+    return str(precision)
+
+
+def _found(name: str, row: tuple[int, ...] | None) -> FoundTensor:
+    return FoundTensor(TensorSpec(name, DataType.FP32, None if row is None else (-1, *row)))
+
+
+def _any_shapes(names: Sequence[str]) -> list[FoundTensor]:
+    return [FoundTensor(TensorSpec(name, DataType.FP32, None)) for name in names]
+
+
+def _fits(configured: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    return len(configured) == len(found) and all(
+        one in (other, -1) for one, other in zip(configured, found, strict=True)
+    )

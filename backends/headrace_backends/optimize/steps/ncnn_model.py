@@ -1,0 +1,100 @@
+"""An ONNX file as an ncnn model: ``model.param`` and ``model.bin``, by ncnn's converter pnnx, in full precision.
+
+ncnn knows no batches, so the model is converted for one row; whether that is right for the others is found out as with
+every other form.
+"""
+
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from headrace.core.model import TensorSpec
+from headrace.core.tensor import DataType
+from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
+from headrace_backends.optimize import onnx_model
+from headrace_backends.optimize.steps.base import StepFailed, StepTask
+
+_MOST_DIMENSIONS = 5  # with that of the rows
+_WORDS = 300
+
+
+def apply(task: StepTask) -> Path:
+    """Convert the model. There are no options.
+
+    Raises:
+        StepFailed: pnnx is not installed or cannot convert it, or the model is not of FP32 tensors of fixed shapes.
+    """
+    if task.options:
+        raise StepFailed(f"the step ncnn has no options, got {', '.join(task.options)}")
+    rows = {spec.name: _row(spec) for spec in task.signature.inputs}
+    unfit = [spec for spec in task.signature.outputs if spec.datatype is not DataType.FP32]
+    if unfit:
+        raise StepFailed(f"ncnn computes FP32 alone, and the output is {unfit[0].describe()}")
+    converter, model = _converter(), onnx_model.read(task.source)
+    whole = task.folder / "whole.onnx"  # pnnx writes beside what it reads, and takes no weights from other files
+    onnx.save(model, whole)
+    names = _names(model)
+    shapes = ",".join(f"[{','.join(map(str, (1, *rows[name])))}]f32" for name in names if name in rows)
+    done = subprocess.run(  # noqa: S603 - the converter that is installed beside us
+        [converter, whole.name, f"inputshape={shapes}", "fp16=0"],
+        cwd=task.folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    try:
+        graph = NcnnGraph.parse((task.folder / "whole.ncnn.param").read_text())
+        named = graph.with_names(_renaming(graph, names, [one.name for one in model.graph.output]))
+        made = named.with_shapes(rows).with_outputs([spec.name for spec in task.signature.outputs])
+    except FileNotFoundError:
+        words = " ".join((done.stderr or done.stdout).split())[-_WORDS:]
+        raise StepFailed(f"pnnx cannot convert the model (exit code {done.returncode}): {words}") from None
+    except NotNcnn as error:
+        raise StepFailed(f"what pnnx made of the model is of no use: {error}") from error
+    path = task.folder / "model.param"
+    path.write_text(str(made))
+    (task.folder / "whole.ncnn.bin").rename(path.with_suffix(".bin"))
+    for file in task.folder.glob("whole*"):
+        file.unlink()
+    task.note(f"converted to {len(made.layers)} layers of ncnn")
+    return path
+
+
+def _row(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of one row."""
+    shape = spec.shape or ()
+    if spec.datatype is not DataType.FP32:
+        raise StepFailed(f"ncnn computes FP32 alone, and the input is {spec.describe()}")
+    if shape[:1] not in {(-1,), (1,)} or not 2 <= len(shape) <= _MOST_DIMENSIONS or -1 in shape[1:]:
+        raise StepFailed(
+            f"ncnn takes rows of one to four dimensions of fixed sizes, and the input is {spec.describe()}"
+        )
+    return tuple(shape[1:])
+
+
+def _converter() -> str:
+    """The program pnnx. Its module is not imported, which would import torch."""
+    found = find_spec("pnnx")
+    if found is None or found.origin is None:
+        raise StepFailed("pnnx is not installed: pip install 'headrace[optimize]'")
+    return str(Path(found.origin).parent / "pnnx")
+
+
+def _names(model: Any) -> list[str]:
+    weights = {one.name for one in model.graph.initializer}
+    return [one.name for one in model.graph.input if one.name not in weights]
+
+
+def _renaming(graph: NcnnGraph, inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
+    """From pnnx's names, which are numbered in the order of the ONNX file, to the model's own."""
+    names = {f"in{place}": name for place, name in enumerate(inputs)}
+    names |= {f"out{place}": name for place, name in enumerate(outputs)}
+    lacking = sorted(names.keys() - {*graph.inputs, *graph.outputs})
+    if lacking:
+        raise StepFailed(f"pnnx has lost '{names[lacking[0]]}' of the model")
+    return names

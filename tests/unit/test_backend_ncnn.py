@@ -1,0 +1,170 @@
+"""The ncnn backend: exact results, rows one by one, shapes from the file or the configuration, clear refusals."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ncnn", reason="ncnn is not installed: pip install 'headrace[ncnn]'")
+
+from headrace.core.model import TensorSpec
+from headrace.core.tensor import DataType
+from headrace_backends import threads
+from headrace_backends.base import InputError, LoadError, ModelSource
+from headrace_backends.ncnn import NcnnBackend
+
+WEIGHTS = np.random.default_rng(3).standard_normal((3, 30)).astype(np.float32)
+BIAS = np.array([1, 2, 3], np.float32)
+ROWS = np.random.default_rng(4).standard_normal((7, 2, 3, 5)).astype(np.float32)
+RIGHT = np.maximum(ROWS, 0).reshape(7, 30) @ WEIGHTS.T + BIAS
+# The first layer writes to its input, where it may.
+TOLD = """7767517
+3 3
+Input image 0 1 image 0=5 1=3 2=2
+ReLU relu 1 1 image rectified
+InnerProduct dense 1 1 rectified scores 0=3 1=1 2=90
+"""
+UNTOLD = TOLD.replace("0=5 1=3 2=2", "")
+MEANS = "7767517\n3 3\nInput a 0 1 a\nInput b 0 1 b\nBinaryOp add 2 1 a b sum 0=0\n"
+
+
+def written(folder, text=TOLD, name="model"):
+    path = folder / f"{name}.param"
+    path.write_text(text)
+    kind = np.zeros(1, np.uint32).tobytes()  # FP32
+    path.with_suffix(".bin").write_bytes(kind + WEIGHTS.tobytes() + BIAS.tobytes() if "dense" in text else b"")
+    return path
+
+
+def load(path, **keywords):
+    return NcnnBackend.load(ModelSource("m", "1", path, **keywords))
+
+
+def shaped(name, *shape):
+    return TensorSpec(name, DataType.FP32, shape)
+
+
+def test_results_and_what_the_files_say(tmp_path):
+    backend = load(written(tmp_path))
+    assert backend.signature.inputs == (shaped("image", -1, 2, 3, 5),)
+    assert backend.signature.outputs == (shaped("scores", -1, 3),)
+    for count in (7, 1, 3):
+        answer = backend.execute({"image": ROWS[:count]}, [])["scores"]
+        np.testing.assert_allclose(answer, RIGHT[:count], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(backend.execute({"image": ROWS[::2]}, [])["scores"], RIGHT[::2], rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_are_only_read_and_answers_are_the_callers(tmp_path):
+    backend = load(written(tmp_path))
+    given = ROWS.copy()
+    given.flags.writeable = False
+    first = backend.execute({"image": given}, [])["scores"]
+    kept = first.copy()
+    backend.execute({"image": -ROWS}, [])
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(given, ROWS)
+
+
+def test_requests_are_merged_only_where_that_is_configured(tmp_path):
+    backend = load(written(tmp_path))
+    assert backend.signature.max_batch_size == 0
+    assert any(note.startswith("requests are not merged into batches: ncnn runs one row") for note in backend.notes())
+    assert load(written(tmp_path), max_batch_size=8).signature.max_batch_size == 8
+
+
+def test_shapes_that_the_file_does_not_tell_are_configured(tmp_path):
+    path = written(tmp_path, UNTOLD)
+    with pytest.raises(LoadError, match=r"'model\.param' does not tell the shape of .image.; configure it"):
+        load(path)
+    backend = load(path, inputs=(shaped("image", -1, 2, 3, 5),))
+    assert backend.signature.outputs == (shaped("scores", -1, 3),)
+    np.testing.assert_allclose(backend.execute({"image": ROWS}, [])["scores"], RIGHT, rtol=1e-5, atol=1e-5)
+    with pytest.raises(LoadError, match=r"configured with shape \[2, 3, 5\]; its first dimension is to be that of the"):
+        load(path, inputs=(shaped("image", 2, 3, 5),))
+
+
+def test_dimensions_of_any_size(tmp_path):
+    path = written(tmp_path, "7767517\n2 2\nInput x 0 1 x\nReLU relu 1 1 x y\n")
+    backend = load(path, inputs=(shaped("x", -1, 2, -1),))
+    assert backend.signature.outputs == (TensorSpec("y", DataType.FP32, None),)
+    for width in (3, 8):
+        row = np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(1, 2, width)
+        np.testing.assert_array_equal(backend.execute({"x": row}, [])["y"], np.maximum(row, 0))
+
+
+def test_several_inputs(tmp_path):
+    backend = load(written(tmp_path, MEANS), inputs=(shaped("a", -1, 4), shaped("b", -1, 4)))
+    one, other = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
+    np.testing.assert_array_equal(backend.execute({"a": one, "b": other}, [])["sum"], one + other)
+    with pytest.raises(InputError, match=r"different numbers of rows: \{'a': 2, 'b': 1\}"):
+        backend.execute({"a": one, "b": other[:1]}, [])
+
+
+def test_no_rows(tmp_path):
+    with pytest.raises(InputError, match="there are no rows"):
+        load(written(tmp_path)).execute({"image": ROWS[:0]}, [])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "why"),
+    [
+        ((shaped("scores", -1, 4),), r"output 'scores' is configured as \[-1, 4\]; it is \[-1, 3\]"),
+        ((shaped("classes", -1, 3),), r"the file has no output 'classes'; it has \['scores'\]"),
+        ((TensorSpec("scores", DataType.INT64, (-1, 3)),), "'scores' is configured as INT64; the file has FP32"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(tmp_path, outputs, why):
+    with pytest.raises(LoadError, match=why):
+        load(written(tmp_path), outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ncnn", r"'model\.param' is no ncnn model: it does not begin with 7767517"),
+        (TOLD.replace("ReLU", "NoSuchLayer"), r"ncnn does not take the layers of 'model\.param'"),
+        (TOLD.replace("2=90", "2=900"), r"ncnn does not take the weights of 'model\.param'"),
+        ("7767517\n0 0\n", "has 0 inputs and 0 outputs"),
+    ],
+)
+def test_files_that_are_no_model(tmp_path, text, why):
+    with pytest.raises(LoadError, match=why):
+        load(written(tmp_path, text))
+
+
+def test_files_that_are_not_there_or_no_text(tmp_path):
+    path = written(tmp_path)
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(LoadError, match=r"needs its weights beside it, in 'model\.bin'"):
+        load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LoadError, match="it is no text"):
+        load(path)
+    with pytest.raises(LoadError, match=r"cannot read .none\.param.: No such file"):
+        load(tmp_path / "none.param")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "why"),
+    [
+        ({"parameters": {"precision": "f8"}}, r"parameters\.precision is 'f8', expected one of f32, bf16"),
+        ({"parameters": {"vulkan": True}}, "the backend ncnn has no parameter 'vulkan'"),
+        ({"device": "gpu:0"}, "device 'gpu:0' is not one for the backend ncnn"),
+    ],
+)
+def test_parameters(tmp_path, keywords, why):
+    with pytest.raises(LoadError, match=why):
+        load(written(tmp_path), **keywords)
+
+
+def test_bf16_is_coarser(tmp_path):
+    answer = load(written(tmp_path), parameters={"precision": "bf16"}).execute({"image": ROWS}, [])["scores"]
+    errors = np.abs(answer - RIGHT) / np.abs(RIGHT).max()
+    assert 1e-5 < errors.max() < 2e-2
+
+
+def test_threads(tmp_path, monkeypatch):
+    light = load(written(tmp_path), threads=2)
+    assert light.cpu_threads == 0
+    monkeypatch.setattr(threads, "LIGHT_MODEL_MS", 0.0)
+    heavy = load(written(tmp_path), threads=2)
+    assert heavy.cpu_threads == 2
+    np.testing.assert_allclose(heavy.execute({"image": ROWS}, [])["scores"], RIGHT, rtol=1e-5, atol=1e-5)
