@@ -93,6 +93,8 @@ def test_other_files_tell_what_they_can(tmp_path):
     )
     (tmp_path / "m.bin").write_bytes(b"x" * 40)
     assert traits_of(tmp_path / "m.xml") == Traits(operators={"MatMul": 2}, parameter_bytes=40)
+    (tmp_path / "m.param").write_text("7767517\n3 3\nInput x 0 1 x\nReLU r 1 1 x y\nReLU s 1 1 y z\n")
+    assert operator_counts(tmp_path / "m.param") == {"ReLU": 2}
     assert operator_counts(tmp_path / "model.plan") == {}
     assert traits_of(tmp_path / "model.plan") == Traits()
 

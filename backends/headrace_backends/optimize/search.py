@@ -353,10 +353,11 @@ class Search:
         graphs: dict[str, dict[str, int]] = {}
         with contextlib.suppress(TrialFailed):
             before = self._as_onnx(contest)
-            for name, file in ((self.subject.reference.name, before), (form.name, path)):
-                counts = self._aside("headrace_backends.optimize.traits:operator_counts", path=file)
-                if counts:
-                    graphs[name] = counts
+            with Trial(self.workshop.log, self.cpus, self.workshop.deadline) as trial:  # one for both files
+                for name, file in ((self.subject.reference.name, before), (form.name, path)):
+                    counts = trial.call("headrace_backends.optimize.traits:operator_counts", _SIDE_JOB_S, path=file)
+                    if counts:
+                        graphs[name] = counts
         return graphs
 
     def _aside(self, target: str, **arguments: Any) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from headrace_backends.ncnn_graph import NcnnGraph
+
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "QGemm"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -63,7 +65,7 @@ def traits_of(path: Path) -> Traits:
         with zipfile.ZipFile(path) as archive:
             held = [one for one in archive.infolist() if "/data/" in one.filename or "/constants/" in one.filename]
         return Traits(parameter_bytes=sum(one.file_size for one in held))
-    if path.suffix == ".xml":
+    if path.suffix in {".xml", ".param"}:
         weights = path.with_suffix(".bin")
         return Traits(
             operators=operator_counts(path), parameter_bytes=weights.stat().st_size if weights.exists() else None
@@ -88,6 +90,10 @@ def operator_counts(path: Path) -> dict[str, int]:
             kind = layer.get("type", "")
             if kind not in {"Parameter", "Result", "Const"}:
                 counts[kind] = counts.get(kind, 0) + 1
+    elif path.suffix == ".param":
+        for one in NcnnGraph.parse(path.read_text()).layers:
+            if one.kind != "Input":
+                counts[one.kind] = counts.get(one.kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
