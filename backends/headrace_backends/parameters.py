@@ -6,6 +6,8 @@ from typing import Any, overload
 
 from headrace_backends.base import LoadError
 
+MAX_GRAPHS = 64  # that one instance captures where cuda_graphs asks for them; each holds a little memory of the GPU
+
 
 def refuse_unknown(backend: str, parameters: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise LoadError where a parameter has a name that the backend does not know."""

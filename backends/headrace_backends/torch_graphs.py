@@ -9,12 +9,12 @@ import torch
 
 from headrace_backends import parameters
 from headrace_backends.base import LoadError
+from headrace_backends.parameters import MAX_GRAPHS
 from headrace_backends.specs import FoundTensor
 from headrace_backends.torch_model import gist
 from headrace_backends.torch_rows import cut, fitting
 
 NAMES = ("cuda_graphs", "graph_batch_sizes")
-MAX_GRAPHS = 64  # of one instance, as with the other backends; each holds a little memory of the GPU
 
 _WARM_UPS = 3  # runs before a capture, in which libraries choose their kernels and TorchScript is optimised
 _TOLERANCE = (

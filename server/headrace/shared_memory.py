@@ -76,17 +76,15 @@ class SharedMemoryRegions:
         region = Region(name, key, offset, byte_size)
         self._held[name] = _Held(region, _open(self._folder, region))
 
-    def unregister(self, name: str) -> None:
-        """Forget a region. It is no error if there is none of that name, as in Triton."""
-        self._check_allowed()
-        if name in self._held:
-            self._drop(name)
+    def unregister(self, name: str = "") -> None:
+        """Forget the region of that name, or all of them for the empty one.
 
-    def unregister_all(self) -> None:
-        """Forget every region."""
+        It is no error if there is none, as in Triton.
+        """
         self._check_allowed()
-        for name in list(self._held):
-            self._drop(name)
+        for one in [name] if name else list(self._held):
+            if one in self._held:
+                self._drop(one)
 
     def status(self, name: str = "") -> list[Region]:
         """The region of that name, or all of them for the empty one.

@@ -144,7 +144,7 @@ def memory(tmp_path):
     regions = SharedMemoryRegions(True, tmp_path)
     regions.register("r", "digits", 0, 10)
     yield path, regions
-    regions.unregister_all()
+    regions.unregister()
 
 
 def test_shared_memory_is_not_offered_without_regions():
@@ -236,7 +236,7 @@ def test_what_one_request_reads_is_bounded_before_it_is_read(tmp_path):
     body, length = body_of([placed("x", half), placed("z", half)])
     with pytest.raises(TooLarge, match=f"has {2 * half} bytes of inputs in shared memory"):
         decode_request(body, length, "mlp", "", regions)
-    regions.unregister_all()
+    regions.unregister()
 
 
 def answered(outputs, asked, regions, **parameters):

@@ -89,7 +89,7 @@ async def test_regions_come_and_go(regions):
     await regions.unregister("a")
     with pytest.raises(NotFound, match="cuda shared memory region: 'a' is not registered"):
         regions.status("a")
-    await regions.unregister_all()
+    await regions.unregister()
     assert regions.status() == []
     assert regions.copier.memory == {}
 
@@ -164,7 +164,7 @@ async def test_a_name_is_taken_once_among_both_kinds(tmp_path):
     await opening
     with pytest.raises(InvalidRequest, match="already in manager"):
         await cuda.register("cuda", HANDLE, 0, 4)
-    system.unregister_all()
+    system.unregister()
 
 
 async def test_the_number_of_regions_is_bounded(regions, monkeypatch):
@@ -196,7 +196,7 @@ async def test_without_leave_there_is_none():
         await regions.register("r", HANDLE, 0, 4)
     assert regions.status() == []
     await regions.unregister("r")
-    await regions.unregister_all()
+    await regions.unregister()
 
 
 async def test_a_client_that_leaves_while_it_registers_leaves_nothing(regions):

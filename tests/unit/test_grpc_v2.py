@@ -145,7 +145,7 @@ def memory(tmp_path):
     regions = SharedMemoryRegions(True, tmp_path)
     regions.register("r", "digits", 0, 10)
     yield path, regions
-    regions.unregister_all()
+    regions.unregister()
 
 
 @pytest.mark.parametrize("of", ["input", "output"])
@@ -244,7 +244,7 @@ def test_what_one_request_reads_is_bounded_before_it_is_read(tmp_path):
     place(made.inputs[1], MAX_READ_BYTES)
     with pytest.raises(TooLarge, match=f"has {MAX_READ_BYTES + 1} bytes of inputs in shared memory"):
         decode_request(made, 0, regions)
-    regions.unregister_all()
+    regions.unregister()
 
 
 def test_outputs_go_where_each_is_wanted(memory):

@@ -49,7 +49,7 @@ def folder(tmp_path):
 def regions(folder):
     made = SharedMemoryRegions(True, folder)
     yield made
-    made.unregister_all()
+    made.unregister()
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_unregistering_what_is_not_registered_is_no_error(regions, digits):
     regions.register("other", "digits", 0, 5)
     regions.unregister("r")
     assert [one.name for one in regions.status()] == ["other"]
-    regions.unregister_all()
-    regions.unregister_all()
+    regions.unregister()
+    regions.unregister()
     assert regions.status() == []
 
 
@@ -125,7 +125,7 @@ def test_without_leave_nothing_is_offered(folder, digits):
     for use in (
         lambda: regions.register("r", "digits", 0, 5),
         lambda: regions.unregister("r"),
-        regions.unregister_all,
+        regions.unregister,
         regions.status,
         lambda: regions.status("r"),
         lambda: regions.check("r", 0, 1),
@@ -233,7 +233,7 @@ def test_a_tensor_lies_within_its_region(regions, digits, offset, byte_size):
 def test_nothing_outside_a_region_is_ever_read_or_written(regions, digits, start, size, offset, length):
     whole = b"0123456789"
     digits.write_bytes(whole)
-    regions.unregister_all()
+    regions.unregister()
     within = offset >= 0 and length >= 0 and offset + length <= size and size > 0 and start + size <= len(whole)
     try:
         regions.register("r", "digits", start, size)

@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
+from headrace.core.device import IPC_HANDLE_BYTES
 from headrace_backends.base import BackendUnavailable, DeviceLost, LoadError
 from headrace_backends.tensorrt.capability import Capability
 
@@ -39,8 +40,6 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _UUID_BYTES = 16
 _NON_BLOCKING_STREAM = 1
 _CAPTURE_OF_THIS_THREAD = 1
-
-IPC_HANDLE_BYTES = 64
 
 
 class IpcHandle(ctypes.Structure):

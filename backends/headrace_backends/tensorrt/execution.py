@@ -12,14 +12,13 @@ import numpy as np
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import NUMPY_DTYPES
 from headrace_backends.base import Array, InputError, LoadError
+from headrace_backends.parameters import MAX_GRAPHS
 from headrace_backends.tensorrt.buffers import TensorBuffer
 from headrace_backends.tensorrt.cuda import CudaError, Device
 from headrace_backends.tensorrt.datatypes import datatype_of
 from headrace_backends.tensorrt.library import Library
 from headrace_backends.tensorrt.output_memory import make_output_memory
 from headrace_backends.tensorrt.profiles import Profile, Range, Shape, choose, refusal
-
-MAX_GRAPHS = 64  # CUDA graphs of one instance; each holds a little memory of the GPU
 
 Shapes = tuple[Shape, ...]  # of the inputs, in their order
 

@@ -6,6 +6,7 @@ A UUID names a GPU, or a part of one in MIG mode, which has no number of its own
 import re
 
 CPU = "cpu"
+IPC_HANDLE_BYTES = 64  # of what stands for memory of a GPU between processes, a cudaIpcMemHandle_t
 EXPECTED = "'cpu', 'gpu:N' or 'gpu:UUID' with a whole UUID (GPU-..., MIG-...)"
 
 _HEX = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"

@@ -132,3 +132,8 @@ _CLASSES = {
 def of_kind(kind: Kind, message: str) -> HeadraceError:
     """The error of ``kind``: how one that crossed a process boundary is made again."""
     return _CLASSES[kind](message)
+
+
+def at(where: str, error: HeadraceError) -> HeadraceError:
+    """The same error, whose message says first where it is: which model, which tensor."""
+    return type(error)(f"{where}: {error}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from headrace.core.errors import HeadraceError, InvalidRequest, TooLarge, Unsupported, of_kind
+from headrace.core.errors import HeadraceError, InvalidRequest, TooLarge, Unsupported, at
 from headrace.core.request import InferResponse, Parameters, Place, RequestedOutput
 from headrace.core.tensor import Buffer, Tensor
 
@@ -138,11 +138,6 @@ def input_of(model: str, name: str) -> str:
 def output_of(model: str, name: str) -> str:
     """Where an error about an output is, for its message."""
     return f"model '{model}': output '{name}'"
-
-
-def at(where: str, error: HeadraceError) -> HeadraceError:
-    """The same error, and where it is."""
-    return of_kind(error.kind, f"{where}: {error}")
 
 
 def _bytes(parameters: Parameters, name: str, where: str) -> int:

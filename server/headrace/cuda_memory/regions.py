@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.core.errors import HeadraceError, InvalidRequest, NotFound, Overloaded, Unsupported, of_kind
+from headrace.core.device import IPC_HANDLE_BYTES
+from headrace.core.errors import HeadraceError, InvalidRequest, NotFound, Overloaded, Unsupported, at
 from headrace.core.request import Place
 from headrace.core.tensor import Buffer
 from headrace.cuda_memory import frames
@@ -17,7 +18,6 @@ from headrace.workers.arena import Segment
 
 log = logging.getLogger(__name__)
 
-HANDLE_BYTES = 64  # of a cudaIpcMemHandle_t
 MAX_BYTES = 1 << 62
 DRIVER_NODE = Path("/dev/nvidiactl")  # there where NVIDIA's driver is, also in a container
 LARGE_BYTES = 4 * 1024 * 1024  # copied beside the event loop from here on
@@ -81,8 +81,8 @@ class CudaRegions:
         if len(self._held) + len(self._opening) >= MAX_REGIONS:
             raise Overloaded(f"shared memory region '{name}': {MAX_REGIONS} regions are registered, which is the most")
         refused = f"cannot register shared memory region '{name}'"
-        if len(handle) != HANDLE_BYTES:
-            raise InvalidRequest(f"{refused}: raw_handle has {len(handle)} bytes, expected {HANDLE_BYTES}")
+        if len(handle) != IPC_HANDLE_BYTES:
+            raise InvalidRequest(f"{refused}: raw_handle has {len(handle)} bytes, expected {IPC_HANDLE_BYTES}")
         if not 0 <= device_id < 1 << 31 or not 0 < byte_size <= MAX_BYTES:
             raise InvalidRequest(
                 f"{refused}: device_id is {device_id} and byte_size {byte_size}, expected the number of a GPU and a "
@@ -101,17 +101,16 @@ class CudaRegions:
         self._gone.pop(name, None)
         self._held[name] = held
 
-    async def unregister(self, name: str) -> None:
-        """Forget a region, and return when its owner may free it. It is no error if there is none of that name."""
-        self._gone.pop(name, None)
-        held = self._held.pop(name, None)
-        if held is not None:
-            await self._close(held)
+    async def unregister(self, name: str = "") -> None:
+        """Forget the region of that name, or all of them for the empty one, and return when their owners may free them.
 
-    async def unregister_all(self) -> None:
-        """Forget every region."""
-        for name in list(self._held):
-            await self.unregister(name)
+        It is no error if there is none.
+        """
+        for one in [name] if name else list(self._held):
+            self._gone.pop(one, None)
+            held = self._held.pop(one, None)
+            if held is not None:
+                await self._close(held)
 
     def status(self, name: str = "") -> list[CudaRegion]:
         """The region of that name, or all of them for the empty one.
@@ -191,7 +190,7 @@ class CudaRegions:
         try:
             await self.copier.ask(frame, descriptor)
         except HeadraceError as error:
-            raise of_kind(error.kind, f"{failed}: {error}") from None
+            raise at(failed, error) from None
 
     def _find(self, name: str) -> _Held:
         held = self._held.get(name)

@@ -8,8 +8,8 @@ import asyncio
 import msgspec
 
 from headrace.client_memory import ClientMemory
-from headrace.core.errors import HeadraceError
-from headrace.core.regions import at, input_of, output_of, output_places
+from headrace.core.errors import HeadraceError, at
+from headrace.core.regions import input_of, output_of, output_places
 from headrace.core.request import InferRequest, InferResponse, Place
 from headrace.core.tensor import Buffer, Tensor
 from headrace.cuda_memory.regions import CudaRegions

@@ -32,10 +32,7 @@ class SharedMemoryService:
 
     async def SystemSharedMemoryUnregister(self, request: Any, _: Any) -> Any:  # noqa: N802
         """Forget a region of system shared memory, or every one when none is named."""
-        if request.name:
-            self._system.unregister(request.name)
-        else:
-            self._system.unregister_all()
+        self._system.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(self, request: Any, _: Any) -> Any:  # noqa: N802
@@ -55,8 +52,5 @@ class SharedMemoryService:
 
     async def CudaSharedMemoryUnregister(self, request: Any, _: Any) -> Any:  # noqa: N802
         """Forget a region of CUDA shared memory, or every one when none is named."""
-        if request.name:
-            await self._cuda.unregister(request.name)
-        else:
-            await self._cuda.unregister_all()
+        await self._cuda.unregister(request.name)
         return pb.CudaSharedMemoryUnregisterResponse()

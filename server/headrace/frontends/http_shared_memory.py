@@ -82,16 +82,7 @@ def add_shared_memory(app: FastAPI, system: SharedMemoryRegions, cuda: CudaRegio
         await cuda.register(name, wanted.raw_handle.b64, wanted.device_id, wanted.byte_size)
 
     async def unregister_system(name: str) -> None:
-        if name:
-            system.unregister(name)
-        else:
-            system.unregister_all()
-
-    async def unregister_cuda(name: str) -> None:
-        if name:
-            await cuda.unregister(name)
-        else:
-            await cuda.unregister_all()
+        system.unregister(name)
 
     system_body = schemas.json_body(
         RegisterSystemBody, {"an object's beginning": {"key": "/headrace_example", "offset": 0, "byte_size": 256}}
@@ -102,7 +93,7 @@ def add_shared_memory(app: FastAPI, system: SharedMemoryRegions, cuda: CudaRegio
     )
     prefix = "/v2/systemsharedmemory"
     _add_kind(app, prefix, system, register_system, unregister_system, SystemRegionBody, system_body)
-    _add_kind(app, "/v2/cudasharedmemory", cuda, register_cuda, unregister_cuda, CudaRegionBody, cuda_body)
+    _add_kind(app, "/v2/cudasharedmemory", cuda, register_cuda, cuda.unregister, CudaRegionBody, cuda_body)
 
 
 def _add_kind(

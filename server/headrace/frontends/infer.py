@@ -5,7 +5,7 @@ from time import monotonic_ns
 
 import msgspec
 
-from headrace.core.errors import HeadraceError, InvalidRequest
+from headrace.core.errors import HeadraceError, InvalidRequest, at
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Answer, Engine
@@ -102,7 +102,7 @@ class HttpInfer:
         try:
             return decompress(body, headers.content_encoding, self.limit_bytes)
         except HeadraceError as error:
-            raise type(error)(f"model '{model}': {error}") from None
+            raise at(f"model '{model}'", error) from None
 
     def decode(self, model: str, version: str, headers: InferHeaders, body: bytes) -> InferRequest:
         """The request in ``body``.
@@ -183,7 +183,7 @@ def _with_deadline(request: InferRequest, headers: InferHeaders) -> InferRequest
     try:
         left_ns = time_left_ns(headers.timeout)
     except InvalidRequest as error:
-        raise InvalidRequest(f"model '{request.model}': {error}") from None
+        raise at(f"model '{request.model}'", error) from None
     return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + left_ns)
 
 
