@@ -425,21 +425,43 @@ def test_a_wrong_method_is_a_405_with_a_reason(client: httpx.Client, method: str
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/models/onnx_fp32/infer", "/v2/nothing", "/v2/health/live", "/v2/models/onnx_fp32"]
+    ("path", "status"),
+    [
+        ("/v2/health/live", 200),
+        ("/v2/health/ready", 200),
+        ("/v2/models/onnx_fp32/ready", 200),
+        ("/v2/models/onnx_fp32", 200),
+        ("/v2/models/nothing/ready", 400),
+        ("/metrics", 200),
+        ("/openapi.json", 200),
+        ("/v2/models/onnx_fp32/infer", 405),
+        ("/v2/nothing", 404),
+    ],
 )
-def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(server: RunningServer, path: str):
+def test_a_head_request_is_answered_as_get_without_a_body(server: RunningServer, path: str, status: int):
+    """Load balancers probe so. The connection can be used afterwards, which a body would make impossible."""
     with RawConnection(server.http) as connection:
         connection.send(request("HEAD", path))
-        assert connection.answer(head=True).status in (200, 404, 405)
-        connection.send(request("GET", "/v2/health/live"))
-        assert connection.answer().status == 200
+        head = connection.answer(head=True)
+        connection.send(request("GET", path))
+        get = connection.answer()
+    assert head.status == get.status == status
+    assert head.headers.keys() == get.headers.keys()
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path != "/metrics":  # whose numbers grow
+        assert head.headers == get.headers
+
+
+def test_a_path_that_has_get_says_that_it_has_head(client: httpx.Client):
+    assert client.post("/v2/health/live").headers["allow"] == "GET, HEAD"
+    assert client.get("/v2/repository/index").headers["allow"] == "POST"
 
 
 def test_the_metrics_port_has_errors_of_the_same_form(server: RunningServer):
     with httpx.Client(base_url=f"http://{server.metrics}", timeout=60) as client:
         assert _error(client.get("/nothing"), 404)
         assert _error(client.post("/metrics"), 405)
-        assert client.get("/metrics").status_code == 200
+        assert client.get("/metrics").status_code == client.head("/metrics").status_code == 200
 
 
 @pytest.mark.parametrize("target", ["/v2/models/onnx_fp32/infer", "/v2/models/onnx_fp32", "/v2/health/ready"])

@@ -1,34 +1,28 @@
-"""The HTTP application: every path of the protocol, each error as ``{"error": ...}``."""
+"""The HTTP application: every path of the protocol."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import headrace
-from headrace.core.errors import HeadraceError, InvalidRequest, Kind, Unsupported
+from headrace.core.errors import InvalidRequest, Unsupported
 from headrace.core.model import TensorSpec
 from headrace.frontends import schemas
+from headrace.frontends.http_errors import error_response, handle_errors
 from headrace.frontends.http_streams import add_streams
 from headrace.frontends.infer import HttpInfer
 from headrace.frontends.load_override import load_override, unload_dependents
 from headrace.frontends.restrictions import Restrictions
 from headrace.frontends.server_state import ServerState
-from headrace.frontends.status import HTTP_STATUS, http_status
+from headrace.frontends.status import http_status
 from headrace.metrics import Metrics
 from headrace.repository.message_json import to_json
 from headrace.repository.repository import Repository
 from headrace.repository.to_triton import to_message
-from headrace.wire.json_v2 import encode_error, encode_json
-
-log = logging.getLogger(__name__)
+from headrace.wire.json_v2 import encode_json
 
 _TEXT = {"schema": {"type": "string"}}
 _METRICS_TYPES = {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}
@@ -54,7 +48,8 @@ def create_app(
         redirect_slashes=False,
         openapi_tags=schemas.TAGS,
     )
-    _handle_errors(app)
+    handle_errors(app)
+    app.add_middleware(_HeadAsGet)
     if restrictions is not None and restrictions.active:
         app.add_middleware(_Restricted, restrictions=restrictions)
     for extend in extensions:
@@ -77,7 +72,8 @@ def create_app(
 def metrics_app(metrics: Metrics) -> FastAPI:
     """The application of the metrics port."""
     app = FastAPI(title="Headrace metrics", openapi_url=None, redirect_slashes=False)
-    _handle_errors(app)
+    handle_errors(app)
+    app.add_middleware(_HeadAsGet)
 
     @app.get("/metrics")
     async def metrics_page(request: Request) -> Response:
@@ -99,57 +95,28 @@ class _Restricted:
             problem = self._restrictions.http_problem(scope["path"], scope["headers"])
             if problem is not None:
                 status, headers = http_status(problem)
-                await _error(str(problem), status, headers)(scope, receive, send)
+                await error_response(str(problem), status, headers)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(encode_json(value), status_code=status, media_type="application/json")
+class _HeadAsGet:
+    """ASGI middleware that has HEAD answered wherever GET is, with the same status and headers.
+
+    uvicorn goes by the request as it came, and leaves the body out.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
-def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(encode_error(message), status_code=status, media_type="application/json", headers=headers)
-
-
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(HeadraceError)
-    async def expected(_: Request, error: HeadraceError) -> Response:
-        status, headers = http_status(error)
-        return _error(str(error), status, headers)
-
-    @app.exception_handler(HTTPException)
-    async def of_the_framework(request: Request, error: HTTPException) -> Response:
-        where = f"{request.method} {request.url.path}"
-        match error.status_code:
-            case 404:
-                paths = "; /docs shows its paths" if app.openapi_url else "; it has /metrics"
-                message = f"Not Found: there is no {where} on this server{paths}"
-            case 405:
-                methods = _methods_of(app, request)
-                return _error(f"Method Not Allowed: {where}, expected {methods}", 405, {"Allow": methods})
-            case _:
-                message = str(error.detail)
-        return _error(message, error.status_code, dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def of_validation(_: Request, error: RequestValidationError) -> Response:
-        return _error("; ".join(str(one["msg"]) for one in error.errors()), 400)
-
-    @app.exception_handler(ClientDisconnect)
-    async def of_nobody(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=HTTP_STATUS[Kind.CANCELLED])  # the client left while it sent; nobody reads this
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _error("the request failed; the server's log says why", 500)
-
-
-def _methods_of(app: FastAPI, request: Request) -> str:
-    """The methods of a request's path, all of them: the framework names those of the first route that it finds."""
-    routes = [one for one in app.routes if isinstance(one, Route) and one.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for one in routes for method in one.methods or ()}))
+def _json(value: object) -> Response:
+    return Response(encode_json(value), media_type="application/json")
 
 
 def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> None:
@@ -166,7 +133,7 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
     async def ready() -> Response:
         """Whether inference requests can be sent: every model found at start was loaded, or refused with a reason."""
         why_not = state.why_not_ready()
-        return _error(why_not, 503, {"Retry-After": "1"}) if why_not else _json({"ready": True})
+        return error_response(why_not, 503, {"Retry-After": "1"}) if why_not else _json({"ready": True})
 
     async def model_ready(request: Request) -> Response:
         """Whether a request for the model would be run now."""
@@ -174,7 +141,7 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
         if repository.is_ready(name, version):
             return _json({"name": name, "ready": True})
         which = f"model '{name}'" + (f" version {version}" if version else "")
-        return _error(f"{which} is not ready; POST /v2/repository/index says why", 400)
+        return error_response(f"{which} is not ready; POST /v2/repository/index says why", 400)
 
     for path in ("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"):
         app.add_api_route(
