@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from headrace.core.errors import InternalError, InvalidRequest, NotFound, Overloaded
 from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
-from headrace.frontends import http_lane
+from headrace.frontends import http_incoming, http_lane
 from headrace.frontends.arrivals import Arrivals
 from headrace.frontends.http_lane import lane
 from headrace.frontends.infer import HttpInfer
@@ -645,7 +645,7 @@ async def test_only_so_many_requests_are_parsed_before_their_turns(client):
     """What a request is parsed into takes many times its bytes."""
     bad = infer("b", body=b"{")
     client.send(infer("a") + bad * 3000)
-    assert len(client.protocol.pipeline) <= http_lane.MAX_WAITING + http_lane.SLICE_BYTES // len(bad) + 1
+    assert len(client.protocol.pipeline) <= http_incoming.MAX_WAITING + http_incoming.SLICE_BYTES // len(bad) + 1
     assert not client.transport.reading
     client.engine.answer(0)
     async with asyncio.timeout(60):
@@ -667,12 +667,12 @@ async def test_requests_that_wait_are_bounded_also_where_reading_goes_on(client)
         while not client.transport.half_closed:
             await settle()
     assert client.statuses == [200] * (1 + parsed) + [400]
-    assert str(http_lane.MAX_UNPARSED_BYTES) in json.loads(client.answers[-1].body)["error"]
+    assert str(http_incoming.MAX_UNPARSED_BYTES) in json.loads(client.answers[-1].body)["error"]
 
 
 async def test_headers_behind_many_requests_are_not_taken_for_long_ones(client):
     whole, last = infer("a"), infer("b")
-    count = http_lane.MAX_HEAD_BYTES // len(whole) + 1
+    count = http_incoming.MAX_HEAD_BYTES // len(whole) + 1
     client.send(whole * count + last[:20])
     assert client.transport.sent == b""
     client.send(last[20:])
