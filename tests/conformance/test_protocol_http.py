@@ -452,6 +452,23 @@ def test_a_head_request_is_answered_as_get_without_a_body(server: RunningServer,
         assert head.headers == get.headers
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/models/onnx_fp32/config", "/metrics", "/v2/nothing"])
+def test_a_client_that_ends_its_side_behind_a_get_is_answered(server: RunningServer, path: str):
+    with RawConnection(server.http) as connection:
+        connection.send(request("GET", path))
+        connection.half_close()
+        assert connection.answer().status == (404 if path == "/v2/nothing" else 200)
+        assert connection.at_end()
+
+
+@pytest.mark.parametrize("before", [b"", request("GET", "/v2/health/live")[:-2]], ids=["nothing", "no whole request"])
+def test_a_client_that_ends_its_side_and_waits_for_nothing_is_left(server: RunningServer, before: bytes):
+    with RawConnection(server.http) as connection:
+        connection.send(before)
+        connection.half_close()
+        assert connection.at_end()
+
+
 def test_a_path_that_has_get_says_that_it_has_head(client: httpx.Client):
     assert client.post("/v2/health/live").headers["allow"] == "GET, HEAD"
     assert client.get("/v2/repository/index").headers["allow"] == "POST"

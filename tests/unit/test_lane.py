@@ -814,6 +814,43 @@ async def test_an_answer_that_comes_as_the_client_leaves_is_dropped_quietly(clie
     assert client.transport.sent == b""
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_who_ends_its_side_behind_a_get_is_answered_and_left(client, method):
+    client.send(get("/one").replace(b"GET", method))
+    assert client.protocol.eof_received(), "its answer is still to come"
+    assert client.transport.sent == b""
+    await settle()
+    assert client.transport.sent.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close\r\n" in client.transport.sent
+    assert client.transport.closed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        get("/one")[:-2],
+        get("/one").replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n1234"),
+        infer("a"),
+        infer("a")[:-1],
+        infer("a") + get("/one"),
+        get("/one") + infer("a"),
+        infer(target="/v2/models/a/generate"),
+    ],
+)
+async def test_who_ends_its_side_otherwise_has_left(client, data):
+    """Whether it has closed its other side too cannot be seen, and a model's work would be for nobody."""
+    client.send(data)
+    assert not client.protocol.eof_received()
+
+
+async def test_who_ends_its_side_behind_an_answer_has_left(client):
+    client.send(get("/one"))
+    await settle()
+    assert client.statuses == [200]
+    assert not client.protocol.eof_received()
+
+
 async def test_draining_answers_what_runs_and_then_closes(client):
     client.send(infer())
     client.protocol.shutdown()

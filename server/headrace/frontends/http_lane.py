@@ -54,6 +54,18 @@ class LaneProtocol(Incoming):
         self._hold(0)
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn's never keeps the connection
+        """The client sends no more; whether the connection is kept for what it has asked.
+
+        It has left, or it has only ended its side (``nc -N``): the two look the same until something is written. So a
+        GET is still answered, which is soon done, and what a model would work on is taken back.
+        """
+        served = self._served
+        if served is None or served is not self.cycle or served.response_complete or served.more_body:
+            return False
+        served.keep_alive = False
+        return served.scope["method"] in {"GET", "HEAD"}
+
     # -- requests, as they come in ------------------------------------------------------------------------
 
     def _take_head(self) -> None:
