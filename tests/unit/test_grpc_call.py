@@ -21,7 +21,7 @@ from headrace.frontends.grpc_message import prefixed
 from headrace.frontends.grpc_server import GrpcServer
 from headrace.frontends.status import StatusCode
 from headrace.http2 import frames
-from headrace.http2.connection import STREAM_WINDOW
+from headrace.http2.client_frames import STREAM_WINDOW
 from headrace.http2.frames import ErrorCode
 from headrace.wire import pb
 

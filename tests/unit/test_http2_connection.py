@@ -4,9 +4,9 @@ import h2.events
 import pytest
 from unit.http2_client import HELLO, FakeStream, H2Client, Server, frame, turns
 
+from headrace.http2 import client_frames, frames, outgoing
 from headrace.http2 import connection as module
-from headrace.http2 import frames, outgoing
-from headrace.http2.connection import CONNECTION_WINDOW, MAX_IDLE_FRAMES, STREAM_WINDOW
+from headrace.http2.client_frames import CONNECTION_WINDOW, MAX_IDLE_FRAMES, STREAM_WINDOW
 from headrace.http2.frames import ErrorCode
 from headrace.http2.headers import header_block
 from headrace.http2.incoming import FRAME_BYTES, MAX_PIECES, TURN_FRAMES
@@ -192,7 +192,7 @@ async def test_a_client_that_reads_nothing_is_not_answered_into_memory():
 
 
 async def test_responses_that_a_client_makes_no_room_for_cost_it_its_next_requests(monkeypatch):
-    monkeypatch.setattr(module, "MAX_UNSENT_BYTES", 1000)
+    monkeypatch.setattr(client_frames, "MAX_UNSENT_BYTES", 1000)
     server = Server()
     server.say(frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\0"))
     stream = server.open(1)
@@ -563,7 +563,7 @@ async def test_what_the_server_does_wrong_is_logged_and_ends_the_connection(capl
 
 
 async def test_only_so_many_streams_at_once(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STREAMS", 3)
+    monkeypatch.setattr(client_frames, "MAX_STREAMS", 3)
     server = Server()
     for number in (1, 3, 5):
         server.open(number)

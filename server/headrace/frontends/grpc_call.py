@@ -25,14 +25,14 @@ from headrace.frontends.grpc_message import (
 )
 from headrace.frontends.grpc_trailers import COMPRESSED, OK, RESPONSE, trailers
 from headrace.frontends.status import GRPC_STATUS, StatusCode
-from headrace.http2.connection import STREAM_WINDOW, Connection
+from headrace.http2.client_frames import STREAM_WINDOW, ClientFrames
 from headrace.http2.frames import ErrorCode
 from headrace.http2.headers import header_block
 from headrace.http2.stream import Buffer, Stream
 
 log = logging.getLogger(__name__)
 
-Calls = Connection[CallHead]
+Calls = ClientFrames[CallHead]
 
 
 @dataclass(frozen=True, slots=True)

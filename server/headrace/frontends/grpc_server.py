@@ -62,7 +62,7 @@ class GrpcServer:
             arrivals,
         )
         self._restrictions = restrictions if restrictions is not None and restrictions.active else None
-        self._connections: set[Calls] = set()
+        self._connections: set[Connection[CallHead]] = set()
         self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
