@@ -1,16 +1,17 @@
 """The HTTP application: every path of the protocol."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import headrace
-from headrace.core.errors import InvalidRequest, Unsupported
+from headrace.core.errors import Unsupported
 from headrace.core.model import TensorSpec
 from headrace.frontends import schemas
+from headrace.frontends.http_bodies import json_response, read_body
 from headrace.frontends.http_errors import error_response, handle_errors
 from headrace.frontends.http_streams import add_streams
 from headrace.frontends.infer import HttpInfer
@@ -22,7 +23,6 @@ from headrace.metrics import Metrics
 from headrace.repository.message_json import to_json
 from headrace.repository.repository import Repository
 from headrace.repository.to_triton import to_message
-from headrace.wire.json_v2 import encode_json
 
 _TEXT = {"schema": {"type": "string"}}
 _METRICS_TYPES = {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}
@@ -115,17 +115,13 @@ class _HeadAsGet:
         await self._app(scope, receive, send)
 
 
-def _json(value: object) -> Response:
-    return Response(encode_json(value), media_type="application/json")
-
-
 def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> None:
     path = "/v2/health/live"
 
     @app.get(path, tags=["health"], response_model=schemas.LiveBody, **schemas.operation(path))
     async def live() -> Response:
         """Whether the process answers at all."""
-        return _json({"live": True})
+        return json_response({"live": True})
 
     path = "/v2/health/ready"
 
@@ -133,13 +129,13 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
     async def ready() -> Response:
         """Whether inference requests can be sent: every model found at start was loaded, or refused with a reason."""
         why_not = state.why_not_ready()
-        return error_response(why_not, 503, {"Retry-After": "1"}) if why_not else _json({"ready": True})
+        return error_response(why_not, 503, {"Retry-After": "1"}) if why_not else json_response({"ready": True})
 
     async def model_ready(request: Request) -> Response:
         """Whether a request for the model would be run now."""
         name, version = schemas.model_in(request)
         if repository.is_ready(name, version):
-            return _json({"name": name, "ready": True})
+            return json_response({"name": name, "ready": True})
         which = f"model '{name}'" + (f" version {version}" if version else "")
         return error_response(f"{which} is not ready; POST /v2/repository/index says why", 400)
 
@@ -157,7 +153,7 @@ def _add_health(app: FastAPI, repository: Repository, state: ServerState) -> Non
 def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> None:
     async def server_metadata() -> Response:
         """The server's name, its version and the protocol extensions that it offers."""
-        return _json({"name": state.name, "version": headrace.__version__, "extensions": state.extensions})
+        return json_response({"name": state.name, "version": headrace.__version__, "extensions": state.extensions})
 
     for path in ("/v2", "/v2/"):
         app.add_api_route(
@@ -175,13 +171,13 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
     @app.get(path, tags=["metadata"], response_model=schemas.ModelListBody, **schemas.operation(path))
     async def models() -> Response:
         """The names of the models in the repository."""
-        return _json({"models": repository.names()})
+        return json_response({"models": repository.names()})
 
     async def model_metadata(request: Request) -> Response:
         """A model's versions, inputs and outputs."""
         name, version = schemas.model_in(request)
         info = repository.lookup(name, version).info
-        return _json(
+        return json_response(
             {
                 "name": info.name,
                 "versions": repository.versions(name),
@@ -194,7 +190,7 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
     async def model_config(request: Request) -> Response:
         """A model's configuration, in Triton's form, with everything that was inferred filled in."""
         served = repository.lookup(*schemas.model_in(request))
-        return _json(to_json(to_message(served.folder.config, served.info)))
+        return json_response(to_json(to_message(served.folder.config, served.info)))
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         for path, answer, answer_body in (
@@ -249,9 +245,9 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     )
     async def index(request: Request) -> Response:
         """Every model in the repository, its versions and their states, with the reason where one is not served."""
-        wanted = _parse(await request.body(), _IndexRequest)
+        wanted = read_body(await request.body(), _IndexRequest)
         entries = repository.index(wanted.ready)
-        return _json(
+        return json_response(
             [
                 {"name": one.name}
                 if not one.state
@@ -280,7 +276,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
         parameters such as ``file:1/model.onnx`` bring the files of the model, in base64.
         """
         name = request.path_params["name"]
-        wanted = _parse(await request.body(), _ChangeRequest)
+        wanted = read_body(await request.body(), _ChangeRequest)
         config, files = load_override(name, wanted.parameters or {})
         await repository.load(name, config, files)
         return Response()
@@ -298,7 +294,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     async def unload(request: Request) -> Response:
         """Stop serving a model; accepted requests are answered first. Needs --model-control explicit."""
         name = request.path_params["name"]
-        wanted = _parse(await request.body(), _ChangeRequest)
+        wanted = read_body(await request.body(), _ChangeRequest)
         await repository.unload(name, dependents=unload_dependents(name, wanted.parameters or {}))
         return Response()
 
@@ -322,15 +318,3 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
             response_description="Always: this server has one repository, without a name.",
             **(schemas.operation(path, 413) if shown else {}),
         )
-
-
-_Body = TypeVar("_Body", bound=msgspec.Struct)
-
-
-def _parse(body: bytes, kind: type[_Body]) -> _Body:
-    if not body.strip():
-        return kind()
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the request's body is not what this path takes: {error}") from None

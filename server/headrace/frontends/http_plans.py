@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.core.errors import Forbidden, InvalidRequest
 from headrace.frontends import schemas
+from headrace.frontends.http_bodies import json_response, read_body
 from headrace.plan_choices import ServedForm, served_form
 from headrace.repository.plans import Plans
 from headrace.repository.repository import Repository
-from headrace.wire.json_v2 import encode_json
 
 MAX_BODY_BYTES = 16 * 1024
 
@@ -66,7 +66,7 @@ def add_plans(app: FastAPI, repository: Repository, plans: Plans | None, plan_ca
     async def take_plan(request: Request) -> Response:
         """Look for a plan of a model and use it from now on; no request fails. Works with every --model-control."""
         name = request.path_params["name"]
-        wanted = _parse(await request.body())
+        wanted = read_body(await request.body(), _Take, MAX_BODY_BYTES)
         if not used:
             raise Forbidden(
                 "this server uses no plans (--optimize off); start it with --optimize plans, or --optimize background"
@@ -78,15 +78,4 @@ def add_plans(app: FastAPI, repository: Repository, plans: Plans | None, plan_ca
             )
         await repository.take_plan(name)
         forms = [served_form(repository.lookup(name, version), plans) for version in repository.versions(name)]
-        return Response(encode_json(_Taken(name, str(folder), forms)), media_type="application/json")
-
-
-def _parse(body: bytes) -> _Take:
-    if len(body) > MAX_BODY_BYTES:
-        raise InvalidRequest(f"the request's body has {len(body)} bytes, expected {MAX_BODY_BYTES} at most")
-    if not body.strip():
-        return _Take()
-    try:
-        return msgspec.json.decode(body, type=_Take)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the request's body is not what this path takes: {error}") from None
+        return json_response(_Taken(name, str(folder), forms))

@@ -7,11 +7,11 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse
 
-from headrace.core.errors import InvalidRequest, NotFound
+from headrace.core.errors import NotFound
 from headrace.frontends import schemas
-from headrace.recording.recorder import MOST_EXAMPLES, MOST_SECONDS, Recorder, RecordingStatus
+from headrace.frontends.http_bodies import json_response, read_body
+from headrace.recording.recorder import MOST_EXAMPLES, MOST_SECONDS, Recorder
 from headrace.repository.repository import Repository
-from headrace.wire.json_v2 import encode_json
 
 MAX_BODY_BYTES = 4096
 
@@ -56,17 +56,16 @@ def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> N
 
     async def start(request: Request) -> Response:
         """Record inputs of a model for a while: a fair sample, bounded by number and bytes. Needs --allow-recording."""
-        body = await request.body()
-        wanted = _parse(body)
-        return _json(recorder.start(*schemas.model_in(request), wanted.requests, wanted.seconds))
+        wanted = read_body(await request.body(), _Start, MAX_BODY_BYTES)
+        return json_response(recorder.start(*schemas.model_in(request), wanted.requests, wanted.seconds))
 
     async def status(request: Request) -> Response:
         """The state of a model's last recording."""
-        return _json(recorder.status(*schemas.model_in(request)))
+        return json_response(recorder.status(*schemas.model_in(request)))
 
     async def stop(request: Request) -> Response:
         """End a recording early, and write what it has."""
-        return _json(await recorder.stop(*schemas.model_in(request)))
+        return json_response(await recorder.stop(*schemas.model_in(request)))
 
     examples = {"a thousand examples of an hour": {"requests": 1000, "seconds": 3600}}
     body = schemas.json_body(StartRecordingBody, examples, required=False)
@@ -102,18 +101,3 @@ def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> N
 def _check(repository: Repository, name: str) -> None:
     if name not in repository.names():
         raise NotFound(f"Request for unknown model: '{name}' is not found")
-
-
-def _parse(body: bytes) -> _Start:
-    if len(body) > MAX_BODY_BYTES:
-        raise InvalidRequest(f"the request's body has {len(body)} bytes, expected {MAX_BODY_BYTES} at most")
-    if not body.strip():
-        return _Start()
-    try:
-        return msgspec.json.decode(body, type=_Start)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the request's body is not what this path takes: {error}") from None
-
-
-def _json(value: RecordingStatus) -> Response:
-    return Response(encode_json(value), media_type="application/json")

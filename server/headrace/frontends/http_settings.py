@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.core.errors import InvalidRequest, NotFound
 from headrace.frontends import schemas
+from headrace.frontends.http_bodies import json_response, read_body
 from headrace.log_settings import LogSettings
 from headrace.tracing import Tracer
-from headrace.wire.json_v2 import encode_json
 
 MAX_SETTINGS_BYTES = 64 * 1024  # of a request's body
 
@@ -76,7 +75,7 @@ def _add_logging(app: FastAPI, log_settings: LogSettings) -> None:
     @app.get(path, tags=["logging"], response_model=LogSettingsBody, **schemas.operation(path))
     async def read_log_settings() -> Response:
         """What the server logs."""
-        return _json(log_settings.values())
+        return json_response(log_settings.values())
 
     examples = {"talk more": {"log_verbose_level": 1}, "only errors": {"log_info": False, "log_warning": False}}
     body = schemas.json_body(ChangeLogSettingsBody, examples, required=False)
@@ -90,7 +89,7 @@ def _add_logging(app: FastAPI, log_settings: LogSettings) -> None:
     async def change_log_settings(request: Request) -> Response:
         """Change what the server logs, from now on."""
         log_settings.change(_settings_in(await request.body()))
-        return _json(log_settings.values())
+        return json_response(log_settings.values())
 
 
 def _add_tracing(app: FastAPI, tracer: Tracer, has_model: Callable[[str], bool]) -> None:
@@ -102,7 +101,7 @@ def _add_tracing(app: FastAPI, tracer: Tracer, has_model: Callable[[str], bool])
         """What is traced: of one model, or of all models without settings of their own."""
         name = request.path_params.get("name", "")
         check(name)
-        return _json(tracer.settings(name).values())
+        return json_response(tracer.settings(name).values())
 
     async def change_trace_settings(request: Request) -> Response:
         """Change what is traced; null resets a setting."""
@@ -111,7 +110,7 @@ def _add_tracing(app: FastAPI, tracer: Tracer, has_model: Callable[[str], bool])
         check(name)
         given = {key: _texts(key, value) for key, value in _settings_in(body).items()}
         tracer.change(given, name)
-        return _json(tracer.settings(name).values())
+        return json_response(tracer.settings(name).values())
 
     examples = {
         "one request in a hundred; needs --trace-file": {"trace_level": ["TIMESTAMPS"], "trace_rate": "100"},
@@ -130,16 +129,7 @@ def _add_tracing(app: FastAPI, tracer: Tracer, has_model: Callable[[str], bool])
 
 def _settings_in(body: bytes) -> dict[str, Any]:
     """The settings in a request's body; none in an empty one."""
-    if len(body) > MAX_SETTINGS_BYTES:
-        raise InvalidRequest(
-            f"the request's body has {len(body)} bytes, expected settings of {MAX_SETTINGS_BYTES} at most"
-        )
-    if not body.strip():
-        return {}
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the request's body is no JSON object of settings: {error}") from None
+    return read_body(body, dict[str, Any], MAX_SETTINGS_BYTES)
 
 
 def _texts(key: str, value: object) -> list[str] | None:
@@ -154,7 +144,3 @@ def _texts(key: str, value: object) -> list[str] | None:
     if len(texts) != (len(value) if isinstance(value, list) else 1):
         raise InvalidRequest(f"trace setting '{key[:100]}' is no text, number or array of them, expected one of these")
     return texts
-
-
-def _json(values: object) -> Response:
-    return Response(encode_json(values), media_type="application/json")

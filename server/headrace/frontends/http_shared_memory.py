@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from headrace.core.errors import InvalidRequest
 from headrace.cuda_memory.regions import CudaRegions
 from headrace.frontends import schemas
+from headrace.frontends.http_bodies import json_response
 from headrace.shared_memory import SharedMemoryRegions
-from headrace.wire.json_v2 import encode_json
 
 
 class SystemRegionBody(BaseModel):
@@ -116,14 +116,14 @@ def _add_kind(
     @app.get(path, tags=tags, response_model=regions_body, **schemas.operation(path, *refusals))
     async def status() -> Response:
         """The regions that are registered."""
-        return _json(regions.status())
+        return json_response(regions.status())
 
     path = f"{prefix}/region/{{name}}/status"
 
     @app.get(path, tags=tags, response_model=regions_body, **schemas.operation(path, *refusals))
     async def status_of_one(request: Request) -> Response:
         """One region, as an array of one."""
-        return _json(regions.status(request.path_params["name"]))
+        return json_response(regions.status(request.path_params["name"]))
 
     path = f"{prefix}/region/{{name}}/register"
     described = schemas.operation(path, 400, 413, 501, 503, body=register_body)
@@ -149,10 +149,6 @@ def _add_kind(
         """Unregister every region."""
         await unregister_region("")
         return Response()
-
-
-def _json(value: object) -> Response:
-    return Response(encode_json(value), media_type="application/json")
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)

@@ -3,9 +3,9 @@
 from fastapi import FastAPI, Request, Response
 
 from headrace.frontends import schemas
+from headrace.frontends.http_bodies import json_response
 from headrace.frontends.statistics_report import StatisticsReport, Workers, report
 from headrace.repository.repository import Repository
-from headrace.wire.json_v2 import encode_json
 
 
 def add_statistics(app: FastAPI, repository: Repository, workers: Workers) -> None:
@@ -15,11 +15,11 @@ def add_statistics(app: FastAPI, repository: Repository, workers: Workers) -> No
     @app.get(path, tags=["statistics"], response_model=StatisticsReport, **schemas.operation(path))
     async def all_statistics() -> Response:
         """What every model has done since it was loaded."""
-        return _json(report(repository, workers, "", ""))
+        return json_response(report(repository, workers, "", ""))
 
     async def statistics(request: Request) -> Response:
         """What a model has done since it was loaded: each version that serves, or the one that is asked for."""
-        return _json(report(repository, workers, *schemas.model_in(request)))
+        return json_response(report(repository, workers, *schemas.model_in(request)))
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         path = f"{prefix}/stats"
@@ -31,7 +31,3 @@ def add_statistics(app: FastAPI, repository: Repository, workers: Workers) -> No
             response_model=StatisticsReport,
             **schemas.operation(path, 400),
         )
-
-
-def _json(answer: StatisticsReport) -> Response:
-    return Response(encode_json(answer), media_type="application/json")
