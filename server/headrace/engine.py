@@ -237,7 +237,7 @@ class Engine:
         pending.form = form
         if self._tracer is not None and self._tracer.active:
             follow(self._tracer, pending)
-        served.queue.put_part(pending)
+        queue.put_part(pending)
         return pending.future, (pending,)
 
     def _enqueue_in_parts(

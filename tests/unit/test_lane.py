@@ -334,6 +334,11 @@ async def test_without_that_header_there_is_no_deadline(client):
     assert client.engine.accepted[0][0].deadline_ns == 0
 
 
+async def test_who_waits_for_thirty_years_waits_for_ever(client):
+    client.send(infer("digits", **{"Grpc-Timeout": "99999999H"}))
+    assert client.engine.accepted[0][0].deadline_ns == 0
+
+
 @pytest.mark.parametrize("value", ["", "5", "m", "1.5S", "-1S", "123456789m", "1s", "1 S", "1D"])
 async def test_a_header_that_says_no_time_is_the_clients_fault(client, value):
     client.send(infer("digits", body_of(), **{"Grpc-Timeout": value}))

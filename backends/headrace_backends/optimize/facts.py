@@ -20,7 +20,6 @@ class Facts:
     backend: str
     kind: Kind
     allow: frozenset[Technique] = frozenset()
-    real_examples: bool = True
     trains: bool = False  # there is training code
     exhaustive: bool = False
     on_gpu: bool = False  # where all forms run; else all run on the CPU

@@ -72,7 +72,6 @@ class _Scale:
 
     place: Callable[[float], float]
     ticks: Sequence[float]
-    perfect: float  # the place of the reference
 
 
 def pareto(findings: Findings) -> Plot | None:
@@ -257,7 +256,7 @@ def _accuracy_scale(errors: Sequence[float], findings: Findings) -> _Scale:
     budget = findings.budget
     if budget is not None and budget.is_own:
         sign = 1.0 if reading.more_is_better(budget) else -1.0
-        return _Scale(lambda error: sign * error, (), sign * _perfect(findings))
+        return _Scale(lambda error: sign * error, ())
     bound = [] if budget is None else [limit for limit in (budget.min, budget.max) if limit is not None]
     losses = [1.0 - error if reading.more_is_better(budget) else error for error in (*errors, *bound)]
     least = max(1e-7, min((loss for loss in losses if loss > 0), default=1e-7) / 3)
@@ -268,14 +267,14 @@ def _accuracy_scale(errors: Sequence[float], findings: Findings) -> _Scale:
         def place(error: float) -> float:
             return -log10(max(1.0 - error, least))
 
-        return _Scale(place, (*ticks, 1.0), place(1.0))
+        return _Scale(place, (*ticks, 1.0))
 
     def place_of_error(error: float) -> float:
         return -log10(max(error, least))
 
     powers = range(int(log10(least)) - 1, int(log10(max(*losses, least))) + 2)
     decades = [10.0**power for power in powers if 10.0**power > least * 1.5]
-    return _Scale(place_of_error, (0.0, *decades), place_of_error(0.0))
+    return _Scale(place_of_error, (0.0, *decades))
 
 
 def _accuracy_axis(axes: Any, scale: _Scale, places: Sequence[float], findings: Findings) -> None:

@@ -13,11 +13,9 @@ from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.frontends.grpc_infer import Metadata
 from headrace.frontends.grpc_message import check_encoding
 from headrace.frontends.restrictions import Restrictions
+from headrace.frontends.time_left import TIMEOUT_HEADER, time_left_ns
 from headrace.http2.headers import Headers
 
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
-_LONGEST_NS = 10**18  # thirty years: a longer timeout is none
 _GRPC = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DOTALL)  # and not grpc-web
 _NOT_METADATA = (b":", b"grpc-")
 _OF_HTTP = frozenset((b"te", b"content-type", b"content-length", b"host"))
@@ -72,7 +70,9 @@ def parse_head(
     encoding = said.get(b"grpc-encoding", b"").decode("latin-1")
     try:
         metadata = tuple(one for name, value in given for one in _metadata(name, value))
-        timeout_ns = _timeout_ns(said.get(b"grpc-timeout"))
+        timeout = said.get(TIMEOUT_HEADER)
+        if timeout is not None:
+            timeout_ns = time_left_ns(timeout.decode("latin-1"))
         refusal: HeadraceError | None = check_encoding(encoding)
     except InvalidRequest as error:
         refusal = error
@@ -110,16 +110,6 @@ def _is_malformed(headers: Headers) -> bool:
             if not name or name != name.lower() or name in _OF_HTTP_1 or (name == b"te" and value != b"trailers"):
                 return True
     return False
-
-
-def _timeout_ns(value: bytes | None) -> int:
-    if value is None:
-        return 0
-    given = _TIMEOUT.fullmatch(value)
-    if given is None:
-        raise InvalidRequest(f"grpc-timeout is {value[:40]!r}, expected up to 8 digits and a unit, as 50m")
-    timeout_ns = int(given[1]) * _UNIT_NS[given[2]]
-    return max(1, timeout_ns) if timeout_ns <= _LONGEST_NS else 0
 
 
 def _metadata(name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:

@@ -184,7 +184,7 @@ def _with_deadline(request: InferRequest, headers: InferHeaders) -> InferRequest
         left_ns = time_left_ns(headers.timeout)
     except InvalidRequest as error:
         raise at(f"model '{request.model}'", error) from None
-    return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + left_ns)
+    return msgspec.structs.replace(request, deadline_ns=headers.came_at_ns + left_ns) if left_ns else request
 
 
 def _listed(before: str, value: bytes) -> str:

@@ -1,4 +1,4 @@
-"""How long a client waits for its answer, as the header ``grpc-timeout`` says it: over HTTP as in gRPC itself."""
+"""How long a client waits for its answer, as the header ``grpc-timeout`` says it: in gRPC, and over HTTP as well."""
 
 import re
 
@@ -11,7 +11,7 @@ _UNIT_NS = {"H": 3_600_000_000_000, "M": 60_000_000_000, "S": 1_000_000_000, "m"
 
 
 def time_left_ns(text: str) -> int:
-    """The nanoseconds that the header's value stands for.
+    """The nanoseconds that the header's value stands for, 1 at the least; 0 for so many that it is as good as none.
 
     Raises:
         InvalidRequest: it is no such value.
@@ -21,4 +21,5 @@ def time_left_ns(text: str) -> int:
         raise InvalidRequest(
             f"header grpc-timeout is {text[:40]!r}, expected up to 8 digits and H, M, S, m (milliseconds), u or n"
         )
-    return min(int(found[1]) * _UNIT_NS[found[2]], MAX_TIMEOUT_US * 1000)
+    left_ns = int(found[1]) * _UNIT_NS[found[2]]
+    return max(1, left_ns) if left_ns <= MAX_TIMEOUT_US * 1000 else 0

@@ -27,9 +27,7 @@ class Evict(Generic[Key]):
 
 @dataclass(frozen=True, slots=True)
 class AwaitIdle:
-    """Some that are busy must become idle first; ``busy_bytes`` is what those hold."""
-
-    busy_bytes: int
+    """Some that are busy must become idle first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def make_room(
         chosen.append(one)
         excess -= one.nbytes
     if excess > 0:
-        return AwaitIdle(sum(one.nbytes for one in everything if one.busy and not one.pinned))
+        return AwaitIdle()
     # A large one at the end may have made small ones before it needless: the last used of them stay.
     for one in reversed(chosen[:-1]):
         if excess + one.nbytes <= 0:
