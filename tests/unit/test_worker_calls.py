@@ -17,7 +17,7 @@ from headrace.core.tensor import DATATYPE_BY_NAME, from_wire
 from headrace.workers import calls as worker_calls
 from headrace.workers import channel
 from headrace.workers.arena import Segment
-from headrace.workers.calls import CALL_WINDOW, CALL_WINDOW_BYTES, CallDesk, Calls
+from headrace.workers.calls import CALL_WINDOW, CALL_WINDOW_BYTES, Calls, OpenCalls
 from headrace.workers.channel import receive, send_blocking
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.frames import (
@@ -53,12 +53,12 @@ class Front:
     def __init__(self):
         self.sock, self.theirs = channel.pair()
         self.sock.settimeout(WAIT_S)
-        self.desk = CallDesk()
+        self.open_calls = OpenCalls()
         self.conversation = Conversation(self.theirs, self._on_message)
-        self.calls = Calls(self.conversation, self.desk, 3)
+        self.calls = Calls(self.conversation, self.open_calls, 3)
 
     def _on_message(self, frame, descriptors):
-        self.desk.answer(frame, descriptors)
+        self.open_calls.answer(frame, descriptors)
         return True
 
     def hear(self):
@@ -114,7 +114,7 @@ def front():
         with contextlib.suppress(ConversationEnded):
             made.conversation.wait_until(lambda: False)
     made.theirs.close()
-    assert len(made.desk) == 0, "calls that nobody waits for are kept"
+    assert len(made.open_calls) == 0, "calls that nobody waits for are kept"
     made.pool = None
     assert leaked(before) == 0
 

@@ -32,7 +32,7 @@ from headrace.http2.stream import Buffer, Stream
 
 log = logging.getLogger(__name__)
 
-Calls = ClientFrames[CallHead]
+GrpcConnection = ClientFrames[CallHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Call(Stream):
         "head",
     )
 
-    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms) -> None:
+    def __init__(self, connection: GrpcConnection, stream_id: int, head: CallHead, terms: Terms) -> None:
         super().__init__(connection, stream_id, *connection.new_stream_windows())
         self._connection = connection
         self.head = head
@@ -185,7 +185,7 @@ class UnaryCall(Call):
 
     __slots__ = ("_request",)
 
-    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms) -> None:
+    def __init__(self, connection: GrpcConnection, stream_id: int, head: CallHead, terms: Terms) -> None:
         super().__init__(connection, stream_id, head, terms)
         self._request: bytes | None = None
 

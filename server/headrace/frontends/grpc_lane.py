@@ -10,7 +10,7 @@ from headrace.core.errors import HeadraceError, InternalError
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends.device_tensors import DeviceTensors
-from headrace.frontends.grpc_call import Calls, Terms, UnaryCall
+from headrace.frontends.grpc_call import GrpcConnection, Terms, UnaryCall
 from headrace.frontends.grpc_head import CallHead
 from headrace.frontends.grpc_infer import GrpcInfer
 
@@ -34,7 +34,9 @@ class InferCall(UnaryCall):
 
     __slots__ = ("_asked", "_lane")
 
-    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms, lane: InferLane) -> None:
+    def __init__(
+        self, connection: GrpcConnection, stream_id: int, head: CallHead, terms: Terms, lane: InferLane
+    ) -> None:
         super().__init__(connection, stream_id, head, terms)
         self._lane = lane
         self._asked: InferRequest | None = None

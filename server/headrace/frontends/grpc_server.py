@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import Any
 
 from headrace.frontends.arrivals import Arrivals
-from headrace.frontends.grpc_call import Calls, SimpleCall, Terms
+from headrace.frontends.grpc_call import GrpcConnection, SimpleCall, Terms
 from headrace.frontends.grpc_head import CallHead, Procedure, parse_head
 from headrace.frontends.grpc_lane import InferCall, InferLane
 from headrace.frontends.grpc_message import MAX_BYTES
@@ -120,7 +120,7 @@ class GrpcServer:
     def _parse(self, headers: Headers) -> CallHead:
         return parse_head(headers, self._procedures, self._restrictions)
 
-    def _accept(self, connection: Calls, stream_id: int, head: CallHead, ended: bool) -> Stream:
+    def _accept(self, connection: GrpcConnection, stream_id: int, head: CallHead, ended: bool) -> Stream:
         procedure = head.procedure
         if procedure is self._infer:
             call: InferCall | SimpleCall | StreamingCall = InferCall(
@@ -134,7 +134,7 @@ class GrpcServer:
             call.remote_ended = ended
             call.refuse()
         elif isinstance(call, StreamingCall):
-            call.start()
+            call.run()
         return call
 
 

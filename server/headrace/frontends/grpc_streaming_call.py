@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from headrace.frontends.grpc_call import Calls, TaskCall, Terms
+from headrace.frontends.grpc_call import GrpcConnection, TaskCall, Terms
 from headrace.frontends.grpc_head import CallHead
 from headrace.frontends.grpc_message import Packed
 from headrace.frontends.status import StatusCode
@@ -21,15 +21,11 @@ class StreamingCall(TaskCall):
 
     __slots__ = ("_arrived", "_unread", "_unread_bytes")
 
-    def __init__(self, connection: Calls, stream_id: int, head: CallHead, terms: Terms) -> None:
+    def __init__(self, connection: GrpcConnection, stream_id: int, head: CallHead, terms: Terms) -> None:
         super().__init__(connection, stream_id, head, terms)
         self._unread: deque[Packed] = deque()
         self._unread_bytes = 0
         self._arrived: asyncio.Future[None] | None = None
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self.run()
 
     def receive(self, data: bytes, *, ended: bool) -> None:
         """A piece of the requests."""

@@ -1,4 +1,4 @@
-"""The fast lane: inference requests are parsed, queued and answered here, without an ASGI cycle.
+"""The fast lane: inference requests are begun and answered here, without an ASGI cycle.
 
 uvicorn takes its protocol class as a parameter. This one answers ``POST .../infer`` by callback, as the bytes
 come in and as the answers come back; everything else goes to the application as ever. An ASGI cycle costs a

@@ -31,7 +31,7 @@ class _Waiting:
         self.ended = False
 
 
-class CallDesk:
+class OpenCalls:
     """Hands each CallAnswer to the call that it belongs to. One for a worker.
 
     It has no lock: a call may be closed by a destructor, in the middle of anything.
@@ -64,31 +64,31 @@ class CallDesk:
 class Calls:
     """What one model is given to call others: ``ModelCalls`` of headrace_backends/base.py."""
 
-    def __init__(self, conversation: Conversation, desk: CallDesk, instance: int) -> None:
+    def __init__(self, conversation: Conversation, open_calls: OpenCalls, instance: int) -> None:
         self._conversation = conversation
-        self._desk = desk
+        self._open_calls = open_calls
         self._instance = instance
         self.on_behalf_of = 0  # the batch or stream that the model is at; 0 between them
         self._main = threading.get_ident()  # the worker's main thread: only there it is certain what is being done
 
     def infer(self, call: ModelCall) -> Answer:
         """Run another model and return its one response."""
-        number, waiting = self._desk.open()
+        number, waiting = self._open_calls.open()
         try:
             self._send(number, call, streams=False)
             return self._next(waiting)
         finally:
-            self._desk.close(number)
+            self._open_calls.close(number)
 
     def stream(self, call: ModelCall) -> Iterator[Answer]:
         """Run another model and yield its responses as they come; closing the iterator takes the request back."""
-        number, waiting = self._desk.open()
+        number, waiting = self._open_calls.open()
         try:
             self._send(number, call, streams=True)
         except BaseException:
-            self._desk.close(number)
+            self._open_calls.close(number)
             raise
-        return _Responses(self._conversation, self._desk, number, waiting)
+        return _Responses(self._conversation, self._open_calls, number, waiting)
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a request for it would be run now."""
@@ -118,13 +118,13 @@ class Calls:
         files: dict[str, bytes] | None = None,
         dependents: bool = False,
     ) -> Answer:
-        number, waiting = self._desk.open()
+        number, waiting = self._open_calls.open()
         try:
             ask = frames.Ask(number, verb, model, version, config, files or {}, dependents)
             self._conversation.send_encoded(_readable(ask))
             return self._next(waiting)
         finally:
-            self._desk.close(number)
+            self._open_calls.close(number)
 
     def _next(self, waiting: _Waiting) -> Answer:
         self._conversation.wait_until(lambda: bool(waiting.answers))
@@ -168,9 +168,9 @@ class _Responses:
     It is no generator, because one that was never advanced would not notice that it is closed.
     """
 
-    def __init__(self, conversation: Conversation, desk: CallDesk, number: int, waiting: _Waiting) -> None:
+    def __init__(self, conversation: Conversation, open_calls: OpenCalls, number: int, waiting: _Waiting) -> None:
         self._conversation = conversation
-        self._desk = desk
+        self._open_calls = open_calls
         self._number = number
         self._waiting = waiting
         self._taken = 0  # since the front was told last
@@ -197,7 +197,7 @@ class _Responses:
         """Take the request back, if there may be more responses."""
         if not self._closed:
             self._closed = True
-            self._desk.close(self._number)
+            self._open_calls.close(self._number)
             if not self._waiting.ended:
                 self._conversation.send(frames.CallEnd(self._number))
 

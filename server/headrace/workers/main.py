@@ -7,7 +7,7 @@ import socket
 import numpy as np
 
 from headrace.workers import frames
-from headrace.workers.calls import CallDesk
+from headrace.workers.calls import OpenCalls
 from headrace.workers.conversation import Conversation
 from headrace.workers.spawned import come_up
 from headrace.workers.streams import Streams
@@ -19,14 +19,14 @@ LOST_DEVICE_STATUS = 75  # EX_TEMPFAIL of sysexits.h: another process may have m
 
 def build(sock: socket.socket) -> Worker:
     """A worker over one socket."""
-    desk = CallDesk()
+    open_calls = OpenCalls()
 
     def on_message(frame: frames.ToWorker, descriptors: list[int]) -> bool:
         """Deal at once with what somebody may be waiting for in the middle of a batch."""
         if isinstance(frame, frames.Run):  # by far the most
             return False
         if isinstance(frame, frames.CallAnswer):
-            desk.answer(frame, descriptors)
+            open_calls.answer(frame, descriptors)
         elif isinstance(frame, frames.Credit):
             streams.credit(frame.sequence, frame.responses, frame.nbytes)
         elif isinstance(frame, frames.Cancel):
@@ -37,7 +37,7 @@ def build(sock: socket.socket) -> Worker:
 
     conversation = Conversation(sock, on_message)
     streams = Streams(conversation)
-    return Worker(conversation, streams, desk)
+    return Worker(conversation, streams, open_calls)
 
 
 def main() -> None:

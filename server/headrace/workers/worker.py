@@ -17,7 +17,7 @@ from headrace.core.process_memory import give_back, process_memory
 from headrace.log import apply
 from headrace.workers import frames
 from headrace.workers.arena import Segment, mark_begun
-from headrace.workers.calls import CallDesk, Calls
+from headrace.workers.calls import Calls, OpenCalls
 from headrace.workers.channel import close_all
 from headrace.workers.conversation import Conversation, ConversationEnded
 from headrace.workers.gpu_usage import UNMEASURED, GpuUsage, grown_bytes
@@ -65,10 +65,10 @@ class Worker:
     iterators of decoupled requests are advanced, one response at a time.
     """
 
-    def __init__(self, conversation: Conversation, streams: Streams, desk: CallDesk) -> None:
+    def __init__(self, conversation: Conversation, streams: Streams, open_calls: OpenCalls) -> None:
         self._conversation = conversation
         self._streams = streams
-        self._desk = desk
+        self._open_calls = open_calls
         self._lookout = Lookout(usable_cpus())
         self._models: dict[int, _Model] = {}
         self._loss = streams.loss
@@ -116,7 +116,7 @@ class Worker:
 
     def _load(self, frame: frames.Load) -> None:
         started_ns = monotonic_ns()
-        calls = Calls(self._conversation, self._desk, frame.instance)
+        calls = Calls(self._conversation, self._open_calls, frame.instance)
         try:
             kind = resolve(frame.backend)
             before_bytes = _own_bytes()  # with the framework, which others use as well
