@@ -59,13 +59,7 @@ def create_app(
     _add_infer(app, reader)
     add_streams(app, reader)
     _add_repository(app, repository)
-
-    @app.get("/metrics", tags=["metrics"], response_class=Response, responses={200: {"content": _METRICS_TYPES}})
-    async def metrics_page(request: Request) -> Response:
-        """Prometheus metrics, in the classic text format or OpenMetrics as the client accepts."""
-        body, content_type = metrics.render(request.headers.get("accept", ""))
-        return Response(body, headers={"content-type": content_type})
-
+    _add_metrics(app, metrics)
     return app
 
 
@@ -74,13 +68,16 @@ def metrics_app(metrics: Metrics) -> FastAPI:
     app = FastAPI(title="Headrace metrics", openapi_url=None, redirect_slashes=False)
     handle_errors(app)
     app.add_middleware(_HeadAsGet)
+    _add_metrics(app, metrics)
+    return app
 
-    @app.get("/metrics")
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", tags=["metrics"], response_class=Response, responses={200: {"content": _METRICS_TYPES}})
     async def metrics_page(request: Request) -> Response:
+        """Prometheus metrics, in the classic text format or OpenMetrics as the client accepts."""
         body, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
-
-    return app
 
 
 class _Restricted:

@@ -31,11 +31,11 @@ class Incoming(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to count the time that the client takes for its request."""
         super().connection_made(transport)
-        self.began_at: float | None = self.loop.time()  # the client, with the request that is being read
+        self.began_at: float | None = self.loop.time()  # the request that is being read; None: it is the server's turn
         self._discarding = False  # what comes is thrown away: the connection ends
         self._between = True  # requests: the parser has seen the last one whole, and nothing of the next
         self._ended_here = False  # whether a request has ended within what was received last
-        self._in_head = True
+        self._in_head = True  # whether that of the request that is being read is still to end, or the first is to begin
         self._head_bytes = 0
         self._body_bytes = 0
         self._held_bytes = 0  # that count among the arrivals
