@@ -14,6 +14,8 @@ _NODE_OP_TYPE = 4
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_SHAPE = 1, 2
 _TENSOR_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
+# In the names of operators that read or write where an input says, or that hold graphs of which nothing is seen.
+_INDEXING = ("Gather", "Scatter", "Embed", "OneHot", "Attention", "Search", "Sequence", "Roi", "If", "Loop", "Scan")
 
 
 def declared_shapes(path: Path) -> frozenset[str]:
@@ -37,6 +39,11 @@ def operators(path: Path) -> frozenset[str]:
                 _texts(data, model, _MODEL_FUNCTIONS, _FUNCTION_NODE, _NODE_OP_TYPE),
             )
         )
+
+
+def indexes(path: Path) -> bool:
+    """Whether one of the file's operators may take an input's numbers for places in another tensor."""
+    return any(word in name for name in operators(path) for word in _INDEXING)
 
 
 def external_files(path: Path) -> frozenset[str]:

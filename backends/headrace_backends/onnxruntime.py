@@ -16,7 +16,7 @@ from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
-from headrace_backends.onnx_file import declared_shapes, operators
+from headrace_backends.onnx_file import declared_shapes, indexes, operators
 from headrace_backends.onnxruntime_bound import BoundSession
 from headrace_backends.onnxruntime_providers import (
     CPU,
@@ -116,7 +116,7 @@ class OnnxRuntimeBackend(Backend):
         if not on_cpu:
             backend._bind(source.gpu or 0, choice)
         if source.max_batch_size is None:
-            backend._infer_batching(source.path, inputs, outputs)
+            backend._infer_batching(source.path, inputs, outputs, checks_indices=on_cpu or not indexes(source.path))
         if on_cpu:
             backend._settle_threads(source, asked, inputs)
         return backend
@@ -206,8 +206,10 @@ class OnnxRuntimeBackend(Backend):
                 ) from None
         return decoded.reshape(array.shape)
 
-    def _infer_batching(self, path: Path, inputs: list[FoundTensor], outputs: list[FoundTensor]) -> None:
-        size, note = inferred_batching(self._run_made_up, inputs, outputs)
+    def _infer_batching(
+        self, path: Path, inputs: list[FoundTensor], outputs: list[FoundTensor], *, checks_indices: bool
+    ) -> None:
+        size, note = inferred_batching(self._run_made_up, inputs, outputs, checks_indices=checks_indices)
         self._signature = msgspec.structs.replace(self._signature, max_batch_size=size)
         if note is not None:
             scaled = MIXES in note and any(name.startswith("DynamicQuantize") for name in operators(path))

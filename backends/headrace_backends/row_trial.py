@@ -26,24 +26,45 @@ _ABC, _ADE, _BAC = (0, 1, 2), (0, 3, 4), (1, 0, 2)
 _TOLERANCE = 1e-5  # of the largest value; the same kernels on the same rows differ by no more than summing order
 _HALF_TOLERANCE = 2e-2  # two of BF16's smallest steps, for a row that moves to another place
 _COARSE_TOLERANCE = 0.1
+_QUIET, _LOUD = 0.01, 100  # times what was made up: numbers with a fraction that are next to nothing, or a lot
+_LARGE = 2  # beside rows of ones. No larger: what is out of a vocabulary's range stays close to it
+_LARGE_BYTE = 100  # of numbers of 8 bits, which are pixels or quantised, and indices of nothing
+_MOST_ALONE = 8  # inputs that are tried by themselves
 
 
 def inferred_batching(
-    run: Run, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], limit: int = DEFAULT_MAX_BATCH_SIZE
+    run: Run,
+    inputs: Sequence[FoundTensor],
+    outputs: Sequence[FoundTensor],
+    limit: int = DEFAULT_MAX_BATCH_SIZE,
+    *,
+    checks_indices: bool = True,
 ) -> tuple[int, str | None]:
-    """How many rows may be merged (``limit``, or 0 for none), and what there is to tell about that."""
+    """How many rows may be merged (``limit``, or 0 for none), and what there is to tell about that.
+
+    ``checks_indices`` as for ``trial``.
+    """
     reason, doubt = not_batchable(inputs, outputs), None
     if reason is None:
-        reason, doubt = trial(run, inputs, outputs, limit)
+        reason, doubt = trial(run, inputs, outputs, limit, checks_indices=checks_indices)
     if reason is not None:
         return 0, f"requests are not merged into batches: {reason}"
     return limit, doubt
 
 
 def trial(
-    run: Run, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], limit: int = DEFAULT_MAX_BATCH_SIZE
+    run: Run,
+    inputs: Sequence[FoundTensor],
+    outputs: Sequence[FoundTensor],
+    limit: int = DEFAULT_MAX_BATCH_SIZE,
+    *,
+    checks_indices: bool = True,
 ) -> tuple[str | None, str | None]:
-    """Whether up to three made-up rows run independently: why not, or else what is not certain."""
+    """Whether up to three made-up rows run independently: why not, or else what is not certain.
+
+    Without ``checks_indices`` an index that is out of range does harm (of a process that uses a GPU, the end), and no
+    whole number is larger than 1.
+    """
     size = min(len(_ABC), limit)
     if size < 2:
         return None, None
@@ -69,7 +90,8 @@ def trial(
             problem = _problem([answer[name] for answer in answers])
             if problem:
                 return f"output '{name}' {problem}", None
-        return _mixing_by_extremes(run, arrays, names, size), None
+        extremes = _mixing_by_extremes(run, arrays, names, size)
+        return extremes or _mixing_by_range(run, arrays, names, size, checks_indices=checks_indices), None
     return None, f"batching could not be proved: the model refuses made-up inputs ({failure})"
 
 
@@ -86,11 +108,65 @@ def _mixing_by_extremes(run: Run, arrays: Mapping[str, Array], names: Sequence[s
             together, company = (_answer(run, {**arrays, **extreme}, rows[:size]) for rows in (_ABC, _ADE))
         except REFUSALS:  # it may well be of no use to ask it for nothing, or to have a mask that hides all
             continue
-        for name in names:
-            if together[name].shape != company[name].shape:
-                return f"output '{name}' has a shape that depends on what the rows of the input hold"
-            if not _same(together[name][:1], company[name][:1], _TOLERANCE):
-                return f"output '{name}' {MIXES}: {_BESIDE_OTHERS}"
+        problem = _unlike(names, together, company)
+        if problem:
+            return problem
+    return None
+
+
+def _mixing_by_range(
+    run: Run, arrays: Mapping[str, Array], names: Sequence[str], size: int, *, checks_indices: bool
+) -> str | None:
+    """What is found where small numbers have far larger ones in their company.
+
+    What is divided by the greatest of a batch, or only where that is beyond some bound, does not notice a company of
+    its own size. Where the model refuses the larger numbers together (one may be an index), each is tried by itself.
+    """
+    quiet = {name: _sized(array) for name, array in arrays.items() if _grows(array, whole=checks_indices)}
+    loud = {name: _sized(array, loud=True) for name, array in arrays.items() if name in quiet}
+    by_themselves = [{name: array} for name, array in loud.items()][:_MOST_ALONE] if len(loud) > 1 else []
+    if not quiet:
+        return None
+    try:
+        together = _answer(run, {**arrays, **quiet}, _ABC[:size])
+    except REFUSALS:
+        return None
+    for louder in (loud, *by_themselves):
+        try:
+            company = _answer(run, {**arrays, **quiet, **louder}, _ADE[:size])
+        except REFUSALS:
+            continue
+        problem = _unlike(names, together, company)
+        if problem or louder is loud:
+            return problem
+    return None
+
+
+def _grows(array: Array, *, whole: bool) -> bool:
+    """Whether the array has numbers that may be made larger; ``whole`` ones too or not."""
+    return array.dtype.kind not in ("bO" if whole else "biuO")
+
+
+def _sized(array: Array, *, loud: bool = False) -> Array:
+    """The array with small numbers; or with large ones in d and in e, of the one sign and of the other."""
+    sized = np.ones_like(array)
+    if array.dtype.kind in "iu":
+        sized[3:] = (_LARGE_BYTE if array.dtype.itemsize == 1 else _LARGE) if loud else 1
+        return sized
+    sized[:] = array.astype(np.float32) * _QUIET
+    if loud:
+        sized[3] = np.abs(array[3]) * _LOUD
+        sized[4] = np.abs(array[4]) * -_LOUD
+    return sized
+
+
+def _unlike(names: Sequence[str], together: Mapping[str, Array], company: Mapping[str, Array]) -> str | None:
+    """What the first rows of two batches say against it, which are the same row beside others."""
+    for name in names:
+        if together[name].shape != company[name].shape:
+            return f"output '{name}' has a shape that depends on what the rows of the input hold"
+        if not _same(together[name][:1], company[name][:1], _TOLERANCE):
+            return f"output '{name}' {MIXES}: {_BESIDE_OTHERS}"
     return None
 
 

@@ -150,7 +150,10 @@ class TorchBackend(Backend):
         if model.unmergeable is not None:
             self._notes.append(f"requests are not merged into batches: {model.unmergeable}")
             return
-        size, note = inferred_batching(self._run_made_up, model.inputs, model.outputs, model.most_rows)
+        checked = self._on_cpu or not model.indexes  # on a GPU an index out of range is the end of the process
+        size, note = inferred_batching(
+            self._run_made_up, model.inputs, model.outputs, model.most_rows, checks_indices=checked
+        )
         self._signature = msgspec.structs.replace(self._signature, max_batch_size=size)
         if note is not None:
             self._notes.append(note)

@@ -17,6 +17,9 @@ from headrace_backends.specs import FoundTensor, agreed, usual_rows
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 from headrace_backends.torch_tensorrt_files import refusal
 
+# In the names of torch's operators that read or write where an input says.
+_INDEXING = ("index", "embedding", "gather", "scatter", "put", "take", "one_hot", "nll", "entropy", "bincount", "pool")
+
 
 def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     """The program in the file, on the device.
@@ -57,7 +60,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     if leading and not leading.isidentifier():
         reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
         return TorchModel(program.module(), call, inputs, outputs, most_rows, reason)
-    return TorchModel(program.module(), call, inputs, outputs, most_rows)
+    return TorchModel(program.module(), call, inputs, outputs, most_rows, indexes=_indexes(program))
 
 
 def load_exported(source: ModelSource) -> Any:
@@ -143,6 +146,14 @@ def _found(name: str, value: Any) -> FoundTensor:
     symbols = tuple("" if isinstance(size, int) else str(size.node.expr) for size in value.shape)
     shape = tuple(-1 if symbol else int(size) for size, symbol in zip(value.shape, symbols, strict=True))
     return FoundTensor(TensorSpec(name, DATATYPES[value.dtype], shape), symbols)
+
+
+def _indexes(program: Any) -> bool:
+    """Whether one of its operators may take an input's numbers for places in another tensor; those not torch's may."""
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    targets = {str(node.target) for node in nodes if isinstance(node.target, torch._ops.OperatorBase)}  # noqa: SLF001 - no other name for them
+    return any(not name.startswith("aten.") or any(word in name for word in _INDEXING) for name in targets)
 
 
 def _most_rows(program: Any, symbol: str) -> int | None:

@@ -49,6 +49,7 @@ class TorchModel:
     unmergeable: str | None = None  # why there is no point in finding out whether rows may be merged
     least_rows: int = 1  # that the module takes where rows are merged; a smaller batch is filled up to that
     compiled_threads: int = 1  # that its code starts, whatever it is allowed
+    indexes: bool = True  # whether an input's numbers may be places in another tensor
 
 
 def tensor_of(array: Array) -> torch.Tensor:

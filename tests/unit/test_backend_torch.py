@@ -21,6 +21,7 @@ from headrace_backends.base import InputError, LoadError, ModelSource
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
 from headrace_backends.torch import TorchBackend  # noqa: E402 only where torch is
+from headrace_backends.torch_exported import read_exported  # noqa: E402 only where torch is
 
 FP32 = DataType.FP32
 ROWS = {0: torch.export.Dim("n", max=64)}
@@ -146,12 +147,35 @@ def test_bfloat16_scalar(tmp_path):
         (lambda self, x: torch.cat([x, x]), (ROWS,), "leading dimensions are not one"),
         (lambda self, x: x @ x.T, (ROWS,), "part of another"),
         (lambda self, x: x - x.mean(0), (ROWS,), "different answers"),
+        (lambda self, x: x / x.long().max().clamp(min=1), (ROWS,), "different answers"),
     ],
 )
 def test_rows_that_mix_are_not_merged(tmp_path, function, dynamic, note):
     backend = load(export(tmp_path, function, torch.ones(3, 3), dynamic=dynamic))
     assert backend.signature.max_batch_size == 0
     assert note in backend.notes()[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "example", "indexes"),
+    [
+        (
+            lambda self, x: (x.float() / 255 - 0.5).relu().sum(1, keepdim=True),
+            torch.ones(2, 3, dtype=torch.int64),
+            False,
+        ),
+        (lambda self, x: torch.zeros(4, 2)[x], torch.ones(2, 3, dtype=torch.int64), True),
+        (torch.nn.Embedding(4, 2), torch.ones(2, 3, dtype=torch.int64), True),
+        (
+            lambda self, x: torch.cond(x.sum() > 0, lambda y: y.gather(1, y), lambda y: y + 1, (x,)),
+            torch.ones(2, 3).long(),
+            True,
+        ),
+    ],
+)
+def test_what_may_take_numbers_for_indices_is_known(tmp_path, function, example, indexes):
+    path = export(tmp_path, function, example, dynamic=(ROWS,))
+    assert read_exported(ModelSource("m", "1", path), torch.device("cpu")).indexes is indexes
 
 
 def test_an_exported_bound_on_rows_is_kept(tmp_path):

@@ -117,6 +117,65 @@ def test_extremes_that_are_refused_prove_nothing():
     assert verdict(picky, DataType.INT64) == (None, None)
 
 
+def scaled_down(x):
+    """As who would have pixels from 0 to 1, and gets them from 0 to 255 as well."""
+    return x / np.float32(255) if x.max() > 1 else x / np.float32(1)
+
+
+@pytest.mark.parametrize("datatype", [DataType.FP32, DataType.BF16, DataType.INT64, DataType.UINT8])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 3, 8, 8)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / max(np.float32(x.max()), np.float32(1e-9)),
+        lambda x: x.astype(np.float32) / np.float32(np.abs(x.astype(np.float32)).max() + 1),
+        lambda x: x - np.float32(x.min()),
+        scaled_down,
+    ],
+)
+def test_mixing_by_the_range_of_a_batch(datatype, shape, function):
+    assert verdict(lambda x: x / np.float32(7), datatype, shape) == (None, None)
+    found, _ = verdict(function, datatype, shape)
+    assert found is not None
+    assert "beside different others" in found
+
+
+def embedding(vocabulary, indices):
+    if indices.max(initial=0) >= len(vocabulary):
+        raise InputError("index out of range")
+    return vocabulary[indices]
+
+
+TOKENS = [
+    FoundTensor(TensorSpec(name, DataType.INT64, (-1, -1)), ("n", "tokens")) for name in ("ids", "types", "positions")
+]
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_vocabulary_is_kept_to_and_the_numbers_beside_it_are_tried(mixes):
+    def run(arrays):
+        positions = arrays["positions"] / np.float32(max(arrays["positions"].max(), 1) if mixes else 1)
+        words = embedding(np.arange(2, dtype=np.float32), arrays["types"]) + arrays["ids"]
+        return {"y": words + positions}
+
+    found, doubt = trial(run, TOKENS, Y)
+    assert doubt is None
+    assert bool(found) is mixes
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_no_index_is_out_of_range_where_that_does_harm(mixes):
+    def run(arrays):
+        x = arrays["x"]
+        scale = np.abs(x).max() if mixes else np.float32(1)
+        return {"y": x / scale + np.arange(2, dtype=np.float32)[arrays["types"]]}
+
+    inputs = [FoundTensor(TensorSpec("x", DataType.FP32, (-1, -1)), ("n", "tokens")), TOKENS[1]]
+    found, doubt = trial(run, inputs, Y, checks_indices=False)
+    assert doubt is None
+    assert bool(found) is mixes
+
+
 def test_mixing_of_text():
     assert verdict(lambda x: x, DataType.BYTES) == (None, None)
     found, _ = verdict(lambda x: np.array([b"".join(x[:, 0])] * len(x), object), DataType.BYTES)
