@@ -165,7 +165,7 @@ def _unlike(names: Sequence[str], together: Mapping[str, Array], company: Mappin
     for name in names:
         if together[name].shape != company[name].shape:
             return f"output '{name}' has a shape that depends on what the rows of the input hold"
-        if not _same(together[name][:1], company[name][:1], _TOLERANCE):
+        if not same(together[name][:1], company[name][:1], _TOLERANCE):
             return f"output '{name}' {MIXES}: {_BESIDE_OTHERS}"
     return None
 
@@ -210,11 +210,11 @@ def _problem(answers: Sequence[Array]) -> str | None:
 def _mixing(alone: Array, together: Array, company: Array, swapped: Array) -> str | None:
     exact = together.dtype.kind in "OUSbiu"
     half = not exact and together.dtype.itemsize == 2
-    if not _same(together[:1], company[:1], _TOLERANCE):
+    if not same(together[:1], company[:1], _TOLERANCE):
         return f"{MIXES}: {_BESIDE_OTHERS}"
-    if not _same(together[list(_BAC[: len(together)])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
+    if not same(together[list(_BAC[: len(together)])], swapped, _HALF_TOLERANCE if half else _TOLERANCE):
         return f"{MIXES}: a row gets different answers at different places"
-    if not exact and not _same(together[:1], alone, _COARSE_TOLERANCE):
+    if not exact and not same(together[:1], alone, _COARSE_TOLERANCE):
         return f"{MIXES} and the same rows that ran apart: a row's answer depends on how many there are"
     return None
 
@@ -225,7 +225,7 @@ def _listed(counts: Sequence[int]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _same(one: Array, other: Array, tolerance: float) -> bool:
+def same(one: Array, other: Array, tolerance: float) -> bool:
     """Whether two answers are equal, numbers with a fraction within ``tolerance`` of themselves and the largest."""
     if one.dtype.kind in "OUSbiu":
         return bool((one == other).all())

@@ -17,6 +17,7 @@ from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
 from headrace_backends.torch_graphs import Capture
+from headrace_backends.torch_memory import kept
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gist, tensor_of
 from headrace_backends.torch_package import read_package
 from headrace_backends.torch_rows import at_least
@@ -71,7 +72,7 @@ class TorchBackend(Backend):
         backend = cls(device, model, source.max_batch_size or 0, running)
         if graph_sizes is not None and any(spec.optional for spec in backend.signature.inputs):
             raise LoadError("parameters.cuda_graphs: not for models with optional inputs")
-        backend._refuse_memory(source, model)
+        backend._refuse_memory(source, model, lambda: running.laid_out(read(source, device).module))
         if source.max_batch_size != 0:
             backend._call = at_least(model.least_rows, model.call)
         if running.channels_last or running.autocast is not None:
@@ -132,18 +133,17 @@ class TorchBackend(Backend):
             raise RuntimeError(f"output '{spec.name}' is {got}, expected {TORCH_DTYPES[spec.datatype]}")
         return array_of(value)
 
-    def _refuse_memory(self, source: ModelSource, model: TorchModel) -> None:
-        """Raise LoadError where the module writes to its own tensors, as far as made-up inputs show that."""
-        before = _written(model.module)
-        inputs = self._made_up(model, 1) if before else None
-        if inputs is None or not self._takes(inputs):
-            return
-        kept = [name for name, times in _written(model.module).items() if times != before.get(name)]
-        if kept:
+    def _refuse_memory(self, source: ModelSource, model: TorchModel, fresh: Callable[[], Any]) -> None:
+        """Raise LoadError where a request leaves its traces in the module, as far as made-up inputs show that."""
+        rows = 1 if self._signature.max_batch_size else None
+        made = [one for one in (made_up(model.inputs, rows), made_up(model.inputs, rows and 2, 8)) if one is not None]
+        by_size = {tuple(array.shape for array in one.values()): one for one in made}
+        names = kept(self._module, self._run_made_up, list(by_size.values()), fresh, model.flow)
+        if names:
             raise LoadError(
-                f"'{source.path.name}' keeps {', '.join(map(repr, kept))} from one request to the next, which would be "
-                "other clients' requests; expected a module that writes to none of its buffers: save it after eval(), "
-                "with states as inputs and outputs"
+                f"'{source.path.name}' keeps {', '.join(map(repr, names))} from one request to the next, which would "
+                "be other clients' requests; expected a module that holds the same after every request: save it after "
+                "eval(), with states as inputs and outputs"
             )
 
     def _infer_batching(self, model: TorchModel) -> None:
@@ -248,13 +248,6 @@ class TorchBackend(Backend):
 
     def _run_made_up(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         return self.execute(inputs, ())
-
-
-def _written(module: Any) -> dict[str, int]:
-    """How often each of the module's tensors was written to. Compiled code has none that could be seen."""
-    if not isinstance(module, torch.nn.Module):
-        return {}
-    return {name: tensor._version for name, tensor in (*module.named_buffers(), *module.named_parameters())}  # noqa: SLF001 - no other way
 
 
 def _reader(source: ModelSource, running: Running) -> Callable[[ModelSource, torch.device], TorchModel]:

@@ -14,6 +14,7 @@ from headrace.core.model import TensorSpec
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.compiled_package import is_package
 from headrace_backends.specs import FoundTensor, agreed, usual_rows
+from headrace_backends.torch_flow import buffer_flow
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 from headrace_backends.torch_tensorrt_files import refusal
 
@@ -57,10 +58,19 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
 
     leading = inputs[0].symbols[0] if inputs and inputs[0].symbols else ""
     most_rows = usual_rows(source, _most_rows(program, leading), f"'{source.path.name}' was exported for")
+    reason = None
     if leading and not leading.isidentifier():
         reason = f"the leading dimensions are not one of any size: that of '{inputs[0].spec.name}' is {leading}"
-        return TorchModel(program.module(), call, inputs, outputs, most_rows, reason)
-    return TorchModel(program.module(), call, inputs, outputs, most_rows, indexes=_indexes(program))
+    return TorchModel(
+        program.module(),
+        call,
+        inputs,
+        outputs,
+        most_rows,
+        reason,
+        indexes=_indexes(program),
+        flow=lambda: buffer_flow(program),
+    )
 
 
 def load_exported(source: ModelSource) -> Any:

@@ -11,6 +11,7 @@ import torch
 from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends.base import DEFAULT_MAX_BATCH_SIZE, Array
 from headrace_backends.specs import FoundTensor
+from headrace_backends.torch_flow import BufferFlow
 
 TORCH_DTYPES: dict[DataType, torch.dtype] = {
     DataType.BOOL: torch.bool,
@@ -50,6 +51,7 @@ class TorchModel:
     least_rows: int = 1  # that the module takes where rows are merged; a smaller batch is filled up to that
     compiled_threads: int = 1  # that its code starts, whatever it is allowed
     indexes: bool = True  # whether an input's numbers may be places in another tensor
+    flow: Callable[[], BufferFlow] | None = None  # what its buffers have to do with its answers, where that can be told
 
 
 def tensor_of(array: Array) -> torch.Tensor:

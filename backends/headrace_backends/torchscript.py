@@ -9,8 +9,10 @@ import torch
 
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.specs import FoundTensor, leading_problems
+from headrace_backends.torch_flow import BufferFlow
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, gist, positions
 from headrace_backends.torch_tensorrt_files import refusal
+from headrace_backends.torchscript_attributes import unread
 
 
 def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
@@ -50,6 +52,7 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
         [FoundTensor(spec) for spec in source.inputs],
         [FoundTensor(spec) for spec in source.outputs],
         unmergeable="TorchScript does not tell whether they may be; set max_batch_size",
+        flow=lambda: BufferFlow(frozenset(unread(module)), unfed=None),
     )
 
 
