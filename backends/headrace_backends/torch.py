@@ -17,7 +17,7 @@ from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
 from headrace_backends.torch_graphs import Capture
-from headrace_backends.torch_memory import kept
+from headrace_backends.torch_memory import answers_by_history, kept
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, array_of, gist, tensor_of
 from headrace_backends.torch_package import read_package
 from headrace_backends.torch_rows import at_least
@@ -72,9 +72,9 @@ class TorchBackend(Backend):
         backend = cls(device, model, source.max_batch_size or 0, running)
         if graph_sizes is not None and any(spec.optional for spec in backend.signature.inputs):
             raise LoadError("parameters.cuda_graphs: not for models with optional inputs")
-        backend._refuse_memory(source, model, lambda: running.laid_out(read(source, device).module))
         if source.max_batch_size != 0:
             backend._call = at_least(model.least_rows, model.call)
+        backend._refuse_memory(source, model, lambda: running.laid_out(read(source, device).module))
         if running.channels_last or running.autocast is not None:
             backend._try_running(model)
         if source.max_batch_size is None:
@@ -138,7 +138,20 @@ class TorchBackend(Backend):
         rows = 1 if self._signature.max_batch_size else None
         made = [one for one in (made_up(model.inputs, rows), made_up(model.inputs, rows and 2, 8)) if one is not None]
         by_size = {tuple(array.shape for array in one.values()): one for one in made}
-        names = kept(self._module, self._run_made_up, list(by_size.values()), fresh, model.flow)
+        requests = list(by_size.values())
+        if not isinstance(self._module, torch.nn.Module):  # compiled code
+
+            def renew() -> None:
+                self._module = fresh()
+
+            if answers_by_history(self._run_made_up, requests, renew):
+                raise LoadError(
+                    f"'{source.path.name}' answers a request by those before it, which would be other clients'; "
+                    "expected a module that keeps nothing from one to the next: compile it after eval(), with states "
+                    "as inputs and outputs"
+                )
+            return
+        names = kept(self._module, self._run_made_up, requests, fresh, model.flow)
         if names:
             raise LoadError(
                 f"'{source.path.name}' keeps {', '.join(map(repr, names))} from one request to the next, which would "

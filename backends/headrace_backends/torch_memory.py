@@ -26,7 +26,7 @@ _SMALL_BYTES = 1 << 20  # of a tensor that is copied to be compared
 
 
 def kept(
-    module: Any,
+    module: torch.nn.Module,
     run: Run,
     requests: Sequence[Inputs],
     fresh: Callable[[], Any],
@@ -37,8 +37,6 @@ def kept(
     ``run`` asks the module, which is left as it was. ``fresh`` reads it again, ``flow`` tells what its code says of
     what it writes to; neither is called where nothing is written.
     """
-    if not isinstance(module, torch.nn.Module):
-        return []  # of compiled code nothing can be seen
     holding = _Holding(module)
     marks = holding.marks()
     if not any(_takes(run, one) for one in requests) or not holding.written_since(marks):
@@ -58,6 +56,26 @@ def kept(
     found = _traces(holding, start, run, asked)
     holding.put(start)
     return [name for name in names if name in found]
+
+
+def answers_by_history(run: Run, requests: Sequence[Inputs], renew: Callable[[], None]) -> bool:
+    """Whether a module that cannot be looked into answers a request by those before it, as far as these show it.
+
+    ``renew`` has ``run`` ask one that was just read. Where answers differ and two such ones agree, it is not chance.
+    """
+    request = next((one for one in requests if _takes(run, one)), None)
+    if request is None:
+        return False
+    first, again = (_copy(run(_copy(request))) for _ in range(2))
+    _takes(run, _with_other_values(request))
+    after = _copy(run(_copy(request)))
+    if _all_alike(first, again) and _all_alike(first, after):
+        return False
+    begun = []
+    for _ in range(2):
+        renew()
+        begun.append(_copy(run(_copy(request))))
+    return _all_alike(*begun)
 
 
 class _Holding:
@@ -126,16 +144,16 @@ def _traces(holding: _Holding, start: Mapping[str, Any], run: Run, requests: Seq
             for history in ((other,), (one, other), (one, one)):
                 found |= _differing(left, after(*history)[0])
         for (one, answers), (before, _) in permutations(answered, 2):
-            again = after(before, one)[1]
-            if not all(_alike(answers[name], again[name]) for name in answers):
+            if not _all_alike(answers, after(before, one)[1]):
                 found |= set(start)
     except Exception:  # noqa: BLE001 - it took each of them before: what makes it refuse one is what it keeps
         found |= set(start)
     return found
 
 
-def _alike(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and same(one, other, _TOLERANCE)
+def _all_alike(ones: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
+    pairs = [(one, others[name]) for name, one in ones.items()]
+    return all(one.shape == other.shape and same(one, other, _TOLERANCE) for one, other in pairs)
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:

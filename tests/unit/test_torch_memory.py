@@ -11,6 +11,7 @@ from headrace_backends.base import LoadError, ModelSource
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
 from headrace_backends.torch import TorchBackend  # noqa: E402 only where torch is
+from headrace_backends.torch_memory import answers_by_history  # noqa: E402 only where torch is
 
 ROWS = {0: torch.export.Dim("n", min=1, max=64)}
 FP32 = DataType.FP32
@@ -274,3 +275,49 @@ def test_torchscript_of_a_batch_norm_in_training_mode_is_refused(tmp_path):
         traced = torch.jit.trace(torch.nn.BatchNorm1d(3).train(), torch.randn(4, 3), check_trace=False)
     with pytest.raises(LoadError, match=r"keeps 'running_mean', 'running_var' from one"):
         TorchBackend.load(scripted(tmp_path, traced))
+
+
+class Compiled:
+    """What cannot be looked into: ``answer`` of what is asked, of what was asked before, and of a random number."""
+
+    def __init__(self, answer):
+        self._answer = answer
+        self._random = np.random.default_rng(1)
+        self.renewed = 0
+        self.renew()
+
+    def renew(self):
+        self._before = [np.float32(7)]
+        self.renewed += 1
+
+    def run(self, inputs):
+        x = inputs["x"]
+        if x.max() > 100:
+            raise ValueError("too much")
+        y = self._answer(x, self._before, np.float32(self._random.random()))
+        self._before.append(x.sum())
+        return {"y": y}
+
+
+@pytest.mark.parametrize(
+    ("answer", "by_history"),
+    [
+        (lambda x, before, random: x * 2, False),
+        (lambda x, before, random: x * (1 + random), False),
+        (lambda x, before, random: x + before[-1], True),
+        (lambda x, before, random: x + len(before), True),
+        (lambda x, before, random: x + np.max(before), True),
+        (lambda x, before, random: x + before[-1] + random, False),  # it may as well be chance
+    ],
+)
+def test_compiled_code_is_known_by_its_answers(answer, by_history):
+    compiled = Compiled(answer)
+    requests = [{"x": np.array([size], np.float32)} for size in (1000, -9, 4)]
+    assert answers_by_history(compiled.run, requests, compiled.renew) is by_history
+
+
+def test_compiled_code_is_read_again_only_for_a_reason():
+    compiled = Compiled(lambda x, before, random: x)
+    assert not answers_by_history(compiled.run, [{"x": np.array([4], np.float32)}], compiled.renew)
+    assert compiled.renewed == 1
+    assert not answers_by_history(compiled.run, [{"x": np.array([1000], np.float32)}], compiled.renew)
