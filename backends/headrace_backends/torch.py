@@ -178,10 +178,13 @@ class TorchBackend(Backend):
         if not self._signature.max_batch_size:
             self._call = model.call
             return
-        self._notes.append(
-            f"a batch of fewer than {model.least_rows} rows is filled up to that: it was compiled for no fewer; with "
-            "inductor_configs={'aot_inductor.check_lowerbound': False} one row is taken as it is"
+        why = (
+            "it was exported for no fewer"
+            if isinstance(model.module, torch.nn.Module)
+            else "it was compiled for no fewer; with inductor_configs={'aot_inductor.check_lowerbound': False} one row "
+            "is taken as it is"
         )
+        self._notes.append(f"a batch of fewer than {model.least_rows} rows is filled up to that: {why}")
 
     def _settle_threads(self, source: ModelSource, asked: int | None, model: TorchModel) -> None:
         row_ms = threads.time_row(self._run_made_up, model.inputs, batches=self._signature.max_batch_size > 0)

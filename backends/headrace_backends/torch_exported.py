@@ -68,6 +68,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
         outputs,
         most_rows,
         reason,
+        least_rows=_least_rows(program, leading),
         indexes=_indexes(program),
         flow=lambda: buffer_flow(program),
     )
@@ -171,3 +172,10 @@ def _most_rows(program: Any, symbol: str) -> int | None:
     bounds = [bounds.upper for expression, bounds in program.range_constraints.items() if str(expression) == symbol]
     finite = [int(bound) for bound in bounds if bound < sys.maxsize]  # torch's "any number" is larger than that
     return min(finite, default=None)
+
+
+def _least_rows(program: Any, symbol: str) -> int:
+    """How many rows the program was exported for at least. Of a bound of 2, torch's own, it makes no condition."""
+    bounds = [bounds.lower for expression, bounds in program.range_constraints.items() if str(expression) == symbol]
+    least = max((int(bound) for bound in bounds), default=1)
+    return least if least > 2 else 1

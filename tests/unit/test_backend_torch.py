@@ -187,6 +187,26 @@ def test_an_exported_bound_on_rows_is_kept(tmp_path):
         load(path, max_batch_size=8)
 
 
+@pytest.mark.parametrize("max_batch_size", [None, 4])
+def test_a_batch_below_an_exported_bound_is_filled_up(tmp_path, max_batch_size):
+    dynamic = ({0: torch.export.Dim("n", min=3, max=6)},)
+    path = export(tmp_path, lambda self, x: x * 2, torch.ones(4, 2), dynamic=dynamic)
+    backend = load(path, max_batch_size=max_batch_size)
+    assert backend.signature.max_batch_size == (max_batch_size or 6)
+    assert backend.notes() == ["a batch of fewer than 3 rows is filled up to that: it was exported for no fewer"]
+    for rows in (1, 2, 3, 4):
+        x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+        np.testing.assert_array_equal(backend.execute({"x": x}, [])["output_0"], x * 2)
+
+
+def test_rows_that_mix_are_not_filled_up(tmp_path):
+    dynamic = ({0: torch.export.Dim("n", min=3, max=6)},)
+    backend = load(export(tmp_path, lambda self, x: x - x.mean(0), torch.ones(4, 2), dynamic=dynamic))
+    assert backend.signature.max_batch_size == 0
+    with pytest.raises(InputError, match="Guard failed"):
+        backend.execute({"x": np.ones((2, 2), np.float32)}, [])
+
+
 class Remembering(torch.nn.Module):
     def __init__(self):
         super().__init__()
