@@ -7,7 +7,7 @@ are compared because frameworks choose their kernels by it: magika's answers dif
 three, though none of its rows knows of another. For that reason sizes are only held against each other coarsely.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ MIXES = "differs between rows that ran together"  # begins what is said of an ou
 _BESIDE_OTHERS = "a row gets different answers beside different others"
 
 _ROWS = 5  # a, b, c, d, e
+_FREE_SIZES = (None, 8, 32, 64)  # of free dimensions, tried in turn: a convolutional model may need so many pixels
 _ABC, _ADE, _BAC = (0, 1, 2), (0, 3, 4), (1, 0, 2)
 _TOLERANCE = 1e-5  # of the largest value; the same kernels on the same rows differ by no more than summing order
 _HALF_TOLERANCE = 2e-2  # two of BF16's smallest steps, for a row that moves to another place
@@ -70,12 +71,7 @@ def trial(
         return None, None
     batches = [_ABC[:count] for count in range(1, size + 1)] + [_ADE[:size], _BAC[:size]]
     failure: Exception | None = None
-    for free_size in (None, 8):
-        arrays = made_up(inputs, _ROWS, free_size)
-        if arrays is None:
-            return None, "batching could not be proved: the model's inputs are too large to be made up"
-        for array in arrays.values():
-            _set_company_apart(array)
+    for arrays in _made_up_in_turn(inputs):
         answers = []
         try:
             for rows in batches:
@@ -92,7 +88,19 @@ def trial(
                 return f"output '{name}' {problem}", None
         extremes = _mixing_by_extremes(run, arrays, names, size)
         return extremes or _mixing_by_range(run, arrays, names, size, checks_indices=checks_indices), None
+    if failure is None:
+        return None, "batching could not be proved: the model's inputs are too large to be made up"
     return None, f"batching could not be proved: the model refuses made-up inputs ({failure})"
+
+
+def _made_up_in_turn(inputs: Sequence[FoundTensor]) -> Iterator[dict[str, Array]]:
+    """The rows in one set of sizes after the other, as far as they can be made up."""
+    for free_size in _FREE_SIZES:
+        arrays = made_up(inputs, _ROWS, free_size)
+        if arrays is not None:
+            for array in arrays.values():
+                _set_company_apart(array)
+            yield arrays
 
 
 def _mixing_by_extremes(run: Run, arrays: Mapping[str, Array], names: Sequence[str], size: int) -> str | None:

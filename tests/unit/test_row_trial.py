@@ -221,6 +221,29 @@ def test_sizes_tied_together_are_tried_equal():
     assert seen[-1] == [8, 8]
 
 
+@pytest.mark.parametrize("least", [9, 40])
+def test_sizes_that_a_model_needs_are_found(least):
+    inputs = [FoundTensor(TensorSpec("x", DataType.FP32, (-1, 3, -1, -1)), ("n", "", "height", "width"))]
+
+    def pooled(arrays):
+        if min(arrays["x"].shape[2:]) < least:
+            raise InputError("the image is smaller than the window")
+        return {"y": arrays["x"].mean((2, 3)) - arrays["x"].mean((0, 2, 3))}
+
+    found, doubt = trial(pooled, inputs, Y)
+    assert doubt is None
+    assert "beside different others" in found
+
+
+def test_sizes_beyond_what_is_made_up_are_left_out():
+    inputs = [FoundTensor(TensorSpec("x", DataType.FP32, (-1, -1, -1, -1, -1)), ("n", "", "", "", ""))]
+
+    def refuse(arrays):
+        raise InputError("no")
+
+    assert trial(refuse, inputs, Y) == (None, "batching could not be proved: the model refuses made-up inputs (no)")
+
+
 def test_made_up_inputs():
     assert made_up([FoundTensor(TensorSpec("x", DataType.FP32, None))], 1) is None
     specs = [
