@@ -30,6 +30,7 @@ _COARSE_TOLERANCE = 0.1
 _QUIET, _LOUD = 0.01, 100  # times what was made up: numbers with a fraction that are next to nothing, or a lot
 _LARGE = 2  # beside rows of ones. No larger: what is out of a vocabulary's range stays close to it
 _LARGE_BYTE = 100  # of numbers of 8 bits, which are pixels or quantised, and indices of nothing
+_MORE_TEXT = b" b a"  # words, after what was made up
 _MOST_ALONE = 8  # inputs that are tried by themselves
 
 
@@ -125,10 +126,10 @@ def _mixing_by_extremes(run: Run, arrays: Mapping[str, Array], names: Sequence[s
 def _mixing_by_range(
     run: Run, arrays: Mapping[str, Array], names: Sequence[str], size: int, *, checks_indices: bool
 ) -> str | None:
-    """What is found where small numbers have far larger ones in their company.
+    """What is found where small numbers have far larger ones in their company, and short texts long ones.
 
     What is divided by the greatest of a batch, or only where that is beyond some bound, does not notice a company of
-    its own size. Where the model refuses the larger numbers together (one may be an index), each is tried by itself.
+    its own size. Where the model refuses the larger inputs together (one may be an index), each is tried by itself.
     """
     quiet = {name: _sized(array) for name, array in arrays.items() if _grows(array, whole=checks_indices)}
     loud = {name: _sized(array, loud=True) for name, array in arrays.items() if name in quiet}
@@ -151,12 +152,17 @@ def _mixing_by_range(
 
 
 def _grows(array: Array, *, whole: bool) -> bool:
-    """Whether the array has numbers that may be made larger; ``whole`` ones too or not."""
-    return array.dtype.kind not in ("bO" if whole else "biuO")
+    """Whether the array has texts, or numbers that may be made larger; ``whole`` ones too or not."""
+    return array.dtype.kind not in ("b" if whole else "biu")
 
 
 def _sized(array: Array, *, loud: bool = False) -> Array:
-    """The array with small numbers; or with large ones in d and in e, of the one sign and of the other."""
+    """The array with small numbers; or with large ones in d and in e, of the one sign and of the other. Texts alike."""
+    if array.dtype.kind == "O":
+        sized = array.copy()
+        if loud:
+            sized[3:] = array[3:].astype(np.object_) + _MORE_TEXT
+        return sized
     sized = np.ones_like(array)
     if array.dtype.kind in "iu":
         sized[3:] = (_LARGE_BYTE if array.dtype.itemsize == 1 else _LARGE) if loud else 1

@@ -224,7 +224,7 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         if one.shape != other.shape or one.dtype is not other.dtype:
             return False
-        return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - which is so of NaN
+        return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - which is so of NaN
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
     if isinstance(one, (list, tuple)):

@@ -255,6 +255,18 @@ def test_a_model_whose_kernels_differ_by_batch_size_is_batched():
         assert backend.cpu_threads == 1
 
 
+def test_texts_that_are_cut_into_as_many_words_as_the_longest_has_are_not_merged(tmp_path):
+    text = onnx.TensorProto.STRING
+    backend = load(
+        tmp_path,
+        [NODE("StringSplit", ["x"], ["y", "z"], delimiter=" ")],
+        [VALUE("x", text, ["n"])],
+        [VALUE("y", text, ["n", "words"]), VALUE("z", onnx.TensorProto.INT64, ["n"])],
+    )
+    assert backend.signature.max_batch_size == 0
+    assert "has a shape that depends on what the rows of the input hold" in backend.notes()[0]
+
+
 def test_batching_that_cannot_be_proved_is_kept_and_told(tmp_path):
     backend = load(  # only rows of 5 columns fit, and the file does not say so
         tmp_path,

@@ -182,6 +182,16 @@ def test_mixing_of_text():
     assert "beside different others" in found
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 2)])
+def test_mixing_by_the_longest_text(shape):
+    def words(x):
+        return np.array([len(one.split()) for one in x.ravel()], np.int64).reshape(x.shape)
+
+    assert verdict(words, DataType.BYTES, shape) == (None, None)
+    found, _ = verdict(lambda x: np.zeros((len(x), words(x).max()), np.float32), DataType.BYTES, shape)
+    assert found == "output 'y' has a shape that depends on what the rows of the input hold"
+
+
 def test_a_limit_below_three_rows_is_kept_to():
     def at_most_two(x):
         if len(x) > 2:
