@@ -88,6 +88,28 @@ class Greatest(Holding):
         return x / self.table
 
 
+class Weighed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor):
+        with torch.no_grad():
+            self.weight.add_(x.sum())
+        return x * self.weight
+
+
+class WeightTurned(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([-1.0, 2.0, 3.0]))
+
+    def forward(self, x: torch.Tensor):
+        with torch.no_grad():
+            self.weight.abs_()
+        return x * self.weight
+
+
 def exported(folder, module):
     program = torch.export.export(module, (torch.ones(2, 3),), dynamic_shapes=(ROWS,))
     torch.export.save(program, folder / "model.pt2")
@@ -124,6 +146,7 @@ def test_an_exported_program_may_write_to_what_no_answer_depends_on(tmp_path, ki
         (Chained, "'table'"),
         (First, "'table'"),
         (Greatest, "'table'"),
+        (Weighed, "'weight'"),
     ],
 )
 def test_an_exported_program_that_answers_by_what_was_asked_before_is_refused(tmp_path, kind, names):
@@ -240,7 +263,10 @@ class CalledBefore(torch.nn.Module):
         return x * self.calls
 
 
-@pytest.mark.parametrize("module", [Growing(), Once(), Calls(), Inside(Growing()), Inside(Calls()), Counter(), Table()])
+@pytest.mark.parametrize(
+    "module",
+    [Growing(), Once(), Calls(), WeightTurned(), Inside(Growing()), Inside(Calls()), Counter(), Table()],
+)
 def test_torchscript_may_write_to_what_no_answer_depends_on(tmp_path, module):
     free = isinstance(module, Growing) or isinstance(getattr(module, "inner", None), Growing)
     backend = TorchBackend.load(scripted(tmp_path, module, -1 if free else 3))
@@ -256,6 +282,7 @@ def test_torchscript_may_write_to_what_no_answer_depends_on(tmp_path, module):
         (Inside(Stretched()), -1, r"inner\.table"),
         (Rebound(), 3, "last"),
         (Inside(Rebound()), 3, r"inner\.last"),
+        (Weighed(), 3, "weight"),
         (Listed(), 3, "past"),
         (Named(), 3, "past"),
         (CalledBefore(), 3, "calls"),
