@@ -74,6 +74,14 @@ def test_dlpack_there_and_back(pb_utils, by, dtype):
     assert back.as_numpy().ctypes.data == array.ctypes.data
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3)])
+def test_dlpack_keeps_the_shape(pb_utils, dtype, shape):
+    there = torch.utils.dlpack.from_dlpack(pb_utils.Tensor("x", np.full(shape, 2).astype(dtype)).to_dlpack())
+    assert tuple(there.shape) == shape
+    assert tuple(pb_utils.Tensor.from_dlpack("y", there).shape()) == shape
+
+
 def test_dlpack_of_memory_that_must_not_be_written(pb_utils):
     array = np.ones(3, np.float32)
     array.flags.writeable = False

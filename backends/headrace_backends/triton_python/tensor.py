@@ -54,7 +54,7 @@ class Tensor:
     def __dlpack__(self, *, stream: object = None, **_: object) -> Any:
         if stream not in (None, -1):
             raise BufferError(f"tensor '{self._name}' is in the CPU's memory, where there is no stream {stream!r}")
-        array: Any = np.ascontiguousarray(self._array)  # numpy types no __dlpack__ for np.generic
+        array: Any = np.ascontiguousarray(self._array).reshape(self._array.shape)  # which makes a list of a number
         if array.dtype.kind in "OSU":
             raise TritonModelException(f"tensor '{self._name}' is BYTES, which DLPack does not have")
         if array.dtype == _BF16:
