@@ -328,6 +328,30 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(on_fake_gpu, tmp_p
     assert not default_folder().exists()
 
 
+def test_an_engine_that_cannot_be_kept_is_not_built_twice(on_fake_gpu, tmp_path, monkeypatch):
+    def full(self, key, data, facts):
+        raise OSError(28, "No space left on device")
+
+    builds = []
+    build_engine = module.build_engine
+    monkeypatch.setattr(EngineCache, "put", full)
+    monkeypatch.setattr(module, "build_engine", lambda *given: builds.append(given) or build_engine(*given))
+    notes = on_fake_gpu(linear(tmp_path), device="gpu:0").notes()
+    assert len(builds) == 1
+    assert "built by TensorRT-RTX" in notes[0]
+    assert "engines cannot be cached ([Errno 28] No space left on device)" in notes[1]
+
+
+def test_an_engine_that_takes_no_single_row_is_not_merged_unproved(on_fake_gpu, tmp_path):
+    on_fake_gpu.runtime.tensors = (
+        FakeTensor("x", "INPUT", (-1, 6), ((4, 6), (8, 6), (8, 6))),
+        FakeTensor("y", "OUTPUT", (-1, 3)),
+    )
+    backend = on_fake_gpu(linear(tmp_path), device="gpu:0")
+    assert backend.signature.max_batch_size == 0
+    assert backend.notes()[-1] == "requests are not merged into batches: the engine takes no fewer than 4 rows"
+
+
 def test_an_engine_file_is_taken_as_it_is(on_fake_gpu, rtx, tmp_path):
     path = tmp_path / "model.plan"
     path.write_bytes(built(rtx, linear(tmp_path), capability="8.9"))

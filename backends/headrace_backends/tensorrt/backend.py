@@ -20,7 +20,7 @@ from headrace_backends.tensorrt.engine_cache import EngineCache, default_folder,
 from headrace_backends.tensorrt.engine_file import misfit, read_engine, read_header, rebuild_advice
 from headrace_backends.tensorrt.execution import Execution, read_profiles, read_tensors
 from headrace_backends.tensorrt.library import Library, find_library, make_logger, register_plugins
-from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, most_rows
+from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, least_rows, most_rows
 
 BUILD_PARAMETERS = (
     "precision",
@@ -208,13 +208,12 @@ def _built(
             if wrong is not None:
                 notes.append(f"{wrong}: built anew")
             if data is None:
-                data = _build_and_keep(cache, key, library, hardware, path, parsed, options, profiles)
-                notes.append(f"built by {library}, {options.precision}")
+                data = _build_and_keep(cache, key, library, hardware, path, parsed, options, profiles, notes)
             else:
                 notes.append(f"engine {key} from the cache, {options.precision}")
             return _Ready(data, symbols)
     except OSError as error:
-        notes.append(f"engines cannot be cached ({error}); set parameters.engine_cache to a folder that can be written")
+        notes.append(_not_cached(error))
         return _Ready(build_engine(library, path, parsed, options, profiles)[0], symbols)
 
 
@@ -227,13 +226,22 @@ def _build_and_keep(
     parsed: Parsed,
     options: BuildOptions,
     profiles: Sequence[Profile],
+    notes: list[str],
 ) -> bytes:
     data, measured = build_engine(library, path, parsed, options, profiles, cache.timing(library, hardware))
+    notes.append(f"built by {library}, {options.precision}")
     facts = {"library": str(library), "hardware": hardware, "precision": options.precision, "model": path.name}
-    cache.put(key, data, facts)
-    if measured is not None:
-        cache.put_timing(library, hardware, measured)
+    try:
+        cache.put(key, data, facts)
+        if measured is not None:
+            cache.put_timing(library, hardware, measured)
+    except OSError as error:  # a full disk: it need not be built twice for that
+        notes.append(_not_cached(error))
     return data
+
+
+def _not_cached(error: OSError) -> str:
+    return f"engines cannot be cached ({error}); set parameters.engine_cache to a folder that can be written"
 
 
 def build_engine(
@@ -285,6 +293,10 @@ def _batched(
     most = most_rows(profiles)
     usual = usual_rows(source, most, "the engine was built for")
     if source.max_batch_size is not None:
+        return signature
+    least = least_rows(profiles)
+    if least > 1:
+        notes.append(f"requests are not merged into batches: the engine takes no fewer than {least} rows")
         return signature
     trial_inputs = [_at_best(one, profiles) for one in inputs]
     limit = usual if source.path.suffix.lower() == ".onnx" else most

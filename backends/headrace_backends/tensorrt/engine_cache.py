@@ -122,7 +122,11 @@ class EngineCache:
         return self._folder / f"{name}.timing"
 
     def _make_room(self, nbytes: int) -> None:
-        engines = [(one.stat().st_mtime, one.stat().st_size, one) for one in self._folder.glob("*.plan")]
+        engines = []
+        for one in self._folder.glob("*.plan"):
+            with suppress(FileNotFoundError):  # another process may remove it meanwhile
+                status = one.stat()
+                engines.append((status.st_mtime, status.st_size, one))
         used = sum(size for _, size, _ in engines)
         for _, size, path in sorted(engines):
             if used + nbytes <= self._limit_bytes:

@@ -131,6 +131,11 @@ def most_rows(profiles: Sequence[Profile]) -> int:
     return max(sizes, default=0)
 
 
+def least_rows(profiles: Sequence[Profile]) -> int:
+    """The smallest leading dimension that all inputs of some profile take."""
+    return min(max((one.min[0] if one.min else 0 for one in profile.values()), default=0) for profile in profiles)
+
+
 def choose(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
     """The first profile that all the shapes lie in."""
     for index, profile in enumerate(profiles):
