@@ -17,6 +17,8 @@ from headrace.workers.frames import Loaded
 from headrace.workers.open_streams import OpenStreams
 from headrace.workers.permit import Permit
 from headrace.workers.pump import Pump
+from headrace.workers.rate_limit import RateLimiter
+from headrace.workers.resources import Claim, Resources
 from headrace.workers.turns import CpuTurns
 
 X = TensorSpec("x", DataType.UINT8, (-1, 2))
@@ -31,8 +33,8 @@ async def settle():
 class Pumped:
     """A pump, what it has sent and not got back, and its queue."""
 
-    def __init__(self):
-        self.queue = BatchQueue("m", BatchLimits(4), 100)
+    def __init__(self, queue=None):
+        self.queue = BatchQueue("m", BatchLimits(4), 100) if queue is None else queue
         self.permit = Permit("m", CpuTurns(2), 1.0)
         self.sent = []
         self.full = False
@@ -160,3 +162,84 @@ async def test_what_a_dead_worker_had_is_not_in_flight_any_more_and_its_turn_is_
     pumped.pump.lose()
     pumped.pump.let_go()
     assert (pumped.pump.in_flight, pumped.permit.held, pumped.pump.slots.idle) == (0, False, True)
+
+
+# ---- where resources are limited ----
+
+
+class Limited:
+    """A model with an instance for each of these claims, beside one of another model for every resource."""
+
+    def __init__(self, *needs):
+        self.limiter = RateLimiter(Resources({}))
+        self.pumps = []
+        for need in needs:
+            made = Pumped(self.pumps[0].queue if self.pumps else None)
+            claim = Claim("m", dict.fromkeys((("cpu", name) for name in need), 1))
+            self.limiter.resources.add(claim)
+            made.permit.limit(self.limiter, claim)
+            made.start()
+            self.pumps.append(made)
+        self.others = {name: Claim("other", {("cpu", name): 1}) for name in "".join(needs)}
+        for claim in self.others.values():
+            self.limiter.resources.add(claim)
+
+    async def put(self, count):
+        return await self.pumps[0].put(count)
+
+    @property
+    def sizes(self):
+        return [made.sizes for made in self.pumps]
+
+    @property
+    def asking(self):
+        """Instances that stand in line."""
+        return sum(made.permit._claim.asked for made in self.pumps)
+
+    async def close(self):
+        for made in self.pumps:
+            made.pump.stop()
+        await settle()
+
+
+async def test_a_lone_request_does_not_wait_for_an_instance_that_cannot_run_while_another_could():
+    model = Limited("A", "B")
+    await settle()
+    await model.limiter.take(model.others["A"])
+    await model.put(1)
+    assert model.sizes == [[], [1]]
+    model.limiter.give(model.others["A"])
+    await settle()
+    assert (model.sizes, model.asking) == ([[], [1]], 0), "there is nothing left for the one that had to wait"
+    assert model.limiter.resources.usage() == {("cpu", "A"): (0, 1), ("cpu", "B"): (1, 1)}
+    await model.put(1)
+    assert model.sizes == [[1], [1]]
+    await model.close()
+
+
+async def test_whoever_of_them_can_run_first_takes_it():
+    model = Limited("A", "B", "C")
+    await settle()
+    for name in "AB":
+        await model.limiter.take(model.others[name])
+    await model.put(1)
+    assert model.sizes == [[], [], [1]]
+    await model.pumps[2].end()
+    for name in "AB":
+        model.limiter.give(model.others[name])
+    await settle()
+    assert (model.sizes, model.asking) == ([[], [], []], 0)
+    assert all(held == 0 for held, _ in model.limiter.resources.usage().values())
+    await model.close()
+
+
+async def test_instances_that_need_the_same_are_not_woken_for_each_other():
+    model = Limited("A", "A", "A")
+    await settle()
+    await model.limiter.take(model.others["A"])
+    await model.put(1)
+    assert (model.sizes, model.asking) == ([[], [], []], 1)
+    model.limiter.give(model.others["A"])
+    await settle()
+    assert sorted(model.sizes) == [[], [], [1]]
+    await model.close()

@@ -39,6 +39,13 @@ class Permit:
         """Whether anything of it is held now."""
         return self._turn is not None or self._has_claim
 
+    def ask(self) -> bool:
+        """Stand in line for its resources, for ``take``.
+
+        Returns whether it has to wait for them while another instance of the model may not.
+        """
+        return self._limiter is not None and self._claim is not None and self._limiter.ask(self._claim)
+
     async def take(self, threads: int) -> None:
         """Wait for what a batch on ``threads`` CPU threads needs; 0 need no turn. When cancelled, nothing is held."""
         try:

@@ -166,6 +166,8 @@ class Pump:
         while wait_ns := self._regroup_ns(monotonic_ns()):
             self._permit.leave_line()
             await self._queue.grown(self.regroup.expected, wait_ns * 1e-9)
+        if self._permit.limited and self._permit.ask():
+            self._queue.nudge()  # this one alone was told of what waits
         await self._permit.take(threads)
         pending = self._queue.take_now()
         if not pending:

@@ -15,14 +15,20 @@ class RateLimiter:
         self.resources = resources
         self._wakers: dict[Claim, asyncio.Future[None]] = {}
 
-    async def take(self, claim: Claim) -> None:
-        """Wait for what the instance needs; it is the caller's until ``give``. Cancelled, it is not wanted any more.
+    def ask(self, claim: Claim) -> bool:
+        """Stand in line for what the instance needs, where ``give`` has not done so. Either ``take`` or ``drop`` it.
 
-        Nothing is asked for again where ``give`` has done so.
+        Returns whether it has to wait while another instance of the model, which needs something else, may not.
         """
         if not (claim.asked or claim.holds):
             self.resources.ask(claim)
             self._grant()
+        return not claim.holds and self.resources.has_other_needs(claim)
+
+    async def take(self, claim: Claim) -> None:
+        """Wait for what was asked for; it is the caller's until ``give``. Cancelled, it is not wanted any more."""
+        if not (claim.asked or claim.holds):
+            self.ask(claim)
         if claim.holds:
             return
         waker = self._wakers[claim] = asyncio.get_running_loop().create_future()

@@ -111,6 +111,10 @@ class Resources:
                 kept.update(claim.needs)
         return granted
 
+    def has_other_needs(self, claim: Claim) -> bool:
+        """Whether an instance of the same model needs something else, so that it may run while this one waits."""
+        return any(one.model == claim.model and one.needs != claim.needs for one in self._claims)
+
     def usage(self) -> dict[Resource, tuple[int, int]]:
         """How many of each resource that somebody needs are held, and how many there are."""
         wanted: Iterable[Resource] = {resource for claim in self._claims for resource in claim.needs}
