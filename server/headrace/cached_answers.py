@@ -63,7 +63,7 @@ class CachedAnswers:
 
     def _identity(self, served: Served) -> str:
         """What changes when the same request may have another answer."""
-        identity = f"{served.version}/{served.print}"
+        identity = served.identity
         if isinstance(served, ServedEnsemble):
             parts = [self._repository.find(*planned.step.part) for planned in served.plan.steps]
             identity = "|".join([identity, *(self._identity(part) for part in parts if part is not None)])

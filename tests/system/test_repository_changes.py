@@ -518,6 +518,24 @@ def test_a_load_brings_back_a_model_whose_worker_could_not(explicit, control, na
     assert infer(explicit.http, name, [1.0]).ok
 
 
+def test_what_a_restarted_worker_finds_changed_is_not_answered_out_of_the_cache(explicit, name):
+    file = python_model(explicit.repository, name, config="response_cache: true\n") / "1" / "model.py"
+    others = {worker.pid for worker in explicit.workers()}
+    assert OverHttp(explicit).load(name) == ""
+    assert infer(explicit.http, name, [1.0]).values == [1.0]
+    file.write_text(file.read_text().replace('inputs["x"]}', 'inputs["x"] + 10}'))
+    assert infer(explicit.http, name, [1.0]).values == [1.0], "nobody has asked for the change"
+    assert explicit.metric("nv_cache_num_hits_per_model", model=name) == 1
+    for worker in explicit.workers():
+        if worker.pid not in others:
+            worker.kill()
+    explicit.wait_for(lambda: explicit.metric("headrace_worker_deaths_total", model=name) == 1)
+    explicit.wait_for(lambda: explicit.model_ready(name), SOON_S)
+    for hits in (1, 2):
+        assert infer(explicit.http, name, [1.0]).values == [11.0]
+        assert explicit.metric("nv_cache_num_hits_per_model", model=name) == hits
+
+
 def test_an_ensemble_brings_its_models_and_takes_them_along(explicit, control, name):
     onnx_model(explicit.repository, f"{name}_1", add=1)
     onnx_model(explicit.repository, f"{name}_2", add=10)

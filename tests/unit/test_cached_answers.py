@@ -49,7 +49,7 @@ class Model:
     def __init__(self):
         self.store = Store()
         self.served = SimpleNamespace(
-            version="3", print="abc", statistics=Statistics(), folder=SimpleNamespace(name="m")
+            version="3", identity="3/abc", statistics=Statistics(), folder=SimpleNamespace(name="m")
         )
         self.repository = SimpleNamespace(on_retired=None, find=lambda *_: self.served)
         self.answers = []
@@ -109,7 +109,7 @@ async def test_what_was_answered_once_is_not_run_again(model):
 async def test_another_form_of_the_version_has_answers_of_its_own(model):
     model.answers = [response(7), response(8)]
     await model.ask()
-    model.served.print = "def"
+    model.served.identity = "3/def"
     assert (await model.ask()).outputs == (tensor(8, "y"),)
 
 
@@ -149,7 +149,7 @@ async def test_a_version_that_ends_while_the_cache_is_asked_is_not_the_one_to_ru
     model.answers = [response(7)]
     asked = asyncio.get_running_loop().create_task(model.ask())
     await asyncio.sleep(0)
-    model.served = SimpleNamespace(version="4", print="def", statistics=Statistics())
+    model.served = SimpleNamespace(version="4", identity="4/def", statistics=Statistics())
     assert (await asked).outputs == (tensor(7, "y"),)
     assert model.counts() == (0, 1), "it is the new version's"
 
@@ -167,13 +167,13 @@ async def test_an_answer_of_an_ensemble_is_not_kept_for_models_that_have_been_re
         labels={},
     )
     model.served = ServedEnsemble(folder, 1, plan, lambda *_: True)
-    part = SimpleNamespace(version="1", print="old")
+    part = SimpleNamespace(identity="1/old")
     model.repository.find = lambda *_: part
     model.answers = [answer, response(8)]
     asked = asyncio.get_running_loop().create_task(model.ask())
     await asyncio.sleep(0)
-    part = SimpleNamespace(version="1", print="new")
+    part = SimpleNamespace(identity="1/new")
     answer.set_result(response(7))
     assert (await asked).outputs == (tensor(7, "y"),)
-    part = SimpleNamespace(version="1", print="old")  # the files before are put back
+    part = SimpleNamespace(identity="1/old")  # the files before are put back
     assert (await model.ask()).outputs == (tensor(8, "y"),)

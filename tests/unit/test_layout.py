@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.core.fingerprint import fingerprint
 from headrace.repository import layout
-from headrace.repository.fingerprint import fingerprint
 from headrace.repository.layout import list_models, read_folder, selected_versions
 from headrace.repository.model_config import parse_config
 

@@ -1,8 +1,11 @@
 """A version while it is served, over made-up workers."""
 
+from pathlib import Path
+
 import pytest
 
 from headrace.core.errors import NotReady
+from headrace.core.fingerprint import fingerprint
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace.repository.layout import read_folder
@@ -15,12 +18,13 @@ SPEC = TensorSpec("x", DataType.UINT8, (-1, 2))
 
 
 class Supervisor:
-    """Has every instance up at once, in a worker that is never asked for anything."""
+    """Has every instance up at once, in a worker that is never asked for anything. ``found`` is what it has read."""
 
     def __init__(self, decoupled=False):
         self.turns = CpuTurns(2)
         self._number = 0
         self._signature = Signature((SPEC,), (SPEC,), 4, decoupled)
+        self.found = None  # None: the files of the version as they are
 
     def cpus(self):
         return 2
@@ -30,7 +34,9 @@ class Supervisor:
         return self._number
 
     def bring_up(self, instance):
-        instance.up(None, Loaded(instance.load.instance, self._signature, False, 0, (), 0.1))
+        load = instance.load
+        found = fingerprint(Path(load.repository, load.version)) if self.found is None else self.found
+        instance.up(None, Loaded(load.instance, self._signature, False, 0, (), 0.1, files_print=found))
         instance.start()
 
     async def start_instance(self, instance, _):
@@ -74,3 +80,51 @@ async def test_a_model_that_turns_out_to_stream_cannot_have_an_objective(tmp_pat
     with pytest.raises(LoadRefused, match="p99_objective_ms is not for a decoupled model"):
         await made.start()
     assert made.instances == []
+
+
+# ---- whose answers they are ----
+
+
+def restart(served, instance, found=None):
+    """Its worker dies and is back, and has read other files than before."""
+    instance.down(None, [], "signal SIGKILL")
+    served._supervisor.found = found
+    served._supervisor.bring_up(instance)
+
+
+async def test_files_that_are_the_same_again_have_the_same_answers(served):
+    assert served.identity == f"1/{served.print}"
+    restart(served, served.instances[0])
+    assert served.identity == f"1/{served.print}"
+
+
+async def test_what_was_answered_by_other_files_is_not_taken_for_an_answer_of_these(tmp_path):
+    served = version(tmp_path, Supervisor(), "instances: [{count: 2}]\n")
+    await served.start()
+    first, second = served.instances
+    seen = [served.identity]
+    restart(served, first, "changed")
+    seen.append(served.identity)
+    restart(served, second, "changed")
+    seen.append(served.identity)
+    restart(served, second, "once more")
+    seen.append(served.identity)
+    assert len(set(seen)) == 4, "also while one has the old files and one the new"
+    restart(served, second, "changed")
+    assert served.identity == seen[2]
+    await served.stop_instances()
+    assert served.identity == seen[2], "what it had when it was in memory last"
+    await served.start_instances()
+    assert served.identity == seen[2]
+    await served.stop_instances()
+
+
+async def test_an_instance_is_known_by_its_files_before_its_first_batch_and_so_is_one_that_takes_its_place(served):
+    (old,) = served.instances
+    before = served.identity
+    twin = old.twin(77)
+    served._supervisor.found = "changed"
+    served._supervisor.bring_up(twin)
+    both = served.identity
+    old.replaced_by(twin)
+    assert len({before, both, served.identity}) == 3

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from headrace.core.errors import InvalidRequest
+from headrace.core.fingerprint import print_files
 from headrace.core.passed_over import is_passed_over
 from headrace.core.sequence import SequenceSpec
 from headrace.repository.config_problems import ConfigError
-from headrace.repository.fingerprint import print_files
 from headrace.repository.model_config import ModelConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace.repository.sequence_config import MAX_STATE_BYTES, StateConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core.device import CPU
-from headrace.repository.fingerprint import fingerprint
+from headrace.core.fingerprint import fingerprint
 from headrace.repository.layout import ModelFolder
 from headrace.repository.planned import Planned, Unfit, device_of, planned_form, why_no_plan
 from headrace_backends.optimize.basis import model_digest

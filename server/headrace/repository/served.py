@@ -62,6 +62,7 @@ class ServedVersion:
         self._form = ServedForm(folder, files, planned)
         self.version = str(files.version)
         self.print = self._form.print
+        self.identity = f"{self.version}/{self.print}"  # changes when the same request may have another answer
         self.statistics = Statistics(with_summaries=with_summaries)
         self.instances: list[Instance] = []
         # What every request asks for, as plain attributes.
@@ -222,6 +223,7 @@ class ServedVersion:
         limit_bytes = config.memory_limit_bytes
         for instance in self.instances:
             instance.memory_limit_bytes = limit_bytes
+            instance.on_loaded = self._on_loaded
             instance.on_replaced = self._on_replaced
             instance.loaded = self._loaded  # so that it breaks where the files have changed since the first time
         needs = self._form.needs(self._loaded, pages=self._residence is not None and not self.pinned)
@@ -301,6 +303,12 @@ class ServedVersion:
 
     # -- small things -------------------------------------------------------------------------------------
 
+    def _on_loaded(self, loaded: Instance) -> None:
+        """A worker has read the files, which may be others now than before, and than those of other instances."""
+        prints = {one.loaded.files_print for one in (*self.instances, loaded) if one.loaded is not None}
+        found = [] if prints == {self.files.print} else sorted(prints)
+        self.identity = "/".join([self.version, self.print, *found])
+
     async def _stop(self, instance: Instance) -> None:
         if instance.in_flight:
             await instance.leave()
@@ -335,6 +343,7 @@ class ServedVersion:
 
     def _on_replaced(self, old: Instance, new: Instance) -> None:
         self.instances = [new if one is old else one for one in self.instances]
+        self._on_loaded(new)
         if self.distrusted:
             new.hold()
         self._on_instance_change()  # the old one may have broken meanwhile, which is nobody's matter any more

@@ -34,6 +34,7 @@ class ServedEnsemble:
         self.version = str(version)
         self.plan = plan
         self.print = ensemble_print(folder, version, plan)
+        self.identity = f"{self.version}/{self.print}"  # of the ensemble itself: its models have theirs
         self.statistics = Statistics()
         self.running = 0  # requests under way
         # Where a model has instances and a queue, an ensemble has none and one that nothing is ever put into.

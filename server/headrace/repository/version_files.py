@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.core.fingerprint import digest, stamps
 from headrace.core.passed_over import is_passed_over
-from headrace.repository.fingerprint import digest, stamps
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.small_files import Unusable, list_names, may_come_back, read_beginning, why_unread
 from headrace_backends.registry import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from headrace.repository.fingerprint import fingerprint
+from headrace.core.fingerprint import fingerprint
 from headrace.repository.layout import list_models
 from headrace.repository.repository import Repository
 

@@ -169,6 +169,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=5, array_like=True):
     remembers: bool = False  # whether its own code may keep what it was given
     memory_bytes: int = 0  # that the worker's own memory has grown by
     gpu_bytes: int = 0  # that its memory on the GPU has grown by; 0 where it was not measured
+    files_print: str = ""  # of the version's folder, as it was when the load began
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=6, array_like=True):

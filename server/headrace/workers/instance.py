@@ -103,6 +103,7 @@ class Instance:
         self.loaded: Loaded | None = None
         self.broken = ""  # why it cannot come back by itself; empty while it can
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
+        self.on_loaded: Callable[[Instance], None] = lambda _: None  # told before it takes the first batch of each life
         self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
         # Where the model can be run in another form: told of the cause when a worker dies that ran a batch, and
         # whether one of the batch's requests has used up its chances here.
@@ -160,6 +161,7 @@ class Instance:
         self.broken = ""
         self._host = host
         self._pump.let_go()
+        self.on_loaded(self)
 
     def start(self) -> None:
         """Begin to take batches."""
@@ -204,6 +206,7 @@ class Instance:
         )
         twin.memory_limit_bytes = self.memory_limit_bytes
         twin.loaded = self.loaded  # so that it breaks where the files have changed meanwhile
+        twin.on_loaded = self.on_loaded
         if self._held:
             twin.hold()
         return twin

@@ -13,6 +13,7 @@ import msgspec
 from headrace.core.cpus import usable_cpus
 from headrace.core.custom_metric import CustomMetric
 from headrace.core.errors import HeadraceError
+from headrace.core.fingerprint import fingerprint
 from headrace.core.process_memory import give_back, process_memory
 from headrace.log import apply
 from headrace.workers import frames
@@ -117,6 +118,8 @@ class Worker:
     def _load(self, frame: frames.Load) -> None:
         started_ns = monotonic_ns()
         calls = Calls(self._conversation, self._open_calls, frame.instance)
+        calls = Calls(self._conversation, self._desk, frame.instance)
+        files_print = fingerprint(Path(frame.repository, frame.version))
         try:
             kind = resolve(frame.backend)
             before_bytes = _own_bytes()  # with the framework, which others use as well
@@ -155,6 +158,7 @@ class Worker:
                     backend.remembers,
                     max(0, _own_bytes() - before_bytes),
                     gpu_bytes,
+                    files_print,
                 )
             )
             self._tell_metrics(frame.instance, model)
