@@ -76,6 +76,7 @@ class Readings:
                 ready=served.ready,
                 instances=len(served.instances),
                 instances_up=sum(instance.is_up for instance in served.instances),
+                restart_pause_s=max((instance.pause.seconds for instance in served.instances), default=0.0),
                 decoupled=served.decoupled,
                 cached=served.cached,
                 pages=self._pager is not None and isinstance(served, ServedVersion),

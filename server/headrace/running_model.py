@@ -56,6 +56,7 @@ def describe(series: Series) -> Iterable[str]:
 
     rows, batches = value("nv_inference_count"), value("nv_inference_exec_count")
     yield f"batches: {batches:.0f} of {rows / batches if batches else 0:.1f} rows on average"
+    yield from _instances(value)
     yield from _plan(series)
     yield f"waiting now: {value('headrace_queue_requests'):.0f} request(s)"
     if ("headrace_objective_seconds", ()) in series:
@@ -77,6 +78,15 @@ def describe(series: Series) -> Iterable[str]:
             f"{value('headrace_batch_wait_seconds_total'):.3f} s spent on waiting for batches to fill"
         )
     yield from _curves(series)
+
+
+def _instances(value: Callable[[str], float]) -> Iterable[str]:
+    """Only where something is, or was, wrong with them."""
+    count, up = value("headrace_instances"), value("headrace_instances_up")
+    deaths, pause_s = value("headrace_worker_deaths_total"), value("headrace_restart_pause_seconds")
+    if up < count or deaths:
+        left_alone = f"; one that keeps dying is left alone for {pause_s:.1f} s now" if pause_s else ""
+        yield f"instances: {up:.0f} of {count:.0f} up; their workers have died {deaths:.0f} time(s){left_alone}"
 
 
 def _plan(series: Series) -> Iterable[str]:

@@ -859,6 +859,17 @@ async def test_a_decoupled_request_leaves_its_slot_when_it_is_begun_and_is_under
     assert streaming.model.statistics.success == 5
 
 
+async def test_what_answers_part_by_part_is_used_by_it(streaming):
+    """So that it is not the first to leave a memory that is full."""
+    streaming.put()
+    sequence = await streaming.begin()
+    before_ns = streaming.instance.used_at_ns
+    streaming.part(sequence, 7)
+    assert (responded_ns := streaming.instance.used_at_ns) > before_ns
+    await streaming.end(sequence)
+    assert streaming.instance.used_at_ns > responded_ns
+
+
 async def test_so_many_are_open_and_no_more(streaming, monkeypatch):
     monkeypatch.setattr(pump_module, "MAX_OPEN", 3)
     requests = streaming.put(8)

@@ -87,6 +87,7 @@ GAUGES = {
     "headrace_model_ready",
     "headrace_instances",
     "headrace_instances_up",
+    "headrace_restart_pause_seconds",
     "headrace_worker_resident_bytes",
     "headrace_worker_memory_bytes",
     "headrace_worker_models",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, backoff_s, place
+from headrace.workers.placement import Hosting, Needs, NewProcess, PlacementLimits, place
 
 MIB = 1024 * 1024
 LIMITS = PlacementLimits(own=2, shared=2)
@@ -104,17 +104,6 @@ def test_processes_stay_few_and_evenly_filled_however_many_models_come(shareable
         assert not filled or max(filled) - min(filled) <= 1 or len(filled) < shared_cap
         assert all(counts[name] == 1 for name, is_shared in kinds.items() if not is_shared)
     assert sum(1 for is_shared in kinds.values() if not is_shared) <= own_cap + shareable.count(False)
-
-
-def test_the_first_start_is_at_once_and_later_ones_wait_longer_up_to_a_bound():
-    waits = [backoff_s(failures) for failures in range(12)]
-    assert waits[:4] == [0.0, 0.1, 0.2, 0.4]
-    assert waits == sorted(waits)
-    assert waits[-1] == 5.0
-
-
-def test_a_worker_that_has_died_all_week_is_still_started_again():
-    assert backoff_s(20_000) == 5.0
 
 
 def test_models_of_one_device_share_and_others_do_not():

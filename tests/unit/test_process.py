@@ -9,6 +9,7 @@ import pytest
 
 from headrace.core.model import Signature
 from headrace.workers import channel, process
+from headrace.workers.arena import mark_begun
 from headrace.workers.frames import (
     Begun,
     Cancel,
@@ -63,6 +64,7 @@ class Model:
     """An instance that keeps what it is told."""
 
     is_up = False
+    in_flight = up_at_ns = used_at_ns = 0
 
     def __init__(self, number, name):
         self.load = SimpleNamespace(instance=number, name=name)
@@ -96,16 +98,25 @@ class Hosted(Model):
         self.loaded = loaded(number)
         self.waiting = waiting
         self.broken = ""
+        self.pause = None
         self.is_up = True
 
     def up(self, host, loaded):
-        self.broken = ""
+        self.broken, self.pause = "", None
+        self.up_at_ns = int(process.monotonic() * 1e9)
 
     def start(self):
         self.is_up = True
 
     def retire(self):
         self.is_up = False
+
+    def down(self, executing, staged, cause):
+        super().down(executing, staged, cause)
+        self.is_up = False
+
+    def leave_alone(self, pause):
+        self.pause = pause
 
     def break_down(self, reason):
         self.is_up, self.broken = False, reason
@@ -376,3 +387,118 @@ async def test_where_no_process_can_be_started_for_long_nobody_waits_for_it(work
     assert worker.told(-1) == [model.load]
     await worker.say(loaded(3), life=-1)
     assert (model.is_up, model.broken) == (True, "")
+
+
+# ---- when it dies as often as it has come up ----
+
+
+class Clock:
+    """The time by which workers live and die; what waits for it waits for no longer than a real moment."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        self.pauses = []
+        monkeypatch.setattr(process, "monotonic", lambda: self.now)
+        monkeypatch.setattr(WorkerProcess, "_rest", lambda _, seconds: self._rest(seconds))
+
+    async def _rest(self, seconds):
+        self.pauses.append(round(seconds, 6))
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def clocked(monkeypatch):
+    clock = Clock(monkeypatch)
+    made = Worker(monkeypatch)
+    made.clock = clock
+    await settle()
+    yield made
+    await made.close()
+
+
+def begin(worker, model, sequence):
+    """Give it a batch that the worker has begun to run when it dies."""
+    inputs = SimpleNamespace(view=memoryview(bytearray(64)))
+    mark_begun(inputs.view, sequence)
+    batch = Batch(model, SimpleNamespace(inputs=inputs), [], sequence)
+    worker.process.run(batch, Run(model.load.instance, sequence, 0, 0, (), ()), [])
+
+
+async def test_a_model_that_its_first_batch_kills_is_brought_back_in_ever_longer_intervals(clocked, caplog):
+    model = Hosted(3, "m")
+    clocked.host(model)
+    await clocked.die()  # of whatever
+    for sequence in range(1, 5):
+        await clocked.say(loaded(3), life=-1)
+        begin(clocked, model, sequence)
+        await clocked.die()
+    assert clocked.clock.pauses == [0.0, 0.0, 0.0, 0.1, 0.2, 0.4], "one for each life"
+    assert model.pause.reason in caplog.text
+    assert "died 5 times in a row" in model.pause.reason
+    await clocked.say(loaded(3), life=-1)
+    assert (model.is_up, model.pause) == (True, None)
+    clocked.clock.now += 10.0
+    begin(clocked, model, 9)
+    await clocked.die()
+    assert clocked.clock.pauses[-1] == 0.0, "it was up for long"
+
+
+async def test_of_several_models_only_the_one_that_the_worker_dies_of_is_left_out(clocked, monkeypatch):
+    again = []
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "call_later", lambda seconds, *what: again.append((round(seconds, 6), *what))
+    )
+    bad, good = Hosted(3, "bad"), Hosted(4, "good")
+    clocked.host(bad, good)
+    await clocked.die()  # of whatever
+    for sequence in (1, 2, 3):
+        await clocked.say(loaded(3), loaded(4), life=-1)
+        begin(clocked, bad, sequence)
+        assert not again
+        await clocked.die()
+    assert clocked.told(-1) == [good.load]
+    assert set(clocked.clock.pauses) == {0.0}, "the process is there at once"
+    assert bad.pause.seconds == pytest.approx(0.1)
+    assert (good.pause, len(good.causes)) == (None, 4)
+    await clocked.say(loaded(4), life=-1)
+    ((seconds, load_again, instance),) = again
+    assert (seconds, instance) == (0.1, bad)
+    load_again(instance)
+    await settle()
+    assert clocked.told(-1) == [bad.load]
+
+
+async def test_one_that_is_left_out_stays_so_when_the_process_dies_meanwhile(clocked):
+    bad, good = Hosted(3, "bad"), Hosted(4, "good")
+    clocked.host(bad, good)
+    await clocked.die()  # of whatever
+    for sequence in range(1, 11):
+        await clocked.say(loaded(3), loaded(4), life=-1)
+        begin(clocked, bad, sequence)
+        await clocked.die()
+        clocked.process._load_again(bad)
+        await settle()
+    await clocked.say(loaded(3), loaded(4), life=-1)
+    begin(clocked, bad, 11)
+    await clocked.die()
+    await clocked.die()
+    assert clocked.told(-1) == [good.load]
+
+
+async def test_a_process_that_dies_of_itself_without_a_model_is_not_started_as_fast_as_it_dies(clocked):
+    for _ in range(5):
+        await clocked.die()
+    assert clocked.clock.pauses == [0.0, 0.0, 0.0, 0.1, 0.2, 0.4]
+
+
+async def test_a_pause_does_not_hold_up_the_end(monkeypatch):
+    worker = Worker(monkeypatch)
+    await settle()
+    monkeypatch.setattr(process, "backoff_s", lambda _: 3600.0)
+    worker.popen.end()
+    await settle()
+    async with asyncio.timeout(30):
+        await worker.process.stop(grace_s=3600.0)
+    assert len(worker.lives) == 1
+    await worker.close()

@@ -25,6 +25,8 @@ def page():
         ModelSample(*("other", "1", Statistics(), 0, 0, True, 1, 1)),
         ModelSample(*("fast", "1", Statistics(), 0, 0, True, 1, 1), plan=PlanSample('open"vino + int8', 3.25, 1, 7, 1)),
         ModelSample(*("slow", "1", Statistics(), 0, 0, True, 1, 1), plan=PlanSample("", 0.0, 2, 0, 0)),
+        ModelSample(*("mortal", "1", Statistics(worker_deaths=7), 0, 0, True, 2, 1), restart_pause_s=3.21),
+        ModelSample(*("mended", "1", Statistics(worker_deaths=1), 0, 0, True, 2, 2)),
     ]
     return Metrics(lambda: models, list, lambda: ServerSample(0, 0, 1.0, True)).render("")[0]
 
@@ -80,6 +82,21 @@ def test_a_model_that_is_not_there_and_a_server_that_is_not(url):
         said = []
         assert explain_running(nowhere, "digits", said.append) == 1
         assert said[0].startswith(f"no metrics at {nowhere}/metrics: ")
+
+
+def test_instances_are_told_of_where_workers_have_died(url):
+    told = {}
+    for name in ("digits", "mortal", "mended"):
+        said = []
+        assert explain_running(url, name, said.append) == 0
+        told[name] = [line.strip() for line in said if "instances" in line]
+    assert told == {
+        "digits": [],
+        "mortal": [
+            "instances: 1 of 2 up; their workers have died 7 time(s); one that keeps dying is left alone for 3.2 s now"
+        ],
+        "mended": ["instances: 2 of 2 up; their workers have died 1 time(s)"],
+    }
 
 
 def test_the_plan_of_a_running_model_is_told(url):

@@ -12,6 +12,7 @@ from headrace.repository.layout import read_folder
 from headrace.repository.served import ServedVersion
 from headrace.workers.frames import Loaded
 from headrace.workers.loads import LoadRefused
+from headrace.workers.restarts import Pause
 from headrace.workers.turns import CpuTurns
 
 SPEC = TensorSpec("x", DataType.UINT8, (-1, 2))
@@ -80,6 +81,22 @@ async def test_a_model_that_turns_out_to_stream_cannot_have_an_objective(tmp_pat
     with pytest.raises(LoadRefused, match="p99_objective_ms is not for a decoupled model"):
         await made.start()
     assert made.instances == []
+
+
+async def test_one_that_keeps_dying_says_so_and_refuses_only_where_there_is_no_hope(served):
+    (instance,) = served.instances
+    instance.down(None, [], "signal SIGSEGV")
+    assert (served.ready, served.why_unready) == (False, "its worker is restarting")
+    instance.leave_alone(Pause(0.4, "its worker died 5 times in a row"))
+    assert (served.ready, served.broken, served.why_unready) == (False, False, "its worker died 5 times in a row")
+    served.queue.make_room()
+    instance.leave_alone(Pause(5.0, "its worker died 12 times in a row", hopeless=True))
+    assert (served.ready, served.broken, served.why_unready) == (False, True, "its worker died 12 times in a row")
+    with pytest.raises(NotReady, match="not at ready state: its worker died 12 times in a row"):
+        served.queue.make_room()
+    served._supervisor.bring_up(instance)
+    served.queue.make_room()
+    assert (served.ready, served.broken, instance.pause) == (True, False, Pause())
 
 
 # ---- whose answers they are ----

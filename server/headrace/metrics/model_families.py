@@ -228,6 +228,12 @@ FAMILIES = (
     Family("headrace_instances", "gauge", "Instances that should be up", lambda model: model.instances),
     Family("headrace_instances_up", "gauge", "Instances that are up", lambda model: model.instances_up),
     Family(
+        "headrace_restart_pause_seconds",
+        "gauge",
+        "How long an instance that dies again and again is left alone before it is loaded anew; 0 once it is up",
+        lambda model: model.restart_pause_s,
+    ),
+    Family(
         "headrace_worker_deaths_total",
         "counter",
         "Times that a worker died while it held the model",

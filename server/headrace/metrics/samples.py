@@ -61,6 +61,7 @@ class ModelSample:
     ready: bool
     instances: int
     instances_up: int
+    restart_pause_s: float = 0.0  # for which an instance that keeps dying is left alone, until it is up; 0 for none
     active_streams: int = 0
     active_sequences: int = 0
     cached: bool = False  # whether the response cache is asked first

@@ -113,7 +113,8 @@ class ServedVersion:
         if self._given_up:
             return self.distrusted
         unready = self._residence.unready if self._residence is not None else ""
-        return unready or next((one.broken for one in self.instances if one.broken), "its worker is restarting")
+        reasons = (one.broken or one.pause.reason for one in self.instances)
+        return unready or next(filter(None, reasons), "its worker is restarting")
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from headrace.workers.permit import Permit
 from headrace.workers.pump import Pump
 from headrace.workers.rate_limit import RateLimiter
 from headrace.workers.resources import Claim
+from headrace.workers.restarts import Pause
 from headrace.workers.second_chance import MAX_DEATHS, living, survivors
 from headrace.workers.slots import Slot
 from headrace.workers.turns import CpuTurns
@@ -102,13 +103,15 @@ class Instance:
         self.execution_timeout_s = execution_timeout_s
         self.loaded: Loaded | None = None
         self.broken = ""  # why it cannot come back by itself; empty while it can
+        self.pause = Pause()  # for how long it is left alone because it keeps dying, until it is up
         self.on_change: Callable[[], None] = lambda: None  # told when it breaks, and when it is up again
         self.on_loaded: Callable[[Instance], None] = lambda _: None  # told before it takes the first batch of each life
         self.on_replaced: Callable[[Instance, Instance], None] = lambda _old, _new: None  # told of its successor
         # Where the model can be run in another form: told of the cause when a worker dies that ran a batch, and
         # whether one of the batch's requests has used up its chances here.
         self.on_death: Callable[[str, bool], None] | None = None
-        self.used_at_ns = 0  # when a batch of it ended last; 0 while none has
+        self.up_at_ns = 0  # when it was loaded last; 0 while it was not
+        self.used_at_ns = 0  # when it answered anything last; 0 while it has not
         self.memory_limit_bytes = 0  # that its worker may have; 0 for no bound
         self.streams = OpenStreams(load.name)
         self.custom_metrics: tuple[CustomMetric, ...] = ()  # that the model's own code keeps
@@ -116,7 +119,6 @@ class Instance:
         self._statistics = statistics
         self._permit = Permit(load.name, turns, cpu_weight)
         self._ended_ns = 0  # when the last batch did
-        self._up_at_ns = 0
         self._host: Host | None = None
         self._pump = Pump(
             load.name, queue, self._permit, self.streams, self._send, of_sequences=load.sequence is not None
@@ -157,8 +159,8 @@ class Instance:
             self.break_down("the model's files have changed since it was loaded")
             return
         self.loaded = loaded
-        self._up_at_ns = monotonic_ns()
-        self.broken = ""
+        self.up_at_ns = monotonic_ns()
+        self.broken, self.pause = "", Pause()
         self._host = host
         self._pump.let_go()
         self.on_loaded(self)
@@ -186,6 +188,12 @@ class Instance:
         self.stop()
         self.broken = reason
         self.on_change()
+
+    def leave_alone(self, pause: Pause) -> None:
+        """It is down, and not loaded again before the pause is over."""
+        self.pause = pause
+        if pause.hopeless and self.loaded is not None:
+            self.break_down(pause.reason)
 
     def retire(self) -> None:
         """Stop for good, and let go of the shared memory."""
@@ -301,6 +309,7 @@ class Instance:
         """The model refused the batch. Its members run again, each alone, so that only the bad one fails."""
         pump = self._pump
         pump.in_flight -= len(batch.pending)
+        self.used_at_ns = monotonic_ns()
         message = f"model '{self.load.name}': {frame.message}"
         error = of_kind(Kind(frame.kind), message)
         if len(batch.pending) > 1:
@@ -308,7 +317,7 @@ class Instance:
         else:
             batch.pending[0].fail(error)
         pump.slots.give(batch.slot)
-        pump.place.ended(batch, monotonic_ns())
+        pump.place.ended(batch, self.used_at_ns)
         pump.batch_ended(batch.pending)
 
     def _run_alone(self, pending: list[Pending], error: HeadraceError) -> None:
@@ -348,10 +357,12 @@ class Instance:
     def part(self, frame: Part) -> None:
         """One response to a decoupled request."""
         self._statistics.last_inference_ms = int(time() * 1000)
+        self.used_at_ns = monotonic_ns()
         self.streams.part(frame)
 
     def ended(self, frame: Ended) -> None:
         """The last response to a decoupled request."""
+        self.used_at_ns = monotonic_ns()
         pending = self.streams.end(frame)
         if pending is not None:
             self._pump.stream_ended(pending)
@@ -367,7 +378,7 @@ class Instance:
         self._queue.lose(cause)
         if executing is not None:
             again = survivors(
-                executing.pending, self.load.name, cause, self._up_at_ns, elsewhere=self.on_death is not None
+                executing.pending, self.load.name, cause, self.up_at_ns, elsewhere=self.on_death is not None
             )
             self._statistics.retries += len(again)
             self._queue.put_back(again)

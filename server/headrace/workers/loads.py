@@ -74,6 +74,10 @@ class Loads:
         self._pauses_s.pop(instance.load.instance, None)
         self._put_off.discard(instance.load.instance)
 
+    def leave_out(self, instance: Instance) -> None:
+        """It is not to come back with the others, but when it is added again."""
+        self._put_off.add(instance.load.instance)
+
     def answered(self, number: int) -> Loading | None:
         """The process has answered for that instance, so it got ready; None where nobody wants it any more."""
         self.failures = 0

@@ -78,8 +78,3 @@ def place(needs: Needs, processes: Sequence[Hosting], limits: PlacementLimits) -
     if len(shared) < limits.shared:
         return NewProcess(shared=True)
     return min(shared, key=lambda process: (process.instances, process.name)).name
-
-
-def backoff_s(failures: int) -> float:
-    """How long to wait before starting a process again that died ``failures`` times without getting ready."""
-    return 0.0 if failures <= 0 else min(5.0, 0.1 * 2.0 ** min(failures - 1, 10))

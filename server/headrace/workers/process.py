@@ -1,6 +1,7 @@
 """One worker process and the instances that it hosts, brought back whenever it dies."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
@@ -18,7 +19,7 @@ from headrace.workers.instance import Batch, Instance
 from headrace.workers.lending import PASS_BYTES, Attachments
 from headrace.workers.loads import Loading, LoadRefused, Loads
 from headrace.workers.numa import Node
-from headrace.workers.placement import backoff_s
+from headrace.workers.restarts import Restarts, backoff_s
 from headrace.workers.spawn import cause_of_end, spawn
 from headrace.workers.unanswered import Unanswered, load_key
 
@@ -70,6 +71,9 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: channel.Channel | None = None
         self._loads = Loads()
+        self._restarts = Restarts()
+        self._pause_s = 0.0  # before the next life
+        self._up_at = 0.0  # when its first load was answered in this life; 0 while none was
         self.unanswered = Unanswered()  # in this life
         self._levels: LogLevels | None = None
         self.attachments = Attachments(self._detach)
@@ -77,7 +81,7 @@ class WorkerProcess:
         self._sequence = 0
         self._kill_cause = ""
         self._timed_out = False
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep_alive())
         self._task.add_done_callback(self._on_end)
 
@@ -136,12 +140,13 @@ class WorkerProcess:
         """Forget a model that has no batch running any more."""
         instance.retire()
         self._loads.drop(instance)
+        self._restarts.forget(instance.load.instance)
         if self.hosted.pop(instance.load.instance, None) is not None and self._channel is not None:
             self._channel.send(frames.encode(frames.Unload(instance.load.instance)))
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the process: by request, and by force when it does not follow."""
-        self._stopping = True
+        self._stopping.set()
         if isinstance(self.unanswered.head, Loading):
             self.kill("stopped while it loaded a model")
         elif self._channel is not None:
@@ -153,7 +158,7 @@ class WorkerProcess:
 
     async def end(self, cause: str) -> None:
         """End the process at once, for good: what it was at fails or runs elsewhere, as when it dies."""
-        self._stopping = True
+        self._stopping.set()
         self.kill(cause)
         await asyncio.wait([self._task])
 
@@ -276,6 +281,7 @@ class WorkerProcess:
 
     def _on_load_answer(self, frame: frames.Loaded | frames.LoadFailed) -> None:
         self.unanswered.answered(load_key(frame.instance))
+        self._up_at = self._up_at or monotonic()
         loading = self._loads.answered(frame.instance)
         if loading is None:
             return  # unloaded meanwhile
@@ -298,8 +304,9 @@ class WorkerProcess:
         self.unanswered.add(load_key(load.instance), loading)
 
     def _load_again(self, instance: Instance) -> None:
-        """Try again what was refused when the process came back: the reason may have passed."""
-        if self.hosted.get(instance.load.instance) is instance and instance.broken and instance not in self._loads:
+        """Try again what was refused or left out when the process came back: the reason may have passed."""
+        wanted = self.hosted.get(instance.load.instance) is instance and not instance.is_up
+        if wanted and instance not in self._loads:
             loading = self._loads.add(instance)
             if self._channel is not None:
                 self._send_load(loading)
@@ -307,9 +314,9 @@ class WorkerProcess:
     # -- the process's lives ------------------------------------------------------------------------------
 
     async def _keep_alive(self) -> None:
-        while not self._stopping:
-            await asyncio.sleep(backoff_s(self._loads.failures))
-            if self._stopping:
+        while not self._stopping.is_set():
+            await self._rest(max(backoff_s(self._loads.failures), self._pause_s))
+            if self._stopping.is_set():
                 return
             try:
                 exited = self._spawn()
@@ -322,6 +329,15 @@ class WorkerProcess:
                 self._send_load(loading)
             await exited
             self._bury()
+
+    async def _rest(self, seconds: float) -> None:
+        """Return after so long, or when the process is to be stopped."""
+        if seconds <= 0.0:
+            await asyncio.sleep(0)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     def _spawn(self) -> asyncio.Future[None]:
         """Start the process; the future resolves when it has ended."""
@@ -338,6 +354,7 @@ class WorkerProcess:
         self.attachments.forget_all()
         self.restarts += 1
         self._kill_cause, self._timed_out = "", False
+        self._up_at = self._pause_s = 0.0
         return spawned.exited
 
     def _note_no_process(self, error: OSError) -> None:
@@ -367,7 +384,7 @@ class WorkerProcess:
         unanswered = self.unanswered.clear()
         if self._desk is not None:
             self._desk.worker_died(self)
-        if unanswered or not self._stopping:
+        if unanswered or not self._stopping.is_set():
             log.warning("worker %s died: %s", self.name, cause)
         at_fault = unanswered[0] if unanswered else None
         if isinstance(at_fault, Batch) and not at_fault.begun:
@@ -379,7 +396,32 @@ class WorkerProcess:
             executing = batches.pop(0) if batches and batches[0] is at_fault else None
             if instance.is_up or batches or executing is not None or len(instance.streams):
                 instance.down(executing, batches, cause)
+        if not (isinstance(at_fault, Loading) or self._stopping.is_set()):
+            self._leave_alone(at_fault, cause)
         self._loads.bring_back(self.hosted.values())
+
+    def _leave_alone(self, at_fault: Batch | None, cause: str) -> None:
+        """The process died after it had got ready: what does so again and again is not brought back at once.
+
+        That is the model of the batch that it was at, so that the others come back, or else the whole process.
+        """
+        now, instance = monotonic(), at_fault.instance if at_fault is not None else None
+        if instance is not None and len(self.hosted) > 1 and self.hosted.get(instance.load.instance) is instance:
+            left = [instance]
+            up_at, used = instance.up_at_ns * 1e-9, instance.used_at_ns > instance.up_at_ns
+            pause = self._restarts.died(instance.load.instance, cause, up_at, now, used=used)
+            if pause.seconds:
+                self._loads.leave_out(instance)
+                asyncio.get_running_loop().call_later(pause.seconds, self._load_again, instance)
+        else:
+            left = list(self.hosted.values())
+            up_at, used = self._up_at or now, self.used_at_ns * 1e-9 > self._up_at > 0.0
+            pause = self._restarts.died(None, cause, up_at, now, used=used)
+            self._pause_s = pause.seconds
+        if pause.seconds:
+            log.warning("worker %s: %s", self.name, pause.reason)
+            for one in left:
+                one.leave_alone(pause)
 
     def _blame(self, loading: Loading, cause: str) -> None:
         """The process died at this load."""
