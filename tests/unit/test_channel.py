@@ -1,6 +1,7 @@
 """Frames and memory descriptors over a socket pair, both ends in this process."""
 
 import asyncio
+import errno
 import gc
 import os
 from pathlib import Path
@@ -187,3 +188,39 @@ async def test_a_frame_may_close_the_channel(ends):
 def test_the_worker_sees_the_end(ends):
     ends[0].close()
     assert receive(ends[1]) == (b"", [])
+
+
+def out_of_descriptors(*_, **__):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "fdopen"])
+async def test_a_large_frame_that_cannot_be_written_leaves_nothing_and_its_memory_to_whoever_sends_it(
+    ends, front, monkeypatch, call
+):
+    _, descriptor = Segment.create(65536)
+    with monkeypatch.context() as patch:
+        patch.setattr(channel.os, call, out_of_descriptors)
+        with pytest.raises(OSError, match="Too many open files"):
+            front.channel.send(b"x" * 100_000, [descriptor])
+    os.close(descriptor)
+    front.channel.send(b"after")
+    assert receive(ends[1]) == (b"after", [])
+
+
+async def test_a_large_frame_whose_reader_is_gone_leaves_nothing_at_the_worker(ends):
+    ends[0].close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        send_blocking(ends[1], b"x" * 100_000)
+
+
+async def test_a_large_frame_that_cannot_be_mapped_is_one_that_cannot_be_read(ends, front, monkeypatch):
+    """Whoever expects it is told so then. It was taken for the end of all frames, of a worker that is there."""
+    _, descriptor = Segment.create(65536)
+    with monkeypatch.context() as patch:
+        patch.setattr(channel.mmap, "mmap", out_of_descriptors)
+        send_blocking(ends[1], b"x" * 100_000, [descriptor])
+        os.close(descriptor)
+        await front.wait_for(1)
+    send_blocking(ends[1], b"after")
+    assert await front.wait_for(2) == [(b"\xc1", []), (b"after", [])]

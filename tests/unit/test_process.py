@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from headrace.core.model import Signature
@@ -502,3 +504,45 @@ async def test_a_pause_does_not_hold_up_the_end(monkeypatch):
         await worker.process.stop(grace_s=3600.0)
     assert len(worker.lives) == 1
     await worker.close()
+
+
+# ---- when this process is short of something, or has a bug ----
+
+
+def big(number):
+    """A load whose frame is too large for a packet."""
+    model = Hosted(number, "m")
+    model.load = msgspec.structs.replace(model.load, config_json="x" * 100_000)
+    return model
+
+
+async def test_a_load_that_cannot_be_sent_now_is_tried_again_with_another_process(worker, monkeypatch, caplog):
+    def out_of_descriptors(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    model = big(3)
+    worker.host(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(channel.os, "memfd_create", out_of_descriptors)
+        worker.popen.end()
+        await settle()
+    assert "Too many open files" in caplog.text
+    async with asyncio.timeout(30):
+        while len(worker.lives) < 3:
+            await asyncio.sleep(0)
+    assert worker.told(-1) == [model.load]
+    await worker.say(loaded(3), life=-1)
+    assert model.is_up
+
+
+async def test_nothing_more_is_loaded_in_a_process_that_is_given_up(worker, monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("a bug")
+
+    assert not worker.process.leaving
+    monkeypatch.setattr(worker.process, "_bury", fail)
+    worker.popen.end()
+    await settle()
+    assert "worker w is given up" in caplog.text
+    assert worker.process.leaving
+    worker.process._channel.close()

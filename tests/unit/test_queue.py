@@ -361,6 +361,19 @@ async def test_refusing_answers_all_that_waits_and_all_that_comes_until_it_accep
     assert await queue.take() == waiting
 
 
+async def test_what_comes_back_to_a_queue_that_refuses_is_refused_too():
+    """Its instance took it before that; nobody may be there to take it again."""
+    queue = queue_of()
+    (one,) = put(queue, request())
+    batch = await queue.take()
+    queue.refuse(Kind.NOT_READY, "model 'm' is broken")
+    queue.put_back(batch)
+    queue.finished(batch)
+    with pytest.raises(NotReady, match="model 'm' is broken"):
+        await asyncio.wait_for(one.future, 30)
+    await asyncio.wait_for(queue.drained(), 30)
+
+
 async def test_refusing_for_long_keeps_nothing_of_what_was_refused():
     """An exception that is raised again and again grows by a traceback each time, with all that its frames hold."""
     queue = queue_of()

@@ -314,9 +314,13 @@ class BatchQueue:
             self.objective.answered(key, len(batch) - late, late)
 
     def put_back(self, batch: list[Pending]) -> None:
-        """Return requests that were taken and not run; they go first."""
+        """Return requests that were taken and not run; they go first. Where everything is refused, so are they."""
         if self._heir is not None:
             self._pass_on(self._heir, batch)
+            return
+        if self._refusal is not None:
+            for pending in batch:
+                pending.fail(of_kind(*self._refusal))
             return
         self._backlog.put_back(batch)
         self._wake_if_due()

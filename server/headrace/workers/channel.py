@@ -25,12 +25,20 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _packet(frame: bytes, descriptors: Sequence[int]) -> tuple[bytes, list[int], int | None]:
-    """What to send for ``frame``: bytes, descriptors, and a descriptor to close afterwards."""
+    """What to send for ``frame``: bytes, descriptors, and a descriptor to close afterwards.
+
+    Raises:
+        OSError: there is no descriptor or no memory for it now; nothing is left of it.
+    """
     if len(frame) <= INLINE_BYTES:
         return frame, list(descriptors), None
     spill = os.memfd_create("headrace-frame", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(spill), "wb") as file:
-        file.write(frame)
+    try:
+        with os.fdopen(spill, "wb", closefd=False) as file:
+            file.write(frame)
+    except BaseException:
+        os.close(spill)
+        raise
     return _SPILLED, [spill, *descriptors], spill
 
 
@@ -44,6 +52,8 @@ def _send(sock: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
 def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """One frame and its descriptors, which are the caller's to close; an empty frame is the end.
 
+    A large one for which this process has no descriptor or no memory is given as what no reader understands.
+
     Raises:
         BlockingIOError: the socket does not block, or ``flags`` say so, and nothing is there.
     """
@@ -56,18 +66,25 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     if data != _SPILLED:
         return data, descriptors.tolist()
     spill, *rest = descriptors
-    with mmap.mmap(spill, 0) as memory:
-        frame = memory[:]
-    os.close(spill)
+    try:
+        with mmap.mmap(spill, 0) as memory:
+            frame = memory[:]
+    except (OSError, MemoryError):
+        close_all(rest)
+        return data, []
+    finally:
+        os.close(spill)
     return frame, rest
 
 
 def send_blocking(sock: socket.socket, frame: bytes, descriptors: Sequence[int] = ()) -> None:
     """Send one frame from the worker's side. The descriptors stay the caller's."""
     data, passed, spill = _packet(frame, descriptors)
-    _send(sock, data, passed)
-    if spill is not None:
-        os.close(spill)
+    try:
+        _send(sock, data, passed)
+    finally:
+        if spill is not None:
+            os.close(spill)
 
 
 def _may_pass(error: OSError) -> bool:
@@ -84,7 +101,8 @@ def close_all(descriptors: Sequence[int]) -> None:
 class Channel:
     """The front process's end: never blocks the loop, calls back for each frame that comes.
 
-    ``send`` takes over the descriptors it is given and closes them once they are sent.
+    ``send`` takes over the descriptors it is given and closes them once they are sent. Only a frame that is too large
+    for a packet may find no room in this process: then it raises OSError, and the descriptors stay the caller's.
     """
 
     def __init__(self, sock: socket.socket, on_frame: Callable[[bytes, list[int]], None]) -> None:

@@ -201,13 +201,13 @@ class WorkerProcess:
         """Send the worker what is not answered; the descriptors are taken over. Nothing is sent while it is down."""
         try:
             data = frames.encode(frame)
+            if self._channel is not None:
+                self._channel.send(data, descriptors)
+                return
         except BaseException:
             channel.close_all(descriptors)
             raise
-        if self._channel is not None:
-            self._channel.send(data, descriptors)
-        else:
-            channel.close_all(descriptors)
+        channel.close_all(descriptors)
 
     def _detach(self, segment: int) -> None:
         self.tell(frames.Detach(segment))
@@ -300,8 +300,11 @@ class WorkerProcess:
     def _send_load(self, loading: Loading) -> None:
         assert self._channel is not None, "nothing is sent while the process is down"
         load = loading.instance.load
-        self._channel.send(frames.encode(load))
         self.unanswered.add(load_key(load.instance), loading)
+        try:
+            self._channel.send(frames.encode(load))
+        except OSError as error:  # this process is out of descriptors or memory, now
+            self.kill(f"a model could not be handed to it: {error}")
 
     def _load_again(self, instance: Instance) -> None:
         """Try again what was refused or left out when the process came back: the reason may have passed."""
@@ -442,6 +445,7 @@ class WorkerProcess:
         if task.cancelled() or task.exception() is None:
             return
         log.critical("worker %s is given up", self.name, exc_info=task.exception())
+        self.leaving = True
         self.kill("it is not looked after any more")
         for instance in self.hosted.values():
             instance.break_down("its worker process was given up; the server's log says why")
