@@ -10,6 +10,7 @@ from headrace.batching.queue_policy import MAX_TIMEOUT_US
 from headrace.batching.response_stream import ResponseStream
 from headrace.batching.room import Room
 from headrace.core.errors import Cancelled, HeadraceError, InternalError, InvalidRequest, Kind
+from headrace.core.plain_text import plain
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, Buffer, Tensor
 from headrace.engine import Engine
@@ -128,7 +129,7 @@ class CallDesk:
                 if isinstance(item, InferResponse):
                     nbytes = self._respond(key, item, last=False)
                 else:
-                    key[0].tell(CallAnswer(key[1], False, kind=item.kind.value, message=str(item)))
+                    key[0].tell(CallAnswer(key[1], False, kind=item.kind.value, message=plain(str(item))))
                 streamed.room.take(nbytes)
         except Exception as failure:  # noqa: BLE001 - as in ``take``
             error = _unexpected(failure)
@@ -260,7 +261,7 @@ class CallDesk:
     def _refuse(self, key: _Key, error: BaseException) -> None:
         self._forget(key)
         kind = error.kind if isinstance(error, HeadraceError) else Kind.INTERNAL
-        key[0].tell(CallAnswer(key[1], True, kind=kind.value, message=str(error)))
+        key[0].tell(CallAnswer(key[1], True, kind=kind.value, message=plain(str(error))))
 
 
 def _unexpected(failure: Exception) -> InternalError:

@@ -111,8 +111,10 @@ def _announcer(settings: Settings) -> Callable[[str], None]:
 
 def _say(line: str) -> None:
     """Print a line. Where standard output does not take it, the server goes on, and drains, without."""
+    encoding = sys.stdout.encoding or "utf-8"
+    written = line.encode(encoding, "backslashreplace").decode(encoding)  # a tensor's name may be in any script
     try:
-        print(line, flush=True)  # noqa: T201 - this is the command's output
+        print(written, flush=True)  # noqa: T201 - this is the command's output
     except OSError as error:  # the disk is full, or whoever read the pipe has gone
         logging.getLogger("headrace").warning("standard output cannot be written to, so nothing more is: %s", error)
         # What is left in the buffer would make the exit status 120.

@@ -1,7 +1,10 @@
 """What a server says when it is ready."""
 
+import io
+import sys
 from types import SimpleNamespace
 
+from headrace import cli
 from headrace.announcement import model_lines, ready_line
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
@@ -49,3 +52,11 @@ def test_addresses_can_be_copied_into_a_client():
         "ready: http://127.0.0.1:80 grpc://127.0.0.1:81 metrics http://127.0.0.1:82/metrics"
     )
     assert ready_line("::1", 80, 81, 82).startswith("ready: http://[::1]:80 grpc://[::1]:81 ")
+
+
+def test_standard_output_of_few_letters_gets_the_others_as_numbers(monkeypatch):
+    """An exception in between would keep the server from being ready."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    cli._say("größe 1: READY")
+    assert written.getvalue() == b"gr\\xf6\\xdfe 1: READY\n"

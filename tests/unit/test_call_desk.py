@@ -371,6 +371,18 @@ async def test_what_is_left_of_a_call_does_not_answer_the_next_life_of_the_worke
     assert [(frame.call, frame.kind) for frame in desk.process.frames] == [(1, ""), (2, "")]
 
 
+async def test_a_reason_that_names_a_file_which_is_not_utf_8_is_told_all_the_same(desk):
+    """The calling model would else wait for ever."""
+
+    async def fail():
+        raise InvalidRequest("has several model files (a.onnx, b\udcff.onnx)")
+
+    desk.engine.repository.change = fail
+    desk.take(Ask(1, "load", "other"))
+    await settle()
+    assert refusals(desk) == {1: ("invalid", "has several model files (a.onnx, b?.onnx)")}
+
+
 async def test_a_call_of_which_the_batch_is_not_known_is_on_behalf_of_all_that_the_model_is_at(desk):
     desk.process.batches[3, 0] = [batch("e"), batch("d", "e"), batch()]
     desk.call()

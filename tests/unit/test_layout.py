@@ -76,6 +76,21 @@ def test_a_single_file_is_a_model(model):
     assert selected_versions(folder) == [1]
 
 
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (["1/a.onnx", "1/\udcff.onnx"], "several model files (a.onnx, ?.onnx)"),
+        (["1/\udcff/there"], "no model file"),
+        (["\udcff.onnx"], "move ?.onnx to m/1/"),
+    ],
+)
+def test_what_is_wrong_can_be_told_whatever_files_are_called(model, places, told):
+    """A name that is no UTF-8 would keep a server from telling of all its models."""
+    (problem,) = read_folder(model(**files(*places))).problems
+    assert told in problem
+    assert problem.encode()
+
+
 def test_versions_are_numbers_without_leading_zeros(model):
     places = ("1", "10", "9", "02", "0", "-1", "1.0", "3a", "٣", ".4", "5.tmp", "1" * 19)
     folder = read_folder(model(**files(*(f"{place}/model.onnx" for place in places))))

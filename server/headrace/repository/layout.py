@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from headrace.core.errors import InvalidRequest
 from headrace.core.fingerprint import print_files
 from headrace.core.passed_over import is_passed_over
+from headrace.core.plain_text import plain
 from headrace.core.sequence import SequenceSpec
 from headrace.repository.config_problems import ConfigError
 from headrace.repository.model_config import ModelConfig, parse_config
@@ -196,7 +197,7 @@ def _where_it_belongs(path: Path, names: list[str]) -> str:
     if version_number(path.name) is not None:
         model = path.absolute().parent
         return f"; if {model.name} is the model, the repository is {model.parent}"
-    return f"; move {loose[0]} to {path.name}/1/"
+    return f"; move {plain(loose[0])} to {path.name}/1/"
 
 
 def _loose_files(path: Path, names: list[str]) -> list[str]:

@@ -5,9 +5,14 @@ import os
 import stat
 from pathlib import Path
 
+from headrace.core.plain_text import plain
+
 
 class Unusable(Exception):
-    """Something on disk that cannot be used; the message says why."""
+    """Something on disk that cannot be used; the message says why. It may name files that are called anything."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
 
 def list_names(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from headrace.core.errors import HeadraceError, Kind
 from headrace.core.model import Signature, TensorSpec
+from headrace.core.plain_text import plain
 from headrace.core.request import Parameters
 from headrace.core.tensor import Array, Buffer, DataType, datatype_of, from_wire, to_wire
 from headrace.workers.arena import Segment, SegmentSize, aligned
@@ -184,6 +185,6 @@ def described(error: BaseException) -> tuple[str, str]:
 def plain_text(error: BaseException) -> str:
     """An error's message. A model's own may have one that cannot be written, or fail to give any."""
     try:
-        return str(error).encode(errors="replace").decode()
+        return plain(str(error))
     except Exception:  # noqa: BLE001 - the text is made by the model's own code
         return "(without a text)"
