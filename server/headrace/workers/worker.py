@@ -118,7 +118,6 @@ class Worker:
     def _load(self, frame: frames.Load) -> None:
         started_ns = monotonic_ns()
         calls = Calls(self._conversation, self._open_calls, frame.instance)
-        calls = Calls(self._conversation, self._desk, frame.instance)
         files_print = fingerprint(Path(frame.repository, frame.version))
         try:
             kind = resolve(frame.backend)
