@@ -23,6 +23,7 @@ from loadtests.report import Cell, Limits, Row, Run, plot, summarize_cell, table
 from loadtests.server import HOST, Server, ServerFailure
 
 RESULTS = Path(__file__).parent / "results"
+NOTHING_FASTER = 3  # what `headrace optimize` ends with where the model as it is stays
 _MODEL_CACHE = Path(tempfile.gettempdir()) / "headrace-loadtest-models"
 
 
@@ -39,6 +40,7 @@ class Plan:
     limit_s: float
     threads: int
     instances: int = 1  # of each model; several have one thread each
+    optimized: bool = False  # for throughput by `headrace optimize`, before they are served
     server_options: tuple[str, ...] = ()
 
     def cells(self, repeat: int) -> list[Cell]:
@@ -84,6 +86,7 @@ class Bench:
         self._repository = repository
         self.runs: list[Run] = []
         self.limits: Limits = {}
+        self.chosen: dict[str, str] = {}  # what the optimiser says that it has chosen, by model
 
     def run(self, server: Server, step: Callable[[str], None]) -> None:
         """Measure every repeat; ``step`` is told what comes next."""
@@ -147,6 +150,21 @@ def run_module(module: str, *arguments: str, timeout_s: float | None = None) -> 
     return None if done.returncode == 0 else (done.stderr.strip()[-500:] or f"exit code {done.returncode}")
 
 
+def optimize(model: str, repository: Path, plans: Path) -> str:
+    """Have the model's plan made, if anything is faster than the model as it is. Returns what was chosen, and why.
+
+    Raises:
+        ServerFailure: the search failed.
+    """
+    command = [sys.executable, "-m", "headrace", "optimize", model, "--repository", str(repository)]
+    command += ["--plan-cache", str(plans), "--objective", "throughput"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in {0, NOTHING_FASTER}:
+        raise ServerFailure(f"model '{model}' could not be optimised: {done.stderr.strip()[-500:]}")
+    chosen = [line for line in done.stdout.splitlines() if line.startswith("chosen:")]
+    return " ".join(chosen).removeprefix("chosen:").strip() or "the model as it was dropped in"
+
+
 def run_plan(plan: Plan, console: Console) -> tuple[Bench, list[str]]:
     """Build the models, serve them, measure, stop; also gives the server's command line.
 
@@ -166,6 +184,13 @@ def run_plan(plan: Plan, console: Console) -> tuple[Bench, list[str]]:
                 )
         samples = {model: save_sample(model, work / "samples") for model in plan.models}
         bench = Bench(plan, work, samples, repository)
+        options = plan.server_options
+        if plan.optimized:
+            for model in plan.models:
+                console.print(f"optimising {model} for throughput")
+                bench.chosen[model] = optimize(model, repository, work / "plans")
+                console.print(f"  {bench.chosen[model]}", markup=False, highlight=False)
+            options = ("--plan-cache", str(work / "plans"), *options)
         progress = Progress(
             *(TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn()),
             *(TimeElapsedColumn(), TimeRemainingColumn()),
@@ -178,7 +203,7 @@ def run_plan(plan: Plan, console: Console) -> tuple[Bench, list[str]]:
             def step(description: str) -> None:
                 progress.update(task, description=description, completed=next(began))
 
-            with Server(repository, work / "server.log", plan.server_options) as server:
+            with Server(repository, work / "server.log", options) as server:
                 bench.run(server, step)
             progress.update(task, description="done", completed=bench.steps())
         return bench, server.command
@@ -194,6 +219,7 @@ def write(path: Path, plan: Plan, bench: Bench, rows: Sequence[Row], server_comm
         "machine": describe_machine(),
         "versions": describe_versions(),
         "plan": asdict(plan),
+        "chosen": bench.chosen,
         "medians": [asdict(row) for row in rows],
         "limits": [
             {"model": model, "repeat": repeat, "points": [asdict(point) for point in points]}
@@ -216,6 +242,10 @@ def main(
     one_thread_instances: Annotated[
         bool,
         typer.Option("--one-thread-instances", help="serve an instance of one thread for each of --threads"),
+    ] = False,
+    optimized: Annotated[
+        bool,
+        typer.Option("--optimized", help="serve the plans that `headrace optimize --objective throughput` makes first"),
     ] = False,
     server_option: Annotated[
         list[str] | None, typer.Option(help="handed to `headrace serve`, as --server-option=--log-format=json")
@@ -241,6 +271,7 @@ def main(
         limit_s=max(basis.limit_s, seconds / 4),
         threads=threads,
         instances=threads if one_thread_instances else 1,
+        optimized=optimized,
         server_options=tuple(server_option or ()),
     )
     try:
