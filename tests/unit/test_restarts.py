@@ -5,6 +5,7 @@ import pytest
 from headrace.workers.restarts import (
     AT_ONCE,
     HOPELESS_AFTER_S,
+    HOPELESS_DEATHS,
     LONGEST_S,
     LONGEST_USED_S,
     Pause,
@@ -93,14 +94,15 @@ def test_whoever_waits_is_told_when_it_has_gone_on_for_long_and_nothing_was_answ
     times = [sum(subject.seconds[:number]) for number in range(20)]
     assert [pause.hopeless for pause in subject.pauses] == [time > HOPELESS_AFTER_S for time in times]
     assert not subject.lives(0.0, used=True).hopeless
-    assert not subject.lives(0.0, times=2).hopeless, "there is hope again, until it has gone on for as long"
-    assert subject.lives(0.0, times=5).hopeless
+    assert not subject.lives(0.0, times=4).hopeless, "there is hope again, until it has gone on for as long"
+    assert subject.lives(0.0, times=2).hopeless
 
 
-def test_two_deaths_are_no_row_however_far_apart(subject):
-    subject.lives(0.0, load_s=60.0, times=2)
+def test_few_deaths_are_not_enough_however_far_apart(subject):
+    """Each of its loads takes a minute."""
+    subject.lives(0.0, load_s=60.0, times=HOPELESS_DEATHS - 1)
     assert not any(pause.hopeless for pause in subject.pauses)
-    assert subject.lives(0.0).hopeless, "each of its loads takes a minute"
+    assert subject.lives(0.0).hopeless
 
 
 def test_the_process_and_each_of_its_models_have_their_own(subject):

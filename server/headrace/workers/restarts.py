@@ -5,7 +5,7 @@ from dataclasses import dataclass
 LONGEST_S = 5.0  # that anything is left alone; whatever was up for so long has come up well
 LONGEST_USED_S = 1.0  # where it has answered something meanwhile: those whom it would answer wait too
 AT_ONCE = 2  # deaths in a row after which no pause is made: a request that a worker dies of is tried twice
-HOPELESS_DEATHS = 3  # in a row, before anything was answered, are needed before waiting requests are told
+HOPELESS_DEATHS = 5  # in a row, before anything was answered, before waiting requests are told: two had both chances
 HOPELESS_AFTER_S = 15.0  # and that it has gone on for so long
 
 
