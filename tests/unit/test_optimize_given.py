@@ -7,6 +7,7 @@ import headrace
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.base import ModelSource
+from headrace_backends.fake import FakeBackend
 from headrace_backends.optimize import library
 from headrace_backends.optimize.accuracy import MetricFailed
 from headrace_backends.optimize.calibration import BadCalibration
@@ -46,6 +47,17 @@ def test_a_digest_is_that_of_the_content(tmp_path):
     assert digest_of(texts.copy()) == digests[-1]
     np.save(tmp_path / "c.npy", ROWS)
     assert digest_of(tmp_path / "c.npy") != digest_of(tmp_path / "there is none.npy")
+
+
+def test_the_fast_form_is_called_as_a_function(tmp_path):
+    inputs = (TensorSpec("a", DataType.FP32, ()), TensorSpec("b", DataType.FP32, (-1, 2)))
+    source = ModelSource("m", "1", tmp_path, inputs=inputs, outputs=inputs, max_batch_size=0)
+    with library.Optimized(FakeBackend.load(source), None, tmp_path, None) as function:
+        one, rows = function(3, b=ROWS.T[:, :2].T)
+        assert (one.shape, float(one), rows.tolist()) == ((), 3.0, ROWS[:2].tolist())
+        for given, named in (((3, ROWS), {"b": ROWS}), ((3, ROWS, 4), {}), ((3,), {}), ((3, ROWS), {"c": 1})):
+            with pytest.raises(TypeError, match=r"expected \['a', 'b'\]"):
+                function(*given, **named)
 
 
 def test_the_metric_of_a_model_that_is_no_file_lies_in_the_working_directory(tmp_path, monkeypatch):

@@ -49,10 +49,10 @@ class Optimized:
         specs = self._backend.signature.inputs
         given = {**{spec.name: value for spec, value in zip(specs, inputs, strict=False)}, **named}
         names = [spec.name for spec in specs]
-        if len(inputs) > len(specs) or set(given) != set(names):
+        if len(given) != len(inputs) + len(named) or set(given) != set(names):
             raise TypeError(f"got {len(inputs)} inputs and {sorted(named)} by name, expected {names}")
         arrays = {
-            spec.name: np.ascontiguousarray(array_in(given[spec.name]), dtype=NUMPY_DTYPES[spec.datatype])
+            spec.name: np.asarray(array_in(given[spec.name]), dtype=NUMPY_DTYPES[spec.datatype], order="C")
             for spec in specs
         }
         with self._lock:
