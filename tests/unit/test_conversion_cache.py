@@ -3,11 +3,16 @@
 import json
 import os
 import threading
+from contextlib import ExitStack
 
 import pytest
 
+from headrace_backends.base import ModelSource
+from headrace_backends.importers import conversion
 from headrace_backends.importers.conversion_cache import MODEL_FILE, ConversionCache, conversion_key
+from headrace_backends.importers.formats import Format
 
+FORMAT = Format("made", "Made", "made", {".made": "module:function"}, {})
 KEY = conversion_key("abc", {"tf2onnx": "1.17"}, {"signature": "a"})
 
 
@@ -100,3 +105,23 @@ def test_what_was_used_longest_ago_goes(tmp_path):
     assert cache.get("a")[0] is not None  # used now
     fill(cache, "c", b"x" * 50, ())
     assert {key: cache.get(key)[0] is not None for key in "abc"} == {"a": True, "b": False, "c": True}
+
+
+def test_what_another_version_of_the_server_converted_is_made_anew(tmp_path, monkeypatch):
+    source = ModelSource("m", "1", tmp_path / "model.made")
+    source.path.write_bytes(b"model")
+    versions = ["0.1"]
+    made = []
+
+    def convert(task, folder, threads):
+        made.append(versions[0])
+        (folder / MODEL_FILE).write_bytes(b"onnx")
+        return []
+
+    monkeypatch.setattr(conversion, "_convert", convert)
+    monkeypatch.setattr(conversion, "version_of", lambda name: versions[0])
+    for version in ("0.1", "0.1", "0.2", "0.2", "0.1"):
+        versions[0] = version
+        with ExitStack() as holding:
+            conversion.converted(source, FORMAT, {"conversion_cache": str(tmp_path / "cache")}, holding)
+    assert made == ["0.1", "0.2"]

@@ -18,7 +18,7 @@ from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.importers.conversion_cache import MODEL_FILE, ConversionCache, conversion_key, default_folder
 from headrace_backends.importers.formats import SAVED_MODEL, Format
 from headrace_backends.importers.pickle_consent import refuse_unagreed
-from headrace_backends.optimize.basis import model_digest
+from headrace_backends.optimize.basis import model_digest, version_of
 
 TASK_FILE, ANSWER_FILE, LOG_FILE = "task.json", "answer.json", "log.txt"  # in the folder that is converted in
 NO_CACHE = "off"
@@ -96,7 +96,8 @@ def subject_of(path: Path) -> Path:
 def _cached(cache: ConversionCache, task: Task, versions: Mapping[str, str], threads: int) -> Converted:
     inputs = [[spec.name, str(spec.datatype), spec.shape] for spec in task.inputs]
     digest = model_digest(Path(task.source), {})
-    key = conversion_key(digest, versions, {**task.parameters, "inputs": inputs, "converter": task.converter})
+    made_by = {**versions, "headrace": version_of("headrace")}  # whose converters and proof become other ones too
+    key = conversion_key(digest, made_by, {**task.parameters, "inputs": inputs, "converter": task.converter})
     with cache.converting(key) as folder:
         path, notes, wrong = cache.get(key)
         if path is not None:
