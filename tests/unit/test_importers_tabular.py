@@ -13,12 +13,21 @@ import joblib
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
-from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, RandomForestClassifier
+from sklearn.ensemble import (
+    BaggingRegressor,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.semi_supervised import LabelPropagation
 from sklearn.svm import SVC, SVR, LinearSVC
+from sklearn.tree import DecisionTreeRegressor
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
@@ -70,6 +79,42 @@ def test_classifiers_give_a_label_and_probabilities(tmp_path, model):
     np.testing.assert_array_equal(answered["label"].astype(str), model.predict(ROWS.astype(float)).astype(str))
     np.testing.assert_allclose(answered["probabilities"], model.predict_proba(ROWS.astype(float)), atol=1e-5)
     assert "as scikit-learn does" in notes[-1]
+
+
+HOLED = np.where(np.random.default_rng(1).random(IRIS.shape) < 0.3, np.nan, IRIS)
+LARGE = np.where(np.isnan(HOLED[:, 2]), 5.0, HOLED[:, 2])  # a missing one is told from all others by its side
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DecisionTreeRegressor(max_depth=4, random_state=1).fit(HOLED, LARGE),
+        RandomForestRegressor(6, max_depth=4, random_state=1).fit(HOLED, LARGE),
+        make_pipeline(StandardScaler(), ExtraTreesRegressor(6, max_depth=4, random_state=1)).fit(HOLED, LARGE),
+        BaggingRegressor(DecisionTreeRegressor(max_depth=3), 3, random_state=1).fit(HOLED, LARGE),
+        pytest.param(
+            HistGradientBoostingRegressor(max_iter=5, random_state=1).fit(HOLED, LARGE),
+            marks=pytest.mark.filterwarnings("ignore"),  # skl2onnx's, which it takes for failures where they are raised
+        ),
+        RandomForestRegressor(6, max_depth=4, random_state=1).fit(IRIS, KINDS),
+    ],
+    ids=["tree", "forest", "pipeline", "bagging", "histograms", "nothing_missing"],
+)
+def test_missing_values_go_where_the_trees_send_them(tmp_path, model):
+    rows = HOLED[::2].astype(np.float32)
+    backend, notes = estimator(tmp_path, model)
+    answered = backend.execute({"features": rows}, ())["prediction"]
+    np.testing.assert_allclose(answered.ravel(), model.predict(rows.astype(float)), rtol=1e-4)
+    assert not any("missing" in note for note in notes)
+
+
+def test_missing_values_that_went_astray_are_told(tmp_path, monkeypatch):
+    from headrace_backends.importers import estimator as module
+
+    monkeypatch.setattr(module, "send_missing_as_fitted", lambda made, model: None)
+    _, notes = estimator(tmp_path, DecisionTreeRegressor(max_depth=4, random_state=1).fit(HOLED, LARGE))
+    assert notes[0].startswith("rows with missing values (NaN) are not to be sent: the model as ONNX does not answer")
+    assert "as scikit-learn does" in notes[1]
 
 
 @pytest.mark.parametrize(

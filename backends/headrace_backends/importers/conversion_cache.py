@@ -14,7 +14,7 @@ from headrace_backends.optimize.basis import file_digest
 
 LIMIT_BYTES = 16 * 1024**3  # of all models of a folder; those used longest ago go first
 MODEL_FILE, NOTE_FILE = "model.onnx", "conversion.json"  # of a conversion
-FORMAT = 1  # of what is kept; another has other keys
+FORMAT = 2  # of what is kept; another has other keys
 
 _NEW = ".new-"
 

@@ -26,8 +26,9 @@ from headrace.core.tensor import DataType
 from headrace_backends.base import Array, LoadError
 from headrace_backends.importers.conversion import Task
 from headrace_backends.importers.graph_names import rename_outputs
+from headrace_backends.importers.missing_values import send_missing_as_fitted
 from headrace_backends.importers.pickle_consent import refuse_unagreed
-from headrace_backends.importers.proof import Ask, prove
+from headrace_backends.importers.proof import Ask, prove, prove_missing
 
 DEFAULT_INPUT = "features"
 
@@ -61,8 +62,12 @@ def convert(task: Task) -> list[str]:
         advice = _COLUMNS if "column" in told.lower() else ""
         raise LoadError(f"skl2onnx cannot convert '{path.name}', a {type(model).__name__}: {told}{advice}") from error
     rename_outputs(made, _output_names(model))
+    send_missing_as_fitted(made, model)
     onnx.save(made, target)
-    return [*notes, prove(target, _asker(model, [name for name, _ in types], made), "scikit-learn")]
+    ask = _asker(model, [name for name, _ in types], made)
+    told = prove(target, ask, "scikit-learn")
+    missing = prove_missing(target, ask, "scikit-learn")
+    return [*notes, *([] if missing is None else [missing]), told]
 
 
 def _made(model: Any, types: list[tuple[str, Any]]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace_backends.base import Array, LoadError, ModelSource
+from headrace_backends.base import Array, InputError, LoadError, ModelSource
 from headrace_backends.made_up import made_up
 from headrace_backends.onnxruntime import OnnxRuntimeBackend
 from headrace_backends.specs import FoundTensor
@@ -17,6 +17,7 @@ Ask = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 ROWS = 32
 MOST_ERROR = 1e-3  # of the largest value of an output; float32 instead of float64 costs a thousandth of that
+_MISSING = 0.3  # of the values, in rows that have such
 MOST_OTHER_ROWS = 1 / 16  # whose class may be another, where two are as likely within float noise
 
 _FREE_SIZES = (None, 8, 32, 64)  # tried in turn: a convolutional model may need more than a few pixels
@@ -46,6 +47,31 @@ def prove(path: Path, ask: Ask, framework: str, shown: Sequence[dict[str, Array]
             raise LoadError(f"the model as ONNX does not run what {framework} runs: {error}") from error
         return _compared(wanted, found, framework)
     return f"that its answers are {framework}'s could not be checked: {refusal}"
+
+
+def prove_missing(path: Path, ask: Ask, framework: str) -> str | None:
+    """Compare answers to rows in which values are missing (NaN). Returns what is to be told where they differ.
+
+    An original that refuses such rows knows nothing of them.
+    """
+    backend = OnnxRuntimeBackend.load(ModelSource("converted", "1", path, max_batch_size=0))
+    generator = np.random.default_rng(20240229)
+    for inputs in _made_up(backend):
+        if not any(array.dtype.kind == "f" for array in inputs.values()):
+            return None
+        for array in inputs.values():
+            if array.dtype.kind == "f":
+                array[generator.random(array.shape) < _MISSING] = np.nan
+        try:
+            wanted = ask({name: np.array(array) for name, array in inputs.items()})
+        except Exception:  # noqa: BLE001 - a framework may raise anything
+            return None
+        try:
+            _compared(wanted, backend.execute(inputs, ()), framework)
+        except (LoadError, InputError, RuntimeError) as error:
+            return f"rows with missing values (NaN) are not to be sent: {error}"
+        return None
+    return None
 
 
 def _made_up(backend: OnnxRuntimeBackend) -> list[dict[str, Array]]:
