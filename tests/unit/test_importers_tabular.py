@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("skl2onnx", reason="skl2onnx is not installed: pip install 'headrace[sklearn]'")
 
 import joblib
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
@@ -23,11 +24,12 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, RobustScaler, StandardScaler
 from sklearn.semi_supervised import LabelPropagation
 from sklearn.svm import SVC, SVR, LinearSVC
-from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
@@ -81,6 +83,14 @@ def test_classifiers_give_a_label_and_probabilities(tmp_path, model):
     assert "as scikit-learn does" in notes[-1]
 
 
+def test_the_answer_of_a_pipeline_has_the_usual_name_whatever_its_steps_are_called(tmp_path):
+    model = make_pipeline(RobustScaler(), KNeighborsRegressor(3)).fit(IRIS, KINDS * 1.5)
+    backend, notes = estimator(tmp_path, model)
+    answered = backend.execute({"features": ROWS}, ())
+    np.testing.assert_allclose(answered["prediction"].ravel(), model.predict(ROWS.astype(float)), rtol=1e-5)
+    assert "as scikit-learn does" in notes[-1]
+
+
 HOLED = np.where(np.random.default_rng(1).random(IRIS.shape) < 0.3, np.nan, IRIS)
 LARGE = np.where(np.isnan(HOLED[:, 2]), 5.0, HOLED[:, 2])  # a missing one is told from all others by its side
 
@@ -97,14 +107,17 @@ LARGE = np.where(np.isnan(HOLED[:, 2]), 5.0, HOLED[:, 2])  # a missing one is to
             marks=pytest.mark.filterwarnings("ignore"),  # skl2onnx's, which it takes for failures where they are raised
         ),
         RandomForestRegressor(6, max_depth=4, random_state=1).fit(IRIS, KINDS),
+        CalibratedClassifierCV(DecisionTreeClassifier(max_depth=4, random_state=1)).fit(HOLED, KINDS),
     ],
-    ids=["tree", "forest", "pipeline", "bagging", "histograms", "nothing_missing"],
+    ids=["tree", "forest", "pipeline", "bagging", "histograms", "nothing_missing", "calibrated"],
 )
 def test_missing_values_go_where_the_trees_send_them(tmp_path, model):
     rows = HOLED[::2].astype(np.float32)
     backend, notes = estimator(tmp_path, model)
-    answered = backend.execute({"features": rows}, ())["prediction"]
-    np.testing.assert_allclose(answered.ravel(), model.predict(rows.astype(float)), rtol=1e-4)
+    name, ask = ("probabilities", "predict_proba") if hasattr(model, "classes_") else ("prediction", "predict")
+    wanted = getattr(model, ask)(rows.astype(float))
+    answered = backend.execute({"features": rows}, ())[name]
+    np.testing.assert_allclose(answered.reshape(wanted.shape), wanted, rtol=1e-4, atol=1e-6)
     assert not any("missing" in note for note in notes)
 
 

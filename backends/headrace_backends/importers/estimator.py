@@ -1,7 +1,7 @@
 """Scikit-learn's estimators and pipelines to ONNX, by skl2onnx. Runs in the converting process."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def convert(task: Task) -> list[str]:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         advice = _COLUMNS if "column" in told.lower() else ""
         raise LoadError(f"skl2onnx cannot convert '{path.name}', a {type(model).__name__}: {told}{advice}") from error
-    rename_outputs(made, _output_names(model))
+    rename_outputs(made, _output_names(model, [output.name for output in made.graph.output]))
     send_missing_as_fitted(made, model)
     onnx.save(made, target)
     ask = _asker(model, [name for name, _ in types], made)
@@ -147,11 +147,12 @@ def _input_types(model: Any, task: Task, name: str) -> list[tuple[str, Any]]:
     ]
 
 
-def _output_names(model: Any) -> dict[str, str]:
-    """Ours for what skl2onnx calls the same whatever it means."""
+def _output_names(model: Any, found: Sequence[str]) -> dict[str, str]:
+    """Ours for what skl2onnx calls the same whatever it means; it numbers them where a step before has that name."""
     if is_classifier(model):
         return {} if hasattr(model, "predict_proba") else {"probabilities": "scores"}
-    return {"variable": "prediction" if is_regressor(model) else "transformed"}
+    named = [name for name in found if name.rstrip("0123456789") == "variable"]
+    return dict.fromkeys(named, "prediction" if is_regressor(model) else "transformed") if len(named) == 1 else {}
 
 
 def _asker(model: Any, inputs: list[str], made: Any) -> Ask:

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 
 _ENSEMBLES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _TRACKS = "nodes_missing_value_tracks_true"
+_OWN = "sklearn."  # whose classes hold estimators though they are none themselves, as those that are calibrated
 _ROUNDING = 1e-6  # of a threshold, which becomes a float of 32 bits
 
 Flags = npt.NDArray[np.bool_]
@@ -48,7 +49,7 @@ def _trees(value: Any, seen: set[int]) -> Iterator[Any]:
     if id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, BaseEstimator):
+    if isinstance(value, BaseEstimator) or (hasattr(value, "__dict__") and type(value).__module__.startswith(_OWN)):
         tree = getattr(value, "tree_", None)
         if tree is not None and hasattr(tree, "children_left"):
             yield tree
