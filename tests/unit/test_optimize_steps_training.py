@@ -327,6 +327,12 @@ def test_normalisations_are_folded_where_that_is_the_same():
     assert folding.fold(Branching()) is None
 
 
+def test_a_normalisation_over_places_is_not_folded_into_the_linear_layer_before_it():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(5))
+    module(torch.randn(8, 5, 4))
+    assert folding.fold(module.eval()) == 0
+
+
 def test_the_learning_rate_falls():
     schedule = fitting.Schedule(5, 0.1)
     rates = [fitting.rate(schedule, epoch) for epoch in range(1, 6)]

@@ -40,6 +40,11 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
     with torch.no_grad():
         if isinstance(layer, _CONVOLUTIONS):
             return fuse_conv_bn_eval(layer, norm)
-        if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+        # Of sequences the normalisation is over places, and not over what the layer gives.
+        if (
+            isinstance(layer, nn.Linear)
+            and isinstance(norm, nn.BatchNorm1d)
+            and layer.out_features == norm.num_features
+        ):
             return fuse_linear_bn_eval(layer, norm)
     return None
