@@ -11,13 +11,15 @@ from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
-from headrace_backends.failures import blamed
-from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
+from headrace_backends.ncnn_graph import Layer, NcnnGraph, NotNcnn
+from headrace_backends.ncnn_sizes import is_checked, refusal
 from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "precision")
 _PRECISIONS = ("f32", "bf16")
-_OUT_OF_MEMORY = -100  # ncnn's code for it
+_NO_TENSOR = -100  # ncnn's code where it could not make one
+_MOST_DIMENSIONS = 5  # with that of the rows
+_MOST_SHAPES = 1024  # that are remembered
 
 
 class NcnnBackend(Backend):
@@ -25,14 +27,19 @@ class NcnnBackend(Backend):
 
     So a row's answer is its own whatever the model does, and merging requests brings nothing but a wait for the first
     of them. They are merged only where the configuration says so. All numbers are FP32.
+
+    ncnn looks at no sizes: given others than its weights are for, it computes with whatever lies behind them in memory,
+    or dies. So the layers' inputs are looked at before rows of new shapes are run.
     """
 
     warms_up = True
     reads_only = True
 
-    def __init__(self, net: Any, signature: Signature) -> None:
+    def __init__(self, net: Any, layers: Sequence[Layer], signature: Signature) -> None:
         self._net = net
+        self._checked = [layer for layer in layers if is_checked(layer)]
         self._signature = signature
+        self._fitting: set[tuple[tuple[int, ...], ...]] = set()  # shapes of rows that all layers can be given
         self._notes: list[str] = []
 
     @classmethod
@@ -47,7 +54,7 @@ class NcnnBackend(Backend):
         precision = _precision(source)
         inputs, outputs = agreed(source, [_found(*one) for one in graph.inputs.items()], _any_shapes(graph.outputs))
         _refuse_untold(source, inputs)
-        backend = cls(_opened(source.path, first, precision), signature_of(source, inputs, outputs))
+        backend = cls(_opened(source.path, first, precision), graph.layers, signature_of(source, inputs, outputs))
         backend._learn_shapes()
         row_ms = threads.time_row(backend._run_made_up, inputs, batches=True)
         choice = threads.choose(source.threads, asked, row_ms)
@@ -80,6 +87,7 @@ class NcnnBackend(Backend):
             raise InputError(f"inputs have different numbers of rows: {counts}")
         if not rows:
             raise InputError("there are no rows, and ncnn does not say how an answer of none would look")
+        self._refuse_unfit({name: array[0] for name, array in given.items()})
         answers = [self._run_row({name: array[row] for name, array in given.items()}) for row in range(rows)]
         return {
             spec.name: np.stack([answer[place] for answer in answers])
@@ -90,20 +98,44 @@ class NcnnBackend(Backend):
         """Let go of the net, and with it of the weights."""
         self._net = None
 
+    def _refuse_unfit(self, row: Mapping[str, Array]) -> None:
+        """Refuse shapes of rows that a layer cannot be given. Others are remembered: looking costs a run of the net."""
+        shapes = tuple(array.shape for array in row.values())
+        if shapes in self._fitting:
+            return
+        for name, array in row.items():
+            if not array.size:
+                raise InputError(f"input '{name}' has rows of shape {list(array.shape)}; ncnn takes no empty ones")
+        extractor = self._extractor(row)
+        extractor.set_light_mode(False)  # else it forgets what has been read by all its readers
+        for layer in self._checked:
+            # In the order of execution: what is computed here has been looked at before.
+            problem = refusal(layer, [_shape(self._extracted(extractor, name)) for name in layer.reads])
+            if problem is not None:
+                raise InputError(problem)
+        if len(self._fitting) >= _MOST_SHAPES:
+            self._fitting.clear()
+        self._fitting.add(shapes)
+
     def _run_row(self, row: Mapping[str, Array]) -> list[Array]:
+        extractor = self._extractor(row)
+        # Copies: the memory is the extractor's.
+        return [np.array(self._extracted(extractor, spec.name)) for spec in self._signature.outputs]
+
+    def _extractor(self, row: Mapping[str, Array]) -> Any:
         extractor = self._net.create_extractor()
         for name, array in row.items():
             # A copy, in memory of its own: layers may write to what they are given.
             extractor.input(name, ncnn.Mat(array).clone())
-        found = []
-        for spec in self._signature.outputs:
-            code, answer = extractor.extract(spec.name)
-            if code:
-                why = "out of memory" if code == _OUT_OF_MEMORY else f"code {code}; its own words are in the log"
-                told = f"ncnn cannot compute '{spec.name}' of such inputs: {why}"
-                raise blamed(told, told)
-            found.append(np.array(answer))  # its memory is the extractor's
-        return found
+        return extractor
+
+    def _extracted(self, extractor: Any, name: str) -> Any:
+        code, answer = extractor.extract(name)
+        if code:
+            # It tells no lack of memory from a size that comes to nothing, as of an image smaller than the kernel.
+            why = "nothing is left of them, or memory is short" if code == _NO_TENSOR else f"code {code}"
+            raise InputError(f"ncnn cannot compute '{name}' of such inputs: {why}; its own words are in the log")
+        return answer
 
     def _learn_shapes(self) -> None:
         """Give the outputs the shapes that come of the inputs' own, where none of those is free and none configured."""
@@ -118,9 +150,11 @@ class NcnnBackend(Backend):
             answers = self.execute(row, ())
         except InputError as error:
             raise LoadError(f"the model does not take its own shapes: {error}") from error
+        # All inputs of a request have as many rows.
+        count = 1 if any((spec.shape or ())[:1] == (1,) for spec in signature.inputs) else -1
         outputs = []
         for spec in signature.outputs:
-            shape = (-1, *answers[spec.name].shape[1:])
+            shape = (count, *answers[spec.name].shape[1:])
             if spec.shape is not None and not _fits(spec.shape, shape):
                 raise LoadError(f"output '{spec.name}' is configured as {list(spec.shape)}; it is {list(shape)}")
             outputs.append(TensorSpec(spec.name, spec.datatype, spec.shape or shape))
@@ -163,6 +197,11 @@ def _opened(path: Path, count: int, precision: str) -> Any:
     return net
 
 
+def _shape(mat: Any) -> tuple[int, ...]:
+    sizes = (mat.c, mat.d, mat.h, mat.w)
+    return (mat.c, mat.h, mat.w) if mat.dims == 3 else sizes[4 - mat.dims :]
+
+
 def _refuse_untold(source: ModelSource, inputs: Sequence[FoundTensor]) -> None:
     """The first dimension is that of the rows, which ncnn knows nothing of."""
     for spec in (tensor.spec for tensor in inputs):
@@ -171,10 +210,10 @@ def _refuse_untold(source: ModelSource, inputs: Sequence[FoundTensor]) -> None:
                 f"'{source.path.name}' does not tell the shape of '{spec.name}'; configure it under inputs, with -1 "
                 "for the rows as its first dimension"
             )
-        if spec.shape[:1] not in {(-1,), (1,)} or len(spec.shape) < 2:
+        if spec.shape[:1] not in {(-1,), (1,)} or not 2 <= len(spec.shape) <= _MOST_DIMENSIONS:
             raise LoadError(
                 f"input '{spec.name}' is configured with shape {list(spec.shape)}; its first dimension is to be that "
-                "of the rows, -1 or 1, and the others the shape of one"
+                "of the rows, -1 or 1, and the others the shape of one, of one to four dimensions"
             )
 
 

@@ -7,7 +7,7 @@ pytest.importorskip("ncnn", reason="ncnn is not installed: pip install 'headrace
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
-from headrace_backends import threads
+from headrace_backends import ncnn, threads
 from headrace_backends.base import InputError, LoadError, ModelSource
 from headrace_backends.ncnn import NcnnBackend
 
@@ -77,8 +77,9 @@ def test_shapes_that_the_file_does_not_tell_are_configured(tmp_path):
     backend = load(path, inputs=(shaped("image", -1, 2, 3, 5),))
     assert backend.signature.outputs == (shaped("scores", -1, 3),)
     np.testing.assert_allclose(backend.execute({"image": ROWS}, [])["scores"], RIGHT, rtol=1e-5, atol=1e-5)
-    with pytest.raises(LoadError, match=r"configured with shape \[2, 3, 5\]; its first dimension is to be that of the"):
-        load(path, inputs=(shaped("image", 2, 3, 5),))
+    for shape in ((2, 3, 5), (-1,), (-1, 2, 3, 5, 1, 1)):
+        with pytest.raises(LoadError, match=r"configured with shape .*; its first dimension is to be that of the rows"):
+            load(path, inputs=(shaped("image", *shape),))
 
 
 def test_dimensions_of_any_size(tmp_path):
@@ -101,6 +102,62 @@ def test_several_inputs(tmp_path):
 def test_no_rows(tmp_path):
     with pytest.raises(InputError, match="there are no rows"):
         load(written(tmp_path)).execute({"image": ROWS[:0]}, [])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 6), (3000,)])
+def test_a_configured_shape_that_the_weights_are_not_for(tmp_path, shape):
+    """ncnn would compute with whatever lies behind the weights in memory, or die of it."""
+    with pytest.raises(LoadError, match=r"layer 'dense' \(InnerProduct\) is given .*, and its weights are those of 30"):
+        load(written(tmp_path, UNTOLD), inputs=(shaped("image", -1, *shape),))
+
+
+def test_requested_sizes_that_the_weights_are_not_for(tmp_path):
+    backend = load(written(tmp_path, UNTOLD), inputs=(shaped("image", -1, -1, 3, 5),))
+    np.testing.assert_allclose(backend.execute({"image": ROWS}, [])["scores"], RIGHT, rtol=1e-5, atol=1e-5)
+    for count in (1, 3, 4000):
+        with pytest.raises(InputError, match=rf"layer 'dense' \(InnerProduct\) is given \[{count}, 3, 5\], and its"):
+            backend.execute({"image": np.ones((1, count, 3, 5), np.float32)}, [])
+    np.testing.assert_allclose(backend.execute({"image": ROWS}, [])["scores"], RIGHT, rtol=1e-5, atol=1e-5)
+
+
+def test_requested_sizes_that_do_not_go_together(tmp_path):
+    backend = load(written(tmp_path, MEANS), inputs=(shaped("a", -1, -1), shaped("b", -1, -1)))
+    with pytest.raises(InputError, match=r"'add' \(BinaryOp\) is given \[4\] and \[5\], and their sizes do not go"):
+        backend.execute({"a": np.ones((1, 4), np.float32), "b": np.ones((1, 5), np.float32)}, [])
+
+
+def test_rows_without_elements(tmp_path):
+    backend = load(written(tmp_path, "7767517\n2 2\nInput x 0 1 x\nReLU relu 1 1 x y\n"), inputs=(shaped("x", -1, -1),))
+    with pytest.raises(InputError, match=r"input 'x' has rows of shape \[0\]; ncnn takes no empty ones"):
+        backend.execute({"x": np.ones((2, 0), np.float32)}, [])
+
+
+def test_a_picture_smaller_than_what_it_is_pooled_by(tmp_path):
+    text = "7767517\n2 2\nInput x 0 1 x\nPooling pool 1 1 x y 0=0 1=3 2=1 5=1\n"
+    backend = load(written(tmp_path, text), inputs=(shaped("x", -1, 1, -1, -1),))
+    with pytest.raises(InputError, match="cannot compute 'y' of such inputs: nothing is left of them, or memory"):
+        backend.execute({"x": np.ones((1, 1, 2, 2), np.float32)}, [])
+
+
+def test_sizes_that_have_been_looked_at_are_remembered_up_to_a_bound(tmp_path, monkeypatch):
+    looked, whole = [], ncnn.refusal
+    monkeypatch.setattr(ncnn, "_MOST_SHAPES", 2)
+    monkeypatch.setattr(ncnn, "refusal", lambda layer, given: looked.append(given) or whole(layer, given))
+    backend = load(written(tmp_path, MEANS), inputs=(shaped("a", -1, -1), shaped("b", -1, -1)))
+    looked.clear()
+    for size in (3, 3, 4, 3, 5, 6, 3):  # with what was tried while it loaded, never more than two are remembered
+        backend.execute({"a": np.ones((1, size), np.float32), "b": np.ones((1, size), np.float32)}, [])
+    assert [given[0] for given in looked][:2] == [(3,), (4,)]
+    assert [given[0] for given in looked].count((3,)) > 1
+
+
+def test_one_row_only(tmp_path):
+    """As a config.pbtxt without batches has it: every shape whole."""
+    path = written(tmp_path, UNTOLD)
+    for outputs in ((), (shaped("scores", 1, 3),), (shaped("scores", -1, 3),)):
+        backend = load(path, inputs=(shaped("image", 1, 2, 3, 5),), outputs=outputs)
+        assert backend.signature.inputs == (shaped("image", 1, 2, 3, 5),)
+        assert backend.signature.outputs == (outputs or (shaped("scores", 1, 3),))
 
 
 @pytest.mark.parametrize(
