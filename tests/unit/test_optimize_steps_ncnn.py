@@ -1,5 +1,8 @@
 """The step from ONNX to ncnn: names and shapes stay, answers stay near, nothing but the model is left behind."""
 
+import signal
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -107,6 +110,19 @@ def test_names_that_ncnn_cannot_have(tmp_path):
 def test_a_converter_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(ncnn_model, "_converter", lambda: "/bin/false")
     with pytest.raises(StepFailed, match=r"pnnx cannot convert the model \(exit code 1\)"):
+        taken(tmp_path, cnn(tmp_path))
+
+
+def test_the_converter_does_not_outlive_the_step(tmp_path, monkeypatch):
+    """A step that takes too long is killed, and a large model has its converter at work for minutes."""
+    converter = tmp_path / "converter"
+    converter.write_text(
+        f"#!{sys.executable} -S\nimport ctypes\nnumber = ctypes.c_int()\n"
+        "ctypes.CDLL(None).prctl(2, ctypes.byref(number))\nprint('with its parent comes signal', number.value)\n"
+    )
+    converter.chmod(0o700)
+    monkeypatch.setattr(ncnn_model, "_converter", lambda: str(converter))
+    with pytest.raises(StepFailed, match=rf"with its parent comes signal {int(signal.SIGKILL)}$"):
         taken(tmp_path, cnn(tmp_path))
 
 

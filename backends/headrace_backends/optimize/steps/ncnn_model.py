@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from headrace.core.model import TensorSpec
+from headrace.core.parent_death import die_with_parent
 from headrace.core.tensor import DataType
 from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
 from headrace_backends.optimize import onnx_model
@@ -46,6 +47,7 @@ def apply(task: StepTask) -> Path:
         text=True,
         errors="replace",
         check=False,
+        preexec_fn=die_with_parent,  # a step that takes too long is ended by SIGKILL
     )
     try:
         graph = NcnnGraph.parse((task.folder / "whole.ncnn.param").read_text())
