@@ -132,7 +132,7 @@ def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
         say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
         say(_queue(config.batching))
     else:
-        say(f"  batching: none ({'configured' if config.max_batch_size == 0 else 'inferred from the shapes'})")
+        say(f"  batching: none ({'configured' if config.max_batch_size == 0 else 'found while it was loaded'})")
     if config.batching.p99_objective_ms is not None:
         say(
             f"  objective: {config.batching.p99_objective_ms:g} ms for 99 in 100 requests (configured); "
