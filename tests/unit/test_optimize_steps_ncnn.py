@@ -102,6 +102,30 @@ def test_tensors_that_ncnn_does_not_have(tmp_path, inputs, outputs, why):
         taken(tmp_path, cnn(tmp_path), signature)
 
 
+def test_rows_that_may_have_to_do_with_each_other(tmp_path):
+    """Examples of one row each would not show that ncnn answers each row by itself."""
+    free, scores = TensorSpec("image", DataType.FP32, (-1, 3, 17, 15)), TensorSpec("scores", DataType.FP32, (-1, 4))
+    source = cnn(tmp_path)
+    with pytest.raises(
+        StepFailed, match=r"rows of its input image FP32\[-1, 3, 17, 15\] may have to do with each other"
+    ):
+        taken(tmp_path, source, Signature((free,), (scores,), 0))
+
+
+def test_a_model_that_takes_one_row_alone(tmp_path):
+    one, scores, features = (
+        TensorSpec(name, DataType.FP32, (1, *shape))
+        for name, shape in (("image", (3, 17, 15)), ("scores", (4,)), ("features", (16,)))
+    )
+    source = cnn(tmp_path)
+    path, _ = taken(tmp_path, source, Signature((one,), (scores, features), 0))
+    right, answers = (
+        kind.load(ModelSource("m", "1", file)).execute({"image": IMAGES[:1]}, [])["scores"]
+        for kind, file in ((OnnxRuntimeBackend, source), (NcnnBackend, path))
+    )
+    np.testing.assert_allclose(answers, right, rtol=1e-4, atol=1e-5)
+
+
 def test_names_that_ncnn_cannot_have(tmp_path):
     with pytest.raises(StepFailed, match="'the image' cannot be the name of a tensor"):
         taken(tmp_path, cnn(tmp_path, image="the image"))

@@ -1,7 +1,7 @@
 """An ONNX file as an ncnn model: ``model.param`` and ``model.bin``, by ncnn's converter pnnx, in full precision.
 
-ncnn knows no batches, so the model is converted for one row; whether that is right for the others is found out as with
-every other form.
+ncnn knows no batches, so the model is converted for one row. Examples are often of one row too, so only a model whose
+rows are known to be independent is converted, or one that takes a single row.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from headrace.core.model import TensorSpec
+from headrace.core.model import Signature, TensorSpec
 from headrace.core.parent_death import die_with_parent
 from headrace.core.tensor import DataType
 from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
@@ -27,7 +27,8 @@ def apply(task: StepTask) -> Path:
     """Convert the model. There are no options.
 
     Raises:
-        StepFailed: pnnx is not installed or cannot convert it, or the model is not of FP32 tensors of fixed shapes.
+        StepFailed: pnnx is not installed or cannot convert it, or the model is not one of FP32 tensors of fixed shapes
+            whose rows are independent.
     """
     if task.options:
         raise StepFailed(f"the step ncnn has no options, got {', '.join(task.options)}")
@@ -35,6 +36,7 @@ def apply(task: StepTask) -> Path:
     unfit = [spec for spec in task.signature.outputs if spec.datatype is not DataType.FP32]
     if unfit:
         raise StepFailed(f"ncnn computes FP32 alone, and the output is {unfit[0].describe()}")
+    _refuse_mixing(task.signature)
     converter, model = _converter(), onnx_model.read(task.source)
     whole = task.folder / "whole.onnx"  # pnnx writes beside what it reads, and takes no weights from other files
     onnx.save(model, whole)
@@ -77,6 +79,16 @@ def _row(spec: TensorSpec) -> tuple[int, ...]:
             f"ncnn takes rows of one to four dimensions of fixed sizes, and the input is {spec.describe()}"
         )
     return tuple(shape[1:])
+
+
+def _refuse_mixing(signature: Signature) -> None:
+    """Rows that are not known to be independent, which ncnn would answer each by itself, are not for it."""
+    several = [spec for spec in signature.inputs if (spec.shape or ())[:1] != (1,)]
+    if several and not signature.max_batch_size:
+        raise StepFailed(
+            f"ncnn runs one row after the other, and requests of this model are not merged: the rows of its input "
+            f"{several[0].describe()} may have to do with each other"
+        )
 
 
 def _converter() -> str:
