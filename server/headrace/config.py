@@ -56,8 +56,8 @@ class Settings:
     max_own_workers: int = _option(
         MODELS,
         8,
-        "Number of model instances with a worker process of their own. Small ONNX, OpenVINO and TensorFlow Lite models "
-        "beyond it share processes.",
+        "Number of model instances with a worker process of their own. Small ONNX, OpenVINO, TensorFlow Lite and ncnn "
+        "models beyond it share processes.",
         min=0,
     )
     max_shared_workers: int = _option(MODELS, 8, "Number of worker processes that small models share.", min=1)
