@@ -57,8 +57,9 @@ def _convolution(dimensions: int) -> _Rule:
         if not per_channel or not weights:
             return None  # they are another tensor
         shape, channels = given[0], weights // per_channel
-        # One of fewer dimensions is taken for one channel. A row of numbers has one pixel with so many.
-        found = shape[0] if len(shape) in (1, dimensions) else 1
+        # One of fewer dimensions is taken for one channel, but for numbers in a row: they are those of one pixel.
+        is_pixel = len(shape) == 1 and prod(sizes) == 1
+        found = shape[0] if is_pixel or len(shape) == dimensions else 1
         return None if found == channels else f"its weights are those of {channels} channels"
 
     return rule
@@ -81,14 +82,20 @@ def _recurrent(gates: int) -> _Rule:
     return rule
 
 
-def _channels(key: int, only_if: int | None = None) -> _Rule:
+def _channels(key: int) -> _Rule:
     def rule(options: _Options, given: Sequence[Shape]) -> str | None:
         channels = options.number(key)
-        if channels == _EACH or (only_if is not None and not options.number(only_if, 1)):
-            return None
-        return None if given[0][0] == channels else f"its weights are those of {channels} channels"
+        fits = channels in (_EACH, given[0][0])
+        return None if fits else f"its weights are those of {channels} channels"
 
     return rule
+
+
+def _instances(options: _Options, given: Sequence[Shape]) -> str | None:
+    shape, channels = given[0], options.number(0)
+    found = shape[0] if len(shape) > 2 else 1
+    fits = not options.number(2, 1) or found == channels
+    return None if fits else f"its weights are those of {channels} channels"
 
 
 def _slopes(options: _Options, given: Sequence[Shape]) -> str | None:
@@ -102,13 +109,16 @@ def _normalised(options: _Options, given: Sequence[Shape]) -> str | None:
 
 
 def _attention(options: _Options, given: Sequence[Shape]) -> str | None:
+    if options.number(7):  # with what it has kept, in further tensors
+        return None
     embedded = options.number(0)
     sizes = (
         options.number(2) // max(1, embedded),
         options.number(3, embedded),
         options.number(4, embedded),
     )
-    pairs = zip(given, sizes, strict=False)  # one or two tensors may stand for all three, and a mask may follow
+    asked = given[:-1] if options.number(5) else given  # behind them comes a mask
+    pairs = zip(asked, sizes, strict=False)  # one or two tensors may stand for all three
     fits = all(shape[-1] == size for shape, size in pairs)
     return None if fits else f"its weights are those of {list(sizes)} numbers"
 
@@ -187,7 +197,7 @@ _RULES: dict[str, _Rule] = {
     "GRU": _recurrent(3),
     "RNN": _recurrent(1),
     **dict.fromkeys(("BatchNorm", "Bias", "Scale"), _channels(0)),
-    "InstanceNorm": _channels(0, only_if=2),
+    "InstanceNorm": _instances,
     "GroupNorm": _channels(1),
     "PReLU": _slopes,
     **dict.fromkeys(("LayerNorm", "RMSNorm"), _normalised),

@@ -19,6 +19,8 @@ def layer(kind, options, inputs=1):
         ("Convolution", "0=8 1=3 6=72", (7, 9), (4, 7, 9)),  # a picture without channels is one
         ("Convolution", "0=8 1=3 6=288", (4, 7, 9), (7, 9)),
         ("Convolution", "0=8 1=1 6=32", (4,), (5,)),
+        ("Convolution", "0=8 1=3 11=1 6=24", (9,), (4, 7, 9)),
+        ("Convolution", "0=8 1=3 11=1 6=96", (4, 7, 9), (4,)),
         ("ConvolutionDepthWise", "0=4 1=3 6=36 7=4", (4, 7, 9), (8, 7, 9)),
         ("ConvolutionDepthWise", "0=8 1=3 6=144 7=2", (4, 7, 9), (2, 7, 9)),
         ("Deconvolution", "0=8 1=2 6=96", (3, 7, 9), (4, 7, 9)),
@@ -35,6 +37,7 @@ def layer(kind, options, inputs=1):
         ("Scale", "0=16 1=1", (16,), (17,)),
         ("PReLU", "0=16", (16, 3, 3), (15, 3, 3)),
         ("InstanceNorm", "0=16", (16, 3, 3), (17, 3, 3)),
+        ("InstanceNorm", "0=16", (16, 3, 3), (16, 9)),
         ("GroupNorm", "0=4 1=16", (16, 3, 3), (12, 3, 3)),
         ("LayerNorm", "0=6", (9, 6), (6, 9)),
         ("LayerNorm", "0=54", (2, 9, 6), (2, 9, 7)),
@@ -73,6 +76,7 @@ def test_one_input(kind, options, fitting, unfit):
         ("Gemm", "3=1", ((3, 4), (5, 4)), ((3, 4), (4, 5))),
         ("Gemm", "", ((3, 4), (4, 5)), ((3, 4), (5, 4))),
         ("MultiHeadAttention", "0=8 1=2 2=64 3=6", ((5, 8), (7, 6), (7, 8)), ((5, 8), (7, 8), (7, 8))),
+        ("MultiHeadAttention", "0=8 1=2 2=64 5=1", ((5, 8), (5, 5)), ((5, 7), (5, 5))),
     ],
 )
 def test_several_inputs(kind, options, fitting, unfit):
@@ -90,6 +94,7 @@ def test_several_inputs(kind, options, fitting, unfit):
         ("InstanceNorm", "0=16 2=0"),  # without weights
         ("LayerNorm", "0=6 2=0"),
         ("BinaryOp", "0=0 1=1 2=3.5"),  # with a number
+        ("MultiHeadAttention", "0=8 1=2 2=64 7=1"),  # with a cache
         ("Softmax", "0=0"),
     ],
 )
