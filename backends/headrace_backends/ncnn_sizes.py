@@ -128,8 +128,9 @@ def _product(options: _Options, given: Sequence[Shape]) -> str | None:
         return None
     first, second = given[0], given[1]
     inner = second[-1] if options.number(0) or len(second) == 1 else second[-2]
-    outer = sorted((first[:-2], second[:-2]), key=len)
-    return None if first[-1] == inner and _go_together(*outer) else "there is no product of these"
+    short, outer = sorted((first[:-2], second[:-2]), key=len)
+    fits = first[-1] == inner and _go_together((1,) * (len(outer) - len(short)) + short, outer)
+    return None if fits else "there is no product of these"
 
 
 def _general_product(options: _Options, given: Sequence[Shape]) -> str | None:
@@ -148,17 +149,18 @@ def _general_product(options: _Options, given: Sequence[Shape]) -> str | None:
 
 def _pairwise(_options: _Options, given: Sequence[Shape]) -> str | None:
     short, *others = sorted(given, key=len)
-    fits = all(_go_together(short, other) for other in others)
+    fits = all(_go_together(_with_inner(short, other), other) for other in others)
     return None if fits else "their sizes do not go together"
 
 
-def _go_together(short: Shape, other: Shape) -> bool:
-    """Whether sizes are equal or one, also where dimensions are missing: before the others or behind them."""
+def _with_inner(short: Shape, other: Shape) -> Shape:
+    """The shape with as many dimensions as the other: inner ones of 1. Numbers in a row may also be the innermost."""
     missing = (1,) * (len(other) - len(short))
-    return any(
-        all(size == more or 1 in (size, more) for size, more in zip(whole, other, strict=True))
-        for whole in (short + missing, missing + short)
-    )
+    return missing + short if len(short) == 1 and short[0] != other[0] else short + missing
+
+
+def _go_together(one: Shape, other: Shape) -> bool:
+    return all(size == more or 1 in (size, more) for size, more in zip(one, other, strict=True))
 
 
 def _equal(_options: _Options, given: Sequence[Shape]) -> str | None:
