@@ -52,7 +52,7 @@ def test_ending_chooses_the_backend(file, backend):
 def test_unknown_ending_and_unknown_backend_list_what_there_is():
     with pytest.raises(LoadError, match=r"'model\.params'.*\.onnx"):
         registry.backend_of_file(PurePath("model.params"))
-    there = "fake, litert, onnxruntime, openvino, python, sklearn, tensorflow, tensorrt, torch, xgboost"
+    there = "fake, litert, ncnn, onnxruntime, openvino, python, sklearn, tensorflow, tensorrt, torch, xgboost"
     with pytest.raises(BackendUnavailable, match=f"no backend 'caffe'; there are {there}"):
         registry.resolve("caffe")
 
