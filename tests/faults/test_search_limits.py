@@ -81,6 +81,23 @@ def test_forms_are_measured_together_where_there_is_memory_and_one_by_one_where_
     assert Counted.most == 2  # one beside the reference
 
 
+@pytest.mark.parametrize(("exhaustive", "races"), [(False, [[None, 1, 60], [None, 1]]), (True, [[None, 1, 60]])])
+def test_what_is_clearly_slower_than_the_best_is_seen_at_a_glance_alone(contest, monkeypatch, exhaustive, races):
+    seen, race = [], contest_module.race
+
+    def watched(runners, *arguments, **options):
+        seen.append([runner.form.parameters.get("fake_delay_ms") for runner in runners])
+        return race(runners, *arguments, **options)
+
+    monkeypatch.setattr(contest_module, "race", watched)
+    contest.goal = Goal(exhaustive=exhaustive)
+    forms = [Form("fake", parameters={"fake_delay_ms": delay}) for delay in (1, 60)]
+    fast, slow = contest.final([Row(form, Fate.KEPT) for form in forms])
+    assert seen == races  # the reference, which has no parameters of its own, among them
+    assert fast.speedup > slow.speedup > 0
+    assert slow.curve
+
+
 def test_instances_that_there_is_no_memory_for_are_left_out(contest, free_bytes):
     row = contest.reference_row
     asked = [row, msgspec.structs.replace(row, form=msgspec.structs.replace(row.form, instances=40))]

@@ -207,18 +207,30 @@ class Contest:
                     continue
                 found.append((row, runner))
             try:
-                theirs, *ours = self._race([self._reference, *(runner for _, runner in found)], _LOOK)
-                weights = [self._weighed(runner) for _, runner in found]
+                return self._clocked(found)
             except OutOfTime:
                 return []
             except TrialFailed:
                 self._revive()
-            else:
-                return [
-                    _with(row, speedup=speedup(laps, theirs, self.goal), curve=laps.points(), memory_bytes=weight)
-                    for (row, _), laps, weight in zip(found, ours, weights, strict=True)
-                ]
         return [] if len(rows) == 1 else [one for row in rows for one in self._final([row])]
+
+    def _clocked(self, found: Sequence[tuple[Row, Runner]]) -> list[Row]:
+        """The rows with their speeds. Those that are clearly slower than the best are seen at a glance alone.
+
+        Raises:
+            TrialFailed: one of them failed, or there was no time for it.
+        """
+        rows: dict[int, Row] = {}
+        left = list(range(len(found)))
+        for effort in (_GLANCE, _LOOK) if len(found) > 1 and not self.goal.exhaustive else (_LOOK,):
+            theirs, *ours = self._race([self._reference, *(found[place][1] for place in left)], effort)
+            for place, laps in zip(left, ours, strict=True):
+                row, runner = found[place]
+                gained, weight = speedup(laps, theirs, self.goal), self._weighed(runner)
+                rows[place] = _with(row, speedup=gained, curve=laps.points(), memory_bytes=weight)
+            best = max((row.speedup or 0.0 for row in rows.values()), default=0.0)
+            left = [place for place in left if (rows[place].speedup or 0.0) >= _CLEARLY * best]
+        return [rows[place] for place in range(len(found))]
 
     def curve(self, form: Form, sizes: Sequence[int]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
         """Latency over batch size, of one instance of the form and of the reference in the same rounds.
