@@ -81,8 +81,17 @@ def test_forms_are_measured_together_where_there_is_memory_and_one_by_one_where_
     assert Counted.most == 2  # one beside the reference
 
 
-@pytest.mark.parametrize(("exhaustive", "races"), [(False, [[None, 1, 60], [None, 1]]), (True, [[None, 1, 60]])])
-def test_what_is_clearly_slower_than_the_best_is_seen_at_a_glance_alone(contest, monkeypatch, exhaustive, races):
+@pytest.mark.parametrize(
+    ("delays", "exhaustive", "races"),
+    [
+        ((30, 31, 200), False, [[None, 30, 31, 200], [None, 30, 31]]),
+        ((30, 31, 200), True, [[None, 30, 31, 200]]),
+        ((1, 60), False, [[None, 1, 60]]),  # only one is left: there is nothing to tell apart
+    ],
+)
+def test_what_is_clearly_slower_than_the_best_is_seen_at_a_glance_alone(
+    contest, monkeypatch, delays, exhaustive, races
+):
     seen, race = [], contest_module.race
 
     def watched(runners, *arguments, **options):
@@ -91,8 +100,8 @@ def test_what_is_clearly_slower_than_the_best_is_seen_at_a_glance_alone(contest,
 
     monkeypatch.setattr(contest_module, "race", watched)
     contest.goal = Goal(exhaustive=exhaustive)
-    forms = [Form("fake", parameters={"fake_delay_ms": delay}) for delay in (1, 60)]
-    fast, slow = contest.final([Row(form, Fate.KEPT) for form in forms])
+    forms = [Form("fake", parameters={"fake_delay_ms": delay}) for delay in delays]
+    fast, *_, slow = contest.final([Row(form, Fate.KEPT) for form in forms])
     assert seen == races  # the reference, which has no parameters of its own, among them
     assert fast.speedup > slow.speedup > 0
     assert slow.curve

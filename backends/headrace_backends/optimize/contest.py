@@ -215,7 +215,9 @@ class Contest:
         return [] if len(rows) == 1 else [one for row in rows for one in self._final([row])]
 
     def _clocked(self, found: Sequence[tuple[Row, Runner]]) -> list[Row]:
-        """The rows with their speeds. Those that are clearly slower than the best are seen at a glance alone.
+        """The rows with their speeds.
+
+        A glance is enough for those that are clearly slower than the best, and for all where that leaves only one.
 
         Raises:
             TrialFailed: one of them failed, or there was no time for it.
@@ -230,6 +232,8 @@ class Contest:
                 rows[place] = _with(row, speedup=gained, curve=laps.points(), memory_bytes=weight)
             best = max((row.speedup or 0.0 for row in rows.values()), default=0.0)
             left = [place for place in left if (rows[place].speedup or 0.0) >= _CLEARLY * best]
+            if len(left) == 1:
+                break
         return [rows[place] for place in range(len(found))]
 
     def curve(self, form: Form, sizes: Sequence[int]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
@@ -244,7 +248,7 @@ class Contest:
             ours, theirs = race(
                 *([runner, self._reference], self.first.examples, sizes),
                 rounds=3,
-                seconds=0.1,
+                seconds=0.1 / len(sizes) ** 0.5,
                 deadline=self.workshop.deadline,
             )
         return ours.points(), theirs.points()
@@ -286,10 +290,11 @@ class Contest:
         """
         deadline, patience_s = (None, timeout_s) if patient else (self.workshop.deadline, 0.0)
         source = self.subject.source(form, path, self.cpus)
-        trials: list[Trial] = []
-        for _ in range(form.instances):
-            trial = Trial(self.workshop.log, source.threads, deadline, source.device, patience_s)
-            trials.append(stack.enter_context(trial))
+        trials = [  # one starts while another loads
+            stack.enter_context(Trial(self.workshop.log, source.threads, deadline, source.device, patience_s))
+            for _ in range(form.instances)
+        ]
+        for trial in trials:
             signature, notes, seconds = trial.load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 
