@@ -19,11 +19,12 @@ from loadtests.drive import Wire
 from loadtests.limit import Point, usable_cpus
 from loadtests.machine import describe_machine, describe_versions
 from loadtests.models import MODELS, place, save_sample
+from loadtests.optimize import search
 from loadtests.report import Cell, Limits, Row, Run, plot, summarize_cell, table
 from loadtests.server import HOST, Server, ServerFailure
 
 RESULTS = Path(__file__).parent / "results"
-NOTHING_FASTER = 3  # what `headrace optimize` ends with where the model as it is stays
+SEARCH_S = 600  # for the plan of a model, where one is asked for
 _MODEL_CACHE = Path(tempfile.gettempdir()) / "headrace-loadtest-models"
 
 
@@ -156,13 +157,11 @@ def optimize(model: str, repository: Path, plans: Path) -> str:
     Raises:
         ServerFailure: the search failed.
     """
-    command = [sys.executable, "-m", "headrace", "optimize", model, "--repository", str(repository)]
-    command += ["--plan-cache", str(plans), "--objective", "throughput"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in {0, NOTHING_FASTER}:
-        raise ServerFailure(f"model '{model}' could not be optimised: {done.stderr.strip()[-500:]}")
-    chosen = [line for line in done.stdout.splitlines() if line.startswith("chosen:")]
-    return " ".join(chosen).removeprefix("chosen:").strip() or "the model as it was dropped in"
+    try:
+        findings, _ = search(model, repository, plans, SEARCH_S, "--objective", "throughput")
+    except RuntimeError as error:
+        raise ServerFailure(f"model '{model}' could not be optimised: {error}") from error
+    return f"{findings.chosen.name}, {findings.chosen.layout}: {findings.why}"
 
 
 def run_plan(plan: Plan, console: Console) -> tuple[Bench, list[str]]:

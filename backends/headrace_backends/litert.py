@@ -44,8 +44,7 @@ class LiteRtBackend(Backend):
     def load(cls, source: ModelSource) -> "LiteRtBackend":
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
         parameters.refuse_unknown("litert", source.parameters, _PARAMETERS)
-        if source.gpu is not None:
-            raise LoadError(f"device '{source.device}' is not one for the backend litert, expected cpu")
+        parameters.refuse_gpu("litert", source)
         asked = parameters.intra_op_threads(source.parameters)
         content = _read(source.path)
         first = threads.first_choice(source.threads, asked)

@@ -46,12 +46,11 @@ class NcnnBackend(Backend):
     def load(cls, source: ModelSource) -> "NcnnBackend":
         """Read both files; what the first does not say of its inputs must be configured."""
         parameters.refuse_unknown("ncnn", source.parameters, _PARAMETERS)
-        if source.gpu is not None:
-            raise LoadError(f"device '{source.device}' is not one for the backend ncnn, expected cpu")
+        parameters.refuse_gpu("ncnn", source)
         asked = parameters.intra_op_threads(source.parameters)
         first = threads.first_choice(source.threads, asked)
         graph = _read(source.path)
-        precision = _precision(source)
+        precision = parameters.one_of(source.parameters, "precision", _PRECISIONS, "f32")
         inputs, outputs = agreed(source, [_found(*one) for one in graph.inputs.items()], _any_shapes(graph.outputs))
         _refuse_untold(source, inputs)
         backend = cls(_opened(source.path, first, precision), graph.layers, signature_of(source, inputs, outputs))
@@ -215,13 +214,6 @@ def _refuse_untold(source: ModelSource, inputs: Sequence[FoundTensor]) -> None:
                 f"input '{spec.name}' is configured with shape {list(spec.shape)}; its first dimension is to be that "
                 "of the rows, -1 or 1, and the others the shape of one, of one to four dimensions"
             )
-
-
-def _precision(source: ModelSource) -> str:
-    precision = source.parameters.get("precision", "f32")
-    if precision not in _PRECISIONS:
-        raise LoadError(f"parameters.precision is {precision!r}, expected one of {', '.join(_PRECISIONS)}")
-    return str(precision)
 
 
 def _found(name: str, row: tuple[int, ...] | None) -> FoundTensor:

@@ -272,10 +272,7 @@ def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str 
 
 
 def _graph_level(source: ModelSource) -> Any:
-    level = source.parameters.get("graph_optimization_level", "all")
-    if level not in _GRAPH_LEVELS:
-        raise LoadError(f"parameters.graph_optimization_level is {level!r}, expected one of {', '.join(_GRAPH_LEVELS)}")
-    return _GRAPH_LEVELS[level]
+    return _GRAPH_LEVELS[parameters.one_of(source.parameters, "graph_optimization_level", _GRAPH_LEVELS, "all")]
 
 
 def _trimmed(message: str) -> str:

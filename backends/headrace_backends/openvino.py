@@ -41,8 +41,7 @@ class OpenVinoBackend(Backend):
     def load(cls, source: ModelSource) -> "OpenVinoBackend":
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
         parameters.refuse_unknown("openvino", source.parameters, _PARAMETERS)
-        if source.gpu is not None:
-            raise LoadError(f"device '{source.device}' is not one for the backend openvino, expected cpu")
+        parameters.refuse_gpu("openvino", source)
         asked = parameters.intra_op_threads(source.parameters)
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": False})  # a mapped .bin that is written over in place ends the process
@@ -125,9 +124,7 @@ class OpenVinoBackend(Backend):
 
 def _properties(source: ModelSource, core: Any) -> dict[str, Any]:
     """What the model is compiled with, but for its threads."""
-    precision = source.parameters.get("precision", "f32")
-    if precision not in _PRECISIONS:
-        raise LoadError(f"parameters.precision is {precision!r}, expected one of {', '.join(_PRECISIONS)}")
+    precision = parameters.one_of(source.parameters, "precision", _PRECISIONS, "f32")
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _PRECISIONS[precision] not in able:
         offered = ", ".join(name for name, ability in _PRECISIONS.items() if ability in able)

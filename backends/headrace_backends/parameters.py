@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, overload
 
-from headrace_backends.base import LoadError
+from headrace_backends.base import LoadError, ModelSource
 
 MAX_GRAPHS = 64  # that one instance captures where cuda_graphs asks for them; each holds a little memory of the GPU
 
@@ -16,6 +16,20 @@ def refuse_unknown(backend: str, parameters: Mapping[str, Any], known: Collectio
         raise LoadError(
             f"the backend {backend} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
         )
+
+
+def refuse_gpu(backend: str, source: ModelSource) -> None:
+    """Raise LoadError where the model is to be on a GPU and the backend runs on CPUs alone."""
+    if source.gpu is not None:
+        raise LoadError(f"device '{source.device}' is not one for the backend {backend}, expected cpu")
+
+
+def one_of(parameters: Mapping[str, Any], name: str, choices: Collection[str], default: str) -> str:
+    """A parameter that is one of a few words; ``default`` where nothing is said."""
+    asked = parameters.get(name, default)
+    if asked not in tuple(choices):  # which also takes what cannot be hashed
+        raise LoadError(f"parameters.{name} is {asked!r}, expected one of {', '.join(choices)}")
+    return str(asked)
 
 
 def intra_op_threads(parameters: Mapping[str, Any]) -> int | None:

@@ -50,9 +50,7 @@ class Running:
             raise LoadError(f"parameters.compile_cache is {cache!r}, expected the absolute path of a folder")
         if cache is not None and not compiles:
             raise LoadError("parameters.compile_cache is set and parameters.compile is not, so nothing is compiled")
-        mode = given.get("compile_mode", "default")
-        if mode not in _MODES:
-            raise LoadError(f"parameters.compile_mode is {mode!r}, expected one of {', '.join(_MODES)}")
+        mode = parameters.one_of(given, "compile_mode", _MODES, "default")
         if "compile_mode" in given and not compiles:
             raise LoadError("parameters.compile_mode is set and parameters.compile is not, so nothing is compiled")
         return cls(
