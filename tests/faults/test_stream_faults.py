@@ -308,7 +308,8 @@ def test_a_model_that_sends_inside_execute_may_be_quicker_than_its_client(tmp_pa
 
 def test_a_slow_reader_does_not_hold_up_a_model_that_sends_inside_execute(tmp_path):
     sync_sender(tmp_path)
-    with RunningServer(tmp_path) as running, slow_reader(running, "grpc", "sender", 2000, {"nbytes": 65536}) as read:
+    count = 20_000  # far more than all buffers between a model and its client can have
+    with RunningServer(tmp_path) as running, slow_reader(running, "grpc", "sender", count, {"nbytes": 65536}) as read:
         assert read().index == 0
         time.sleep(1)
         done = queue.SimpleQueue()
