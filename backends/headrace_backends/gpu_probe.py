@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
+from headrace_backends.onnxruntime_libraries import load_libraries
+
 # y = x, for one float: what a session is made of that has to run somewhere. Serialised ONNX, because the package that
 # writes it need not be installed.
 TINY_MODEL = bytes.fromhex(
@@ -77,20 +79,32 @@ def onnxruntime() -> dict[str, Any]:
     """Whether a session really runs on a GPU: ONNX Runtime lists providers that do not work."""
     installed = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version_of(name))}
     try:
+        import numpy as np
         import onnxruntime as library
     except (ImportError, OSError) as error:
         return {"installed": installed, "error": str(error)}
+    load_libraries(library, tensorrt=True)
     offered = library.get_available_providers()
-    working = []
+    working, reasons = [], {}
     for name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         if name in offered:
             options = library.SessionOptions()
             options.log_severity_level = 4
-            with suppress(Exception):  # it does not work; the reason is the driver's or a missing library's
-                session = library.InferenceSession(TINY_MODEL, options, providers=[name])
+            try:
+                session = library.InferenceSession(TINY_MODEL, options, providers=[name], enable_fallback=0)
+                session.run(None, {"x": np.zeros(1, np.float32)})
+            except Exception as error:  # noqa: BLE001 - it does not work, and says why
+                reasons[name] = " ".join(str(error).split())
+            else:
                 if session.get_providers()[0] == name:
                     working.append(name)
-    return {"installed": installed, "version": library.__version__, "offered": offered, "working": working}
+    return {
+        "installed": installed,
+        "version": library.__version__,
+        "offered": offered,
+        "working": working,
+        "reasons": reasons,
+    }
 
 
 def torch() -> dict[str, Any]:

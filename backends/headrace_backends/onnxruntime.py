@@ -3,6 +3,7 @@
 import ctypes
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,17 +17,21 @@ from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
+from headrace_backends.made_up import made_up
 from headrace_backends.onnx_file import declared_shapes, indexes, operators
 from headrace_backends.onnxruntime_bound import BoundSession
+from headrace_backends.onnxruntime_libraries import load_libraries
 from headrace_backends.onnxruntime_providers import (
     CPU,
     GPU_PARAMETERS,
     ON_CPU,
+    TENSORRT,
     ProviderChoice,
     choose_providers,
     not_working,
+    on_cpu_instead,
 )
-from headrace_backends.row_trial import MIXES, inferred_batching
+from headrace_backends.row_trial import MIXES, REFUSALS, inferred_batching
 from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _DATATYPES = {
@@ -102,6 +107,8 @@ class OnnxRuntimeBackend(Backend):
         """Open the file and settle what its tensors are, whether rows may be merged, and how many threads it gets."""
         parameters.refuse_unknown("onnxruntime", source.parameters, PARAMETERS)
         asked = parameters.intra_op_threads(source.parameters)
+        if source.gpu is not None:
+            load_libraries(onnxruntime, tensorrt=source.parameters.get("provider") == "tensorrt")
         choice = choose_providers(source, onnxruntime.get_available_providers())
         on_cpu = choice.wanted == CPU
         count = threads.first_choice(source.threads, asked if on_cpu else asked or source.threads)
@@ -119,6 +126,8 @@ class OnnxRuntimeBackend(Backend):
             backend._infer_batching(source.path, inputs, outputs, checks_indices=on_cpu or not indexes(source.path))
         if on_cpu:
             backend._settle_threads(source, asked, inputs)
+        elif choice.wanted == TENSORRT:
+            backend._build_for_all_rows(inputs)
         return backend
 
     @property
@@ -215,6 +224,15 @@ class OnnxRuntimeBackend(Backend):
             scaled = MIXES in note and any(name.startswith("DynamicQuantize") for name in operators(path))
             self._notes.append(note + _SCALED_TOGETHER if scaled else note)
 
+    def _build_for_all_rows(self, inputs: list[FoundTensor]) -> None:
+        """Have TensorRT meet the largest batch: it builds again whenever one is beyond all that it has seen."""
+        most = self._signature.max_batch_size
+        for rows in (1, most) if most else ():
+            arrays = made_up(inputs, rows)
+            if arrays is not None:
+                with suppress(*REFUSALS):  # it may have good reasons; then it builds in requests
+                    self._run_made_up(arrays)
+
     def _settle_threads(self, source: ModelSource, asked: int | None, inputs: list[FoundTensor]) -> None:
         """Give a model that turns out to be heavy a session with all its threads."""
         row_ms = threads.time_row(self._run_made_up, inputs, batches=self._signature.max_batch_size > 0)
@@ -248,8 +266,14 @@ def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if spins is False else "1")
     options.add_session_config_entry("session.force_spinning_stop", "0" if spins else "1")
     try:
-        session = onnxruntime.InferenceSession(str(source.path), options, providers=list(choice.providers))
+        # By itself it would swap a provider that cannot be made for another, and tell nobody but standard output why.
+        session = onnxruntime.InferenceSession(
+            str(source.path), options, providers=list(choice.providers), enable_fallback=0
+        )
     except _LOAD_ERRORS as error:
+        if choice.fallback:
+            problem = f"device '{source.device}' does not work here: {_trimmed(str(error))}"
+            return _open(source, count, on_cpu_instead(problem), profile)
         missing = _EXTERNAL_DATA.search(str(error))
         if missing and not Path(missing[1]).exists():
             raise LoadError(
@@ -260,15 +284,13 @@ def _open(source: ModelSource, count: int, choice: ProviderChoice, profile: str 
         whole = not any(sign in message for sign in _NOT_WHOLE)
         problem = message if whole else f"it is not a whole ONNX file: {message}"
         raise LoadError(f"cannot load '{source.path.name}': {problem}") from error
-    session.disable_fallback()  # else a failing GPU is swapped for the CPU with no word said
     running_on = session.get_providers()[0]
     if running_on == choice.wanted:
         return session, choice
     problem = not_working(source, choice, running_on)
     if not choice.fallback or running_on != CPU:
         raise LoadError(problem)
-    note = f"runs on the CPU, as parameters.allow_cpu_fallback allows: {problem}"
-    return session, ProviderChoice((CPU,), note=note)
+    return session, on_cpu_instead(problem)
 
 
 def _graph_level(source: ModelSource) -> Any:

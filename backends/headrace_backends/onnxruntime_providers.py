@@ -21,6 +21,15 @@ GPU_PARAMETERS = (
 )
 
 _TENSORRT_ONLY = ("precision", "engine_cache")
+# ONNX Runtime launches the one that it has captured first, whatever the shapes and the addresses are by then.
+_ONE_GRAPH = (
+    "parameters.cuda_graphs is for 'provider: cuda': with TensorRT, ONNX Runtime keeps one graph for all shapes; "
+    "'backend: tensorrt' has one for each"
+)
+_TF32_UNASKED = (
+    "TensorRT may compute matrix products and convolutions in TF32, which ONNX Runtime has no option against: "
+    "parameters.tf32 true says that this is meant, and 'backend: tensorrt' does without"
+)
 _PRECISIONS = {"fp32": {}, "fp16": {"trt_fp16_enable": "1"}, "bf16": {"trt_bf16_enable": "1"}}
 INSTALL = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
 
@@ -71,15 +80,21 @@ def choose_providers(source: ModelSource, available: Collection[str]) -> Provide
         )
         if not fallback:
             raise LoadError(missing)
-        return ProviderChoice((CPU,), note=f"runs on the CPU, as parameters.allow_cpu_fallback allows: {missing}")
-    graphs = flag(source.parameters, "cuda_graphs")
-    cuda = {"device_id": str(source.gpu), "use_tf32": "1" if flag(source.parameters, "tf32") else "0", **limit}
-    if graphs and asked == "cuda":
+        return on_cpu_instead(missing)
+    graphs, tf32 = flag(source.parameters, "cuda_graphs"), flag(source.parameters, "tf32")
+    cuda = {"device_id": str(source.gpu), "use_tf32": "1" if tf32 else "0", **limit}
+    if graphs:
         cuda["enable_cuda_graph"] = "1"
     providers: list[str | tuple[str, Mapping[str, str]]] = [(CUDA, cuda), CPU]
     if asked == "tensorrt":
-        providers.insert(0, (TENSORRT, _tensorrt(source, precision, graphs=graphs)))
-    return ProviderChoice(tuple(providers), fallback, graphs)
+        providers.insert(0, (TENSORRT, _tensorrt(source, precision)))
+    note = _TF32_UNASKED if asked == "tensorrt" and precision == "fp32" and not tf32 else None
+    return ProviderChoice(tuple(providers), fallback, graphs, note)
+
+
+def on_cpu_instead(problem: str) -> ProviderChoice:
+    """What is left where the GPU does not work and the CPU will do."""
+    return ProviderChoice((CPU,), note=f"runs on the CPU, as parameters.allow_cpu_fallback allows: {problem}")
 
 
 def not_working(source: ModelSource, choice: ProviderChoice, running_on: str) -> str:
@@ -99,6 +114,8 @@ def _contradictions(source: ModelSource, asked: str) -> list[str]:
         ]
     if asked == "cpu":
         return [f"parameters.provider is 'cpu', and the device is {source.device}"]
+    if asked == "tensorrt" and flag(source.parameters, "cuda_graphs"):
+        return [_ONE_GRAPH]
     if asked != "tensorrt":
         return [
             f"parameters.{name} is for 'provider: tensorrt', and here it is {asked!r}"
@@ -118,10 +135,8 @@ def _memory_limit(parameters: Mapping[str, Any], problems: list[str]) -> dict[st
     return {"gpu_mem_limit": str(limit), "arena_extend_strategy": "kSameAsRequested"}
 
 
-def _tensorrt(source: ModelSource, precision: str, *, graphs: bool) -> dict[str, str]:
+def _tensorrt(source: ModelSource, precision: str) -> dict[str, str]:
     options = {"device_id": str(source.gpu), **_PRECISIONS[precision]}
-    if graphs:
-        options["trt_cuda_graph_enable"] = "1"
     folder = source.parameters.get("engine_cache")
     if folder is not None:
         options |= {

@@ -113,10 +113,10 @@ def _onnxruntime(facts: Facts, there: bool) -> Finding:
         return Finding(MISSING, name, f"{facts['version']} is the build for CPUs", _ONNXRUNTIME)
     working = [one.removesuffix("ExecutionProvider") for one in facts["working"]]
     if not working:
+        reason = facts.get("reasons", {}).get("CUDAExecutionProvider")
         advice = "it needs the CUDA and cuDNN that it was made with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        return Finding(
-            MISSING, name, f"{facts['version']} offers CUDA, and then runs on the CPU", advice if there else ""
-        )
+        text = f"offers CUDA, which fails: {reason}" if reason else "offers CUDA, and then runs on the CPU"
+        return Finding(MISSING, name, f"{facts['version']} {text}", advice if there else "")
     return Finding(OK, name, f"{facts['version']} runs on {' and '.join(working)}", serves=there)
 
 

@@ -45,8 +45,9 @@ def test_onnxruntime(model, parameters):
     for turn in range(4):
         for rows in (1, 32, 5):
             x = np.random.default_rng(turn * 100 + rows).standard_normal((rows, 64), dtype=np.float32)
+            near = 2e-2 if "provider" in parameters else 1e-4  # TensorRT takes TF32 there
             np.testing.assert_allclose(
-                backend.execute({"x": x}, ())["y"], np.maximum(x @ WEIGHTS, 0), rtol=1e-4, atol=1e-4
+                backend.execute({"x": x}, ())["y"], np.maximum(x @ WEIGHTS, 0), rtol=near, atol=near
             )
     backend.close()
 

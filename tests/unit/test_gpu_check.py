@@ -89,6 +89,13 @@ def test_a_driver_that_is_too_old():
             "offers CUDA, and then runs on the CPU",
             "cudnn",
         ),
+        (
+            "onnxruntime",
+            {**WORKING["onnxruntime"], "working": [], "reasons": {"CUDAExecutionProvider": "CUDA failure 35"}},
+            MISSING,
+            "offers CUDA, which fails: CUDA failure 35",
+            "cudnn",
+        ),
         ("torch", {"missing": True, "error": "No module"}, OPTIONAL, "is not installed", "pip install"),
         ("torch", {"missing": False, "error": "libcudart"}, MISSING, "does not import: libcudart", "pip install"),
         ("torch", {"version": "2.13.0+cpu", "cuda": None, "gpus": 0}, MISSING, "is the build for CPUs", "pip install"),

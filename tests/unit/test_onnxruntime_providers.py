@@ -1,6 +1,8 @@
 """ONNX Runtime on GPUs, as far as a machine without one shows: providers, their options, and bound memory."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -8,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from headrace_backends import onnxruntime as backend_module
-from headrace_backends import onnxruntime_bound
+from headrace_backends import onnxruntime_bound, onnxruntime_libraries
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.onnxruntime import OnnxRuntimeBackend
 from headrace_backends.onnxruntime_bound import BoundSession
@@ -50,18 +52,22 @@ def test_options_of_cuda():
 
 
 def test_tensorrt_has_cuda_behind_it():
-    choice = chosen(provider="tensorrt", precision="fp16", engine_cache="/cache", cuda_graphs=True)
+    choice = chosen(provider="tensorrt", precision="fp16", engine_cache="/cache")
     assert [one if isinstance(one, str) else one[0] for one in choice.providers] == [TENSORRT, CUDA, CPU]
     assert choice.providers[0][1] == {
         "device_id": "1",
         "trt_fp16_enable": "1",
-        "trt_cuda_graph_enable": "1",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": "/cache",
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": "/cache",
     }
-    assert "enable_cuda_graph" not in choice.providers[1][1]
+    assert choice.note is None
+
+
+def test_tensorrt_in_fp32_is_told_to_be_tf32_unless_that_is_meant():
+    assert "may compute matrix products and convolutions in TF32" in chosen(provider="tensorrt").note
+    assert chosen(provider="tensorrt", tf32=True).note is None
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,11 @@ def test_tensorrt_has_cuda_behind_it():
             "gpu:0",
             {"provider": "tensorrt", "precision": "int8"},
             "precision is 'int8', expected one of fp32, fp16, bf16",
+        ),
+        (
+            "gpu:0",
+            {"provider": "tensorrt", "cuda_graphs": True},
+            "cuda_graphs is for 'provider: cuda': with TensorRT, ONNX Runtime keeps one graph for all shapes",
         ),
         ("gpu:0", {"allow_cpu_fallback": "perhaps"}, "allow_cpu_fallback is 'perhaps', expected true or false"),
     ],
@@ -119,16 +130,26 @@ def model(tmp_path):
     return tmp_path / "model.onnx"
 
 
-def test_a_gpu_that_does_not_work_falls_back_only_if_that_is_allowed(model, monkeypatch):
-    """ONNX Runtime offers CUDA and runs on the CPU: so it does where the driver is missing."""
+def on_machine(monkeypatch, make_on_gpu):
+    """ONNX Runtime with providers for GPUs, which really are the CPU's; ``make_on_gpu`` is called for each of them."""
     real = onnxruntime.InferenceSession
 
-    def only_cpu(path, options, providers):
-        assert providers[0][0] == CUDA
-        return real(path, options, providers=[CPU])
+    class Session(real):
+        def __init__(self, path, options, providers, enable_fallback=1):
+            assert not enable_fallback  # it would swap providers by itself, with no word said
+            self.asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+            if self.asked != CPU:
+                make_on_gpu()
+            super().__init__(path, options, providers=[CPU], enable_fallback=enable_fallback)
 
     monkeypatch.setattr(backend_module.onnxruntime, "get_available_providers", lambda: list(ALL))
-    monkeypatch.setattr(backend_module.onnxruntime, "InferenceSession", only_cpu)
+    monkeypatch.setattr(backend_module.onnxruntime, "InferenceSession", Session)
+    return Session
+
+
+def test_a_gpu_that_does_not_work_falls_back_only_if_that_is_allowed(model, monkeypatch):
+    """ONNX Runtime offers CUDA and runs on the CPU: so it does where the driver is missing."""
+    on_machine(monkeypatch, lambda: None)
     with pytest.raises(
         LoadError, match=r"'gpu:0' does not work here: onnxruntime offers CUDAExecutionProvider and then"
     ):
@@ -138,6 +159,66 @@ def test_a_gpu_that_does_not_work_falls_back_only_if_that_is_allowed(model, monk
         "runs on the CPU, as parameters.allow_cpu_fallback allows: device 'gpu:0' does not work" in backend.notes()[0]
     )
     np.testing.assert_array_equal(backend.execute({"x": np.ones((2, 3), np.float32)}, ())["y"], 2)
+
+
+def test_a_gpu_that_fails_tells_why_and_falls_back_only_if_that_is_allowed(model, monkeypatch):
+    def failing():
+        raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version")
+
+    on_machine(monkeypatch, failing)
+    with pytest.raises(LoadError, match=r"cannot load 'model.onnx': CUDA failure 35: CUDA driver version is insuff"):
+        OnnxRuntimeBackend.load(source("gpu:0", model))
+    backend = OnnxRuntimeBackend.load(source("gpu:0", model, allow_cpu_fallback=True))
+    assert "allow_cpu_fallback allows: device 'gpu:0' does not work here: CUDA failure 35" in backend.notes()[0]
+    np.testing.assert_array_equal(backend.execute({"x": np.ones((2, 3), np.float32)}, ())["y"], 2)
+
+
+def test_libraries_are_loaded_before_it_is_asked_which_providers_there_are(model, monkeypatch):
+    """The providers are linked with what pip puts where no loader looks; one that is a plugin registers after that."""
+    on_machine(monkeypatch, lambda: None)
+    log = []
+    monkeypatch.setattr(backend_module.onnxruntime, "preload_dlls", lambda: log.append("preload_dlls"))
+    monkeypatch.setattr(onnxruntime_libraries, "import_module", log.append)
+    monkeypatch.setattr(backend_module.onnxruntime, "get_available_providers", lambda: log.append("asked") or [CPU])
+    OnnxRuntimeBackend.load(source("cpu", model))
+    assert log == ["asked"]
+    for parameters, loaded in (({}, []), ({"provider": "tensorrt"}, ["tensorrt"])):
+        log.clear()
+        OnnxRuntimeBackend.load(source("gpu:0", model, allow_cpu_fallback=True, **parameters))
+        assert log == ["preload_dlls", *loaded, "asked"]
+
+
+def test_libraries_that_are_not_there_are_no_error(monkeypatch, capsys):
+    def missing(_):
+        raise ImportError("there is none")
+
+    monkeypatch.setattr(onnxruntime_libraries, "import_module", missing)
+    told = SimpleNamespace(preload_dlls=lambda: sys.stdout.write("Failed to load libcublas\n"))
+    onnxruntime_libraries.load_libraries(told, tensorrt=True)
+    onnxruntime_libraries.load_libraries(SimpleNamespace(), tensorrt=True)  # an older one
+    assert capsys.readouterr().out == ""
+
+
+def test_tensorrt_meets_the_smallest_and_the_largest_batch_when_it_is_loaded(model, monkeypatch):
+    session = on_machine(monkeypatch, lambda: None)
+    monkeypatch.setattr(session, "get_providers", lambda self: [self.asked])
+    rows = []
+
+    class Bound:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, inputs):
+            rows.append(len(inputs["x"]))
+            return [inputs["x"] * 2, -inputs["x"]]
+
+    monkeypatch.setattr(backend_module, "BoundSession", Bound)
+    for provider, expected in (("tensorrt", [1, 48]), ("cuda", [])):
+        rows.clear()
+        parameters = {"provider": provider, "tf32": True}
+        asked = ModelSource("m", "1", model, device="gpu:0", max_batch_size=48, parameters=parameters)
+        assert OnnxRuntimeBackend.load(asked).notes() == []
+        assert rows == expected
 
 
 # -- bound memory -----------------------------------------------------------------------------------------

@@ -76,9 +76,9 @@ def test_each_precision_is_tried_where_it_is_allowed_and_nowhere_else(technique)
 def test_an_onnx_file_is_tried_on_every_engine():
     assert names() == [
         "tensorrt + cuda_graphs=True + precision=fp32",
-        "onnxruntime + provider=tensorrt",
         "onnxruntime + cuda_graphs=True",
     ]
+    assert "onnxruntime + provider=tensorrt + tf32=True" in names(allow={Technique.TF32})  # it cannot do without
     assert "onnxruntime + half(to=float16)" in names(allow={Technique.FP16})
     assert "onnxruntime + fuse_transformer" in names(kind="transformer")
     deep = names(allow={Technique.FP16}, exhaustive=True)
