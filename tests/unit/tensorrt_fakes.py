@@ -16,6 +16,7 @@ ENUM = {
     "TensorFormat": ["LINEAR", "CHW32"],
     "DataType": ["FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8", "FP8"],
     "CudaGraphStrategy": ["DISABLED", "WHOLE_GRAPH_CAPTURE"],
+    "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
     "EngineValidity": ["VALID", "SUBOPTIMAL", "INVALID"],
 }
 NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32, "HALF": np.float16}
@@ -139,6 +140,8 @@ class FakeEngine:
         self.tensors = {tensor.name: tensor for tensor in tensors}
         self.compute, self.shapes = compute, shapes
         self.contexts, self.configs = [], []
+        self.device_memory_size_v2 = 96
+        self.capturable = True
         self.num_io_tensors = len(tensors)
         self.num_optimization_profiles = max(len(tensor.profiles) for tensor in tensors)
 
@@ -169,14 +172,27 @@ class FakeEngine:
     def create_execution_context(self, config=None):
         self.configs.append(config)
         self.contexts.append(FakeContext(self))
+        if config == self.module.ExecutionContextAllocationStrategy.USER_MANAGED:
+            self.contexts[-1].workspace = (0, 0)
         return self.contexts[-1]
 
 
 class FakeContext:
+    """What it keeps on the host, its shapes, is read when the work is done: also by a graph of it.
+
+    New shapes ask something of the driver in the first run that has them, so that it cannot be captured.
+    ``workspace`` is None where it has memory of its own.
+    """
+
     def __init__(self, engine):
         self.engine, self.profile = engine, None
         self.addresses, self.input_shapes, self.allocators = {}, {}, {}
+        self.ran_with, self.workspace = None, None
         self.refuses = False
+
+    def set_device_memory(self, memory, size):
+        assert size >= self.engine.device_memory_size_v2
+        self.workspace = memory, size
 
     def set_optimization_profile_async(self, index, stream):
         self.profile = index
@@ -205,10 +221,15 @@ class FakeContext:
     def execute_async_v3(self, stream):
         if self.refuses:
             return False
-        engine, inputs, addresses = self.engine, dict(self.input_shapes), dict(self.addresses)
+        engine, inputs, addresses = self.engine, self.input_shapes, dict(self.addresses)
         declared = engine.shapes(inputs)
+        if engine.device.capturing is not None and (self.ran_with != inputs or not engine.capturable):
+            return False
+        self.ran_with = dict(inputs)
 
         def work():
+            if self.workspace is not None:
+                assert len(engine.device.blocks[self.workspace[0]]) >= self.workspace[1]
             arrays = {name: _at(addresses[name], shape, engine.tensors[name].kind) for name, shape in inputs.items()}
             for name, array in engine.compute(arrays).items():
                 if -1 not in declared[name]:
@@ -220,7 +241,8 @@ class FakeContext:
             arrays = {one: _at(addresses[one], shape, engine.tensors[one].kind) for one, shape in inputs.items()}
             result = engine.compute(arrays)[name]
             address = allocator.reallocate_output(name, 0, result.nbytes, 256)
-            if address is None:
+            assert isinstance(address, int)  # the bindings take nothing else, and complain of None on standard error
+            if not address:
                 return False
             _at(address, result.shape, engine.tensors[name].kind)[...] = result
             allocator.notify_shape(name, result.shape)

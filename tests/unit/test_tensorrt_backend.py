@@ -400,6 +400,15 @@ def test_what_the_library_finds_wrong_is_told(on_fake_gpu, device, tmp_path):
     assert device.empty
 
 
+def test_an_engine_that_cannot_run_on_this_gpu_is_not_served(on_fake_gpu, device, monkeypatch, tmp_path):
+    """TensorRT-RTX compiles kernels for its GPU in a context: an engine that loads may yet be one for others."""
+    monkeypatch.setattr(FakeEngine, "create_execution_context", lambda *_: None)
+    with pytest.raises(LoadError, match=r"TensorRT-RTX .* cannot make an execution context: it does not say why"):
+        on_fake_gpu(linear(tmp_path), max_batch_size=8)
+    assert device.empty
+    assert device.closed
+
+
 def test_requests_are_merged_only_where_rows_are_their_own(on_fake_gpu, tmp_path):
     path = linear(tmp_path)
     on_fake_gpu.runtime.deserialize_cuda_engine = lambda self, data: FakeEngine(

@@ -48,7 +48,7 @@ def test_the_full_library_comes_first_and_rtx_can_be_asked_for(monkeypatch):
 def test_a_library_that_is_too_old_is_passed_over(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))
     missing(monkeypatch, "tensorrt_rtx")
-    with pytest.raises(BackendUnavailable, match=r"version 8\.6\.1 is too old, 10\.0 is the oldest"):
+    with pytest.raises(BackendUnavailable, match=r"version 8\.6\.1 is too old, 10\.1 is the oldest"):
         find_library()
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.2.0"))
     assert find_library().is_rtx

@@ -62,6 +62,37 @@ def test_each_profile_has_a_context_of_its_own(device):
     for count in (1, 4, 1, 8):
         np.testing.assert_array_equal(execution.run({"x": rows(count)})["y"], rows(count) * 2)
     assert [context.profile for context in engine.contexts] == [0, 1]
+    # They run one at a time, in the same memory.
+    assert len({context.workspace for context in engine.contexts}) == 1
+    execution.close()
+    assert device.empty
+
+
+def test_what_is_refused_for_its_shape_takes_no_memory(device):
+    library = fake_library()
+    execution = running(doubling(device, library), device, library, cuda_graphs=True)
+    for _ in range(3):
+        execution.run({"x": rows(1)})
+    used = device.used
+    with pytest.raises(InputError):
+        execution.run({"x": rows(4000)})
+    assert device.used == used
+    assert execution.graphs == 1  # which moving buffers would have ended
+
+
+@pytest.mark.parametrize(
+    ("words", "error"), [("no kernel for this GPU", RuntimeError), ("Cuda Runtime (out of memory)", MemoryError)]
+)
+def test_a_context_that_cannot_be_made_is_told_before_the_first_run(device, words, error):
+    library = fake_library()
+    engine = doubling(device, library)
+    engine.create_execution_context = lambda _: None
+    execution = running(engine, device, library)
+    execution._log.lines.append(words)
+    with pytest.raises(error, match=r"TensorRT 10\.13\.3\.9 cannot make an execution context: "):
+        execution.make_ready()
+    execution.close()
+    assert device.empty
 
 
 def test_no_rows_at_all(device):
@@ -84,6 +115,9 @@ def test_a_shape_that_comes_again_becomes_a_graph_and_answers_stay_right(device)
             np.testing.assert_array_equal(got, rows(count, start=turn) * 2)
     assert execution.graphs == 2
     assert device.log.count("launch") == 4
+    # Other shapes, which change what their context keeps, do not touch what was captured.
+    np.testing.assert_array_equal(execution.run({"x": rows(2)})["y"], rows(2) * 2)
+    np.testing.assert_array_equal(execution.run({"x": rows(8, 9)})["y"], rows(8, 9) * 2)
     execution.close()
     assert device.empty
 
@@ -120,6 +154,17 @@ def test_what_cannot_be_captured_is_run_as_before_and_not_tried_again(device):
         np.testing.assert_array_equal(execution.run({"x": rows(2)})["y"], rows(2) * 2)
     assert device.log.count("begin_capture") == 1
     assert execution.graphs == 0
+
+
+def test_a_capture_that_the_library_refuses_leaves_no_graph_behind(device):
+    library = fake_library()
+    engine = doubling(device, library)
+    engine.capturable = False
+    execution = running(engine, device, library, cuda_graphs=True)
+    for _ in range(5):
+        np.testing.assert_array_equal(execution.run({"x": rows(2)})["y"], rows(2) * 2)
+    assert device.log.count("begin_capture") == device.log.count("end_capture") == 1
+    assert not device.graphs
 
 
 def test_rtx_is_asked_to_capture_by_itself(device):
@@ -215,10 +260,12 @@ def test_a_lost_gpu_is_told_apart_even_where_the_library_names_something_else(de
 def test_a_buffer_that_cannot_grow_is_empty_and_grows_later(device):
     library = fake_library()
     execution = running(doubling(device, library), device, library)
+    execution.make_ready()
+    used = device.used
     device.fail_at["allocate_pinned"] = MemoryError("no pinned memory")
     with pytest.raises(MemoryError):
         execution.run({"x": rows(1)})
-    assert not device.blocks
+    assert device.used == used
     del device.fail_at["allocate_pinned"]
     np.testing.assert_array_equal(execution.run({"x": rows(1)})["y"], rows(1) * 2)
 

@@ -106,6 +106,10 @@ def load_on(
         cuda_graphs = parameters.flag(source.parameters, "cuda_graphs")
         execution = Execution(library, engine, runtime, device, tensors, profiles, cuda_graphs=cuda_graphs)
         undo.callback(execution.close)
+        try:
+            execution.make_ready()
+        except (MemoryError, RuntimeError) as error:
+            raise LoadError(str(error)) from error
         signature = signature_of(source, inputs, outputs)
         signature = _batched(source, signature, execution, profiles, inputs, outputs, notes)
         undo.pop_all()

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from headrace.core.tensor import NUMPY_DTYPES
 from headrace_backends.base import Array, InputError, LoadError
 from headrace_backends.parameters import MAX_GRAPHS
 from headrace_backends.tensorrt.buffers import TensorBuffer
+from headrace_backends.tensorrt.contexts import Context, Contexts, failure
 from headrace_backends.tensorrt.cuda import CudaError, Device
 from headrace_backends.tensorrt.datatypes import datatype_of
 from headrace_backends.tensorrt.library import Library
@@ -34,16 +35,11 @@ class EngineTensor:
 
 @dataclass(slots=True)
 class _Graph:
+    """What was captured of a context, which it goes on using: so that is nobody else's, and has its shapes for good."""
+
     executable: int
     outputs: dict[str, Shape]
-
-
-@dataclass(slots=True)
-class _Context:
-    """A context for one profile; more than one of them would share a profile's memory otherwise."""
-
-    context: Any
-    allocators: dict[str, Any] = field(default_factory=dict)  # of outputs whose shape their values decide
+    context: Context
 
 
 def read_tensors(engine: Any) -> list[EngineTensor]:
@@ -94,7 +90,6 @@ class Execution:
         cuda_graphs: bool = False,
     ) -> None:
         self._library = library
-        self._engine = engine
         self._log = log
         self._device = device
         self._inputs = [tensor for tensor in tensors if tensor.is_input]
@@ -103,10 +98,9 @@ class Execution:
         # TensorRT-RTX replaces kernels while it runs, and captures graphs itself when they have settled. A graph would
         # keep what a tensor in the host's memory held when it was captured.
         self._captures = cuda_graphs and not library.is_rtx and not any(tensor.on_host for tensor in tensors)
-        self._library_captures = cuda_graphs and library.is_rtx
         self._stream = device.make_stream()
+        self._contexts = Contexts(library, engine, log, device, self._stream, captures=cuda_graphs)
         self._buffers = {tensor.spec.name: TensorBuffer(device) for tensor in tensors}
-        self._contexts: dict[int, _Context] = {}
         self._graphs: OrderedDict[Shapes, _Graph | None] = OrderedDict()  # None: seen once, or cannot be captured
         self._uncapturable: set[Shapes] = set()
 
@@ -114,6 +108,15 @@ class Execution:
     def graphs(self) -> int:
         """How many CUDA graphs there are."""
         return sum(graph is not None for graph in self._graphs.values())
+
+    def make_ready(self) -> None:
+        """Make what the first run needs of the library, so that a load fails where there is no running.
+
+        Raises:
+            MemoryError: the GPU has not enough.
+            RuntimeError: anything else, in the library's words.
+        """
+        self._contexts.of(0)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch. The arrays are the execution's own memory, valid until the next run.
@@ -128,34 +131,32 @@ class Execution:
         shapes = tuple(array.shape for array in arrays)
         graph = self._graphs.get(shapes) if self._captures else None
         if graph is None:
-            self._reserve_inputs(arrays)
-        for tensor, array in zip(self._inputs, arrays, strict=True):
-            _fill(self._buffers[tensor.spec.name], array)
-        if graph is not None:
-            self._graphs.move_to_end(shapes)
-            self._device.launch(graph.executable, self._stream)
-            self._device.wait(self._stream)
-            return {tensor.spec.name: self._array(tensor, graph.outputs[tensor.spec.name]) for tensor in self._outputs}
-        return self._run_plainly(arrays, shapes)
+            return self._run_plainly(arrays, shapes)
+        self._fill(arrays)
+        self._graphs.move_to_end(shapes)
+        self._device.launch(graph.executable, self._stream)
+        self._device.wait(self._stream)
+        return {tensor.spec.name: self._array(tensor, graph.outputs[tensor.spec.name]) for tensor in self._outputs}
 
     def close(self) -> None:
         """Give everything back that is on the GPU."""
         self._forget_graphs()
-        for context in self._contexts.values():
-            for allocator in context.allocators.values():
-                allocator.release()
-        self._contexts.clear()  # before the buffers that they point to
+        self._contexts.close()
         for buffer in self._buffers.values():
             buffer.release()
         self._device.end_stream(self._stream)
-        self._engine = None
         self._log = None  # it may hold the library's runtime, which must go before the GPU does
 
     # -- one run ------------------------------------------------------------------------------------------
 
     def _run_plainly(self, arrays: Sequence[Array], shapes: Shapes) -> dict[str, Array]:
         by_name = {tensor.spec.name: array.shape for tensor, array in zip(self._inputs, arrays, strict=True)}
-        context = self._context(by_name)
+        index = choose(self._profiles, by_name)
+        if index is None:  # before there is memory for it, which would stay
+            raise InputError(refusal(self._profiles, by_name))
+        context = self._contexts.of(index)
+        self._reserve_inputs(arrays)
+        self._fill(arrays)
         outputs = self._bind(context, by_name)
         try:
             self._enqueue(context, by_name, outputs)
@@ -166,32 +167,11 @@ class Execution:
         known = {name: shape for name, shape in outputs.items() if shape is not None}
         if len(known) == len(outputs):
             if self._captures:
-                self._capture(context, shapes, by_name, known)
+                self._capture(index, shapes, by_name, known)
             return {tensor.spec.name: self._array(tensor, known[tensor.spec.name]) for tensor in self._outputs}
         return self._fetch(context, known)
 
-    def _context(self, shapes: Mapping[str, Shape]) -> _Context:
-        index = choose(self._profiles, shapes)
-        if index is None:
-            raise InputError(refusal(self._profiles, shapes))
-        if index not in self._contexts:
-            made = self._make_context()
-            if made is None:
-                raise MemoryError(f"{self._library} cannot make an execution context: {self._log.told()}")
-            if not made.set_optimization_profile_async(index, self._stream):
-                raise RuntimeError(f"{self._library} cannot use profile {index}: {self._log.told()}")
-            self._device.wait(self._stream)
-            self._contexts[index] = _Context(made)
-        return self._contexts[index]
-
-    def _make_context(self) -> Any:
-        if not self._library_captures:
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self._library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return self._engine.create_execution_context(config)
-
-    def _bind(self, made: _Context, shapes: Mapping[str, Shape]) -> dict[str, Shape | None]:
+    def _bind(self, made: Context, shapes: Mapping[str, Shape]) -> dict[str, Shape | None]:
         """Tell the context where everything is. Returns the outputs' shapes, None where only their values tell."""
         context = made.context
         for tensor in self._inputs:
@@ -222,24 +202,20 @@ class Execution:
         if not context.set_tensor_address(tensor.spec.name, address):
             raise RuntimeError(f"{self._library} refuses the memory of '{tensor.spec.name}': {self._log.told()}")
 
-    def _bind_allocator(self, made: _Context, name: str) -> None:
+    def _bind_allocator(self, made: Context, name: str) -> None:
         if name not in made.allocators:
             made.allocators[name] = make_output_memory(self._library, self._device)
             made.context.set_output_allocator(name, made.allocators[name])
         made.allocators[name].failure = None
 
-    def _enqueue(self, made: _Context, shapes: Mapping[str, Shape], outputs: Mapping[str, Shape | None]) -> None:
+    def _enqueue(self, made: Context, shapes: Mapping[str, Shape], outputs: Mapping[str, Shape | None]) -> None:
         """Have the stream copy in, run and copy out."""
         for tensor in self._inputs:
             buffer, nbytes = self._buffers[tensor.spec.name], _nbytes(tensor.spec, shapes[tensor.spec.name])
             if nbytes and not tensor.on_host:
                 assert buffer.pinned is not None
                 self._device.copy_in(buffer.address, buffer.pinned, nbytes, self._stream)
-        if not made.context.execute_async_v3(self._stream):
-            for allocator in made.allocators.values():
-                if allocator.failure is not None:
-                    raise allocator.failure
-            raise _failure(f"{self._library} cannot run the engine: {self._log.told()}")
+        self._compute(made)
         for tensor in self._outputs:
             shape = outputs[tensor.spec.name]
             nbytes = _nbytes(tensor.spec, shape) if shape is not None else 0
@@ -248,7 +224,15 @@ class Execution:
                 assert buffer.pinned is not None
                 self._device.copy_out(buffer.pinned, buffer.address, nbytes, self._stream)
 
-    def _fetch(self, made: _Context, known: Mapping[str, Shape]) -> dict[str, Array]:
+    def _compute(self, made: Context) -> None:
+        if made.context.execute_async_v3(self._stream):
+            return
+        for allocator in made.allocators.values():
+            if allocator.failure is not None:
+                raise allocator.failure
+        raise failure(f"{self._library} cannot run the engine: {self._log.told()}")
+
+    def _fetch(self, made: Context, known: Mapping[str, Shape]) -> dict[str, Array]:
         """The outputs, of which some have told their shape only now."""
         shapes = dict(known)
         for tensor in self._outputs:
@@ -268,11 +252,11 @@ class Execution:
 
     # -- graphs -------------------------------------------------------------------------------------------
 
-    def _capture(self, made: _Context, shapes: Shapes, by_name: Mapping[str, Shape], outputs: dict[str, Shape]) -> None:
+    def _capture(self, index: int, shapes: Shapes, by_name: Mapping[str, Shape], outputs: dict[str, Shape]) -> None:
         """Make a graph of what has just run, the second time that such shapes come: the first one may be the last.
 
-        The engine has run with these shapes, so that it allocates nothing any more. Graphs of several shapes come from
-        one context, as in Triton.
+        It has a context to itself, as NVIDIA advises: what a context keeps for its shapes changes when others come.
+        That one runs once before, because a context puts off until then what new shapes ask of it.
         """
         if shapes in self._uncapturable:
             return
@@ -280,19 +264,30 @@ class Execution:
             self._remember(shapes, None)
             return
         try:
-            self._device.begin_capture(self._stream)
-            try:
-                self._enqueue(made, by_name, outputs)
-            finally:
-                executable = self._device.end_capture(self._stream)
+            made = self._contexts.make(index)
+            self._bind(made, by_name)
+            self._compute(made)
+            self._device.wait(self._stream)
+            executable = self._captured(made, by_name, outputs)
         except (MemoryError, RuntimeError):
+            self._settle()
             self._log.told()
             if len(self._uncapturable) < MAX_GRAPHS:
                 self._uncapturable.add(shapes)
             else:
                 self._captures = False
             return
-        self._remember(shapes, _Graph(executable, outputs))
+        self._remember(shapes, _Graph(executable, outputs, made))
+
+    def _captured(self, made: Context, by_name: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> int:
+        self._device.begin_capture(self._stream)
+        try:
+            self._enqueue(made, by_name, outputs)
+        except BaseException:
+            with suppress(CudaError):  # as it is where what cannot be captured has broken the capture off
+                self._device.end_graph(self._device.end_capture(self._stream))
+            raise
+        return self._device.end_capture(self._stream)
 
     def _remember(self, shapes: Shapes, graph: _Graph | None) -> None:
         self._graphs[shapes] = graph
@@ -316,6 +311,13 @@ class Execution:
             if self._buffers[tensor.spec.name].reserve(array.nbytes):
                 self._forget_graphs()
 
+    def _fill(self, arrays: Sequence[Array]) -> None:
+        for tensor, array in zip(self._inputs, arrays, strict=True):
+            pinned = self._buffers[tensor.spec.name].pinned
+            assert pinned is not None
+            if array.size:
+                np.copyto(pinned.data[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+
     def _array(self, tensor: EngineTensor, shape: Shape) -> Array:
         pinned = self._buffers[tensor.spec.name].pinned
         assert pinned is not None
@@ -328,16 +330,5 @@ class Execution:
             self._device.wait(self._stream)
 
 
-def _fill(buffer: TensorBuffer, array: Array) -> None:
-    assert buffer.pinned is not None
-    if array.size:
-        np.copyto(buffer.pinned.data[: array.nbytes].view(array.dtype).reshape(array.shape), array)
-
-
 def _nbytes(spec: TensorSpec, shape: Shape) -> int:
     return prod(shape) * NUMPY_DTYPES[spec.datatype].itemsize
-
-
-def _failure(text: str) -> Exception:
-    memory = "out of memory" in text.lower() or "OutOfMemory" in text
-    return MemoryError(text) if memory else RuntimeError(text)

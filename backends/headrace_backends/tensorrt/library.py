@@ -11,7 +11,7 @@ from headrace_backends.base import BackendUnavailable, LoadError
 log = logging.getLogger("headrace.tensorrt")
 
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # the one to prefer first
-OLDEST = {"tensorrt": (10,), "tensorrt-rtx": (1,)}
+OLDEST = {"tensorrt": (10, 1), "tensorrt-rtx": (1, 0)}
 INSTALL = "pip install 'headrace[tensorrt]' or, for engines that need not be built on a GPU, 'headrace[tensorrt-rtx]'"
 
 _MAX_LINES = 20  # of what the library says during one task; the first errors tell the cause
@@ -57,7 +57,9 @@ def find_library(wanted: str | None = None) -> Library:
             continue
         version = str(getattr(module, "__version__", ""))
         if version_numbers(version) < OLDEST[name]:
-            missing.append(f"{name}: version {version or 'unknown'} is too old, {OLDEST[name][0]}.0 is the oldest")
+            missing.append(
+                f"{name}: version {version or 'unknown'} is too old, {'.'.join(map(str, OLDEST[name]))} is the oldest"
+            )
             continue
         return Library(name, module, version)
     raise BackendUnavailable(

@@ -19,20 +19,18 @@ def make_output_memory(library: Library, device: Device) -> Any:
             self.failure: BaseException | None = None
             self._nbytes = 0
 
-        def reallocate_output_async(
-            self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any
-        ) -> int | None:
+        def reallocate_output_async(self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any) -> int:
             return self.reallocate_output(tensor_name, memory, size, alignment)
 
-        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int | None:
-            """Memory for so many bytes; the driver's is aligned by more than is ever asked for. None: there is none."""
+        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int:
+            """Memory for so many bytes; the driver's is aligned by more than is ever asked for. 0: there is none."""
             if size > self._nbytes or not self.address:
                 try:
                     self.release()
                     self.address = device.allocate(max(1, size))
                 except (MemoryError, RuntimeError) as error:  # nothing may be raised through the library
                     self.failure = error
-                    return None
+                    return 0
                 self._nbytes = size
             return self.address
 
