@@ -12,13 +12,16 @@ _OUT_OF_MEMORY = re.compile(
 )
 # After these CUDA refuses every further call of the process. The words are CUDA's own, whoever passes them on.
 _DEVICE_LOST = re.compile(
-    r"illegal memory access|unspecified launch failure|device-side assert|uncorrectable ECC|launch timed out|"
-    r"misaligned address|illegal instruction|invalid program counter|hardware stack error|"
+    r"illegal memory access|unspecified launch failure|device-side assert|uncorrectable (?:ECC|NVLink)|"
+    r"launch timed out|misaligned address|illegal instruction|invalid program counter|hardware stack error|"
     r"CUDA-capable device\(s\) is/are busy or unavailable|"
+    r"operation not supported on global/shared address space|"
     r"cudaError(?:IllegalAddress|LaunchFailure|LaunchTimeout|Assert|ECCUncorrectable|HardwareStackError|"
-    r"IllegalInstruction|MisalignedAddress|InvalidAddressSpace|InvalidPc)|"
+    r"IllegalInstruction|MisalignedAddress|InvalidAddressSpace|InvalidPc|NvlinkUncorrectable|Contained|"
+    r"TensorMemoryLeak|MpsClientTerminated)|"
     r"CUDA_ERROR_(?:ILLEGAL_ADDRESS|LAUNCH_FAILED|LAUNCH_TIMEOUT|ASSERT|ECC_UNCORRECTABLE|HARDWARE_STACK_ERROR|"
-    r"ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS|INVALID_ADDRESS_SPACE|INVALID_PC|CONTEXT_IS_DESTROYED)"
+    r"ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS|INVALID_ADDRESS_SPACE|INVALID_PC|CONTEXT_IS_DESTROYED|"
+    r"NVLINK_UNCORRECTABLE|CONTAINED|TENSOR_MEMORY_LEAK|MPS_CLIENT_TERMINATED)"
 )
 _DEVICE_FAILURE = re.compile(r"\bCUDA|\bcuda|\bcuDNN|\bCUDNN|\bCUBLAS|\bCUFFT")
 # What code says of its input, and may quote that.

@@ -42,11 +42,17 @@ class GpuSampler:
             return []
         try:
             nvml.nvmlInit()
-            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            return [_Gpu(nvml, handle) for handle in handles]
+            count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
             log.info("no GPU metrics: %s", error)
             return []
+        gpus = []
+        for index in range(count):
+            try:
+                gpus.append(_Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
+            except nvml.NVMLError as error:  # it has fallen off the bus, or is not this container's
+                log.info("no metrics of NVML's GPU %d: %s", index, error)
+        return gpus
 
 
 class _Gpu:

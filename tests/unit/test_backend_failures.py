@@ -42,6 +42,7 @@ class CUDARuntimeError(RuntimeError):
         (RuntimeError(ILLEGAL), True, False),  # said of something else
         (CUDARuntimeError("cudaErrorLaunchFailure: unspecified launch failure"), None, True),
         (Exception("cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS"), None, True),
+        (CUDARuntimeError("cudaErrorContained: an error that the GPU has contained"), None, True),
         (MemoryError(FULL), None, False),
         (RuntimeError(FULL), True, False),
         (RuntimeError(FULL), False, True),  # the GPU was lost before

@@ -77,6 +77,17 @@ async def test_gpus_are_read():
     assert second == GpuSample("GPU-b", None, 1001, 100, 123.0, 700.0, None)
 
 
+async def test_a_gpu_that_is_lost_takes_no_other_out_of_the_metrics():
+    nvml = FakeNvml()
+
+    def lost(handle):
+        raise NvmlError("GPU is lost")
+
+    whole = nvml.nvmlDeviceGetHandleByIndex
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: whole(index) if index else lost(index)
+    assert [sample.uuid for sample in await sampled(nvml)] == ["GPU-b"]
+
+
 async def test_nothing_is_read_where_there_is_nothing():
     def missing():
         raise ImportError("No module named 'pynvml'")

@@ -1,6 +1,7 @@
 """The TensorRT backend with engines that TensorRT-RTX builds here, without a GPU; what runs them is made of numpy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -398,6 +399,19 @@ def test_what_the_library_finds_wrong_is_told(on_fake_gpu, device, tmp_path):
     with pytest.raises(LoadError, match=r"cannot load 'model\.onnx' \(it was built by version .*\): Error Code 1: Ser"):
         on_fake_gpu(path)
     assert device.empty
+
+
+def test_a_gpu_that_engines_are_not_built_for_by_themselves_has_one_of_its_own(on_fake_gpu, device, tmp_path):
+    path = linear(tmp_path)
+    headers = []
+    runtime = on_fake_gpu.runtime
+    real = runtime.deserialize_cuda_engine
+    runtime.deserialize_cuda_engine = lambda self, data: headers.append(read_header(data)) or real(self, data)
+    for capability in ((7, 5), (9, 0)):
+        device.gpu = replace(device.gpu, capability=capability)
+        on_fake_gpu(path, max_batch_size=8, parameters={"precision": "fp16"}).close()
+    assert headers[0].targets == ((7, 5),)
+    assert headers[1].others
 
 
 def test_an_engine_that_cannot_run_on_this_gpu_is_not_served(on_fake_gpu, device, monkeypatch, tmp_path):

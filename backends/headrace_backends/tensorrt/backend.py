@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,8 @@ def _built(
     profiles = derive_profiles(source, parsed, notes)
     symbols = _symbols(parsed)
     gpu = device.gpu
+    if library.is_rtx and not options.capabilities and gpu.capability < capability.OLDEST_OF_RTX_BY_ITSELF:
+        options = replace(options, capabilities=(gpu.capability,))
     # An engine of TensorRT is for one model of GPU: its kernels were the quickest on that.
     hardware = f"{gpu.name} {capability.told(gpu.capability)}"
     if options.capabilities:

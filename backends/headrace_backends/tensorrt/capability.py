@@ -9,6 +9,8 @@ Capability = tuple[int, int]
 
 # The bits of an RTX engine's header, as engines built for each of them have it. One more stands for later GPUs.
 RTX_TARGETS: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+# What TensorRT-RTX builds for where it is not told for what; older GPUs have engines to themselves.
+OLDEST_OF_RTX_BY_ITSELF: Capability = (8, 0)
 
 
 def told(capability: Capability) -> str:
