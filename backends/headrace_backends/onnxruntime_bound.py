@@ -26,6 +26,7 @@ class _Place:
     inputs: list[Any]
     number: int
     outputs: list[Any] = field(default_factory=list)
+    captures: bool = True  # until that has failed
 
 
 class BoundSession:
@@ -66,9 +67,10 @@ class BoundSession:
         else:
             for value, array in zip(place.inputs, arrays, strict=True):
                 value.update_inplace(array)
-        if self._cuda_graphs and again and not place.outputs and self.graphs < MAX_SHAPES:
-            self._fix_outputs(place)
-        self._session.run_with_iobinding(place.binding, self._options(place))
+        if self._cuda_graphs and again and place.captures and not place.outputs and self.graphs < MAX_SHAPES:
+            self._capture(place)
+        else:
+            self._launch(place)
         found: list[Array] = place.binding.copy_outputs_to_cpu()
         self._keep(shapes, place)
         return found
@@ -80,10 +82,24 @@ class BoundSession:
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
             binding.bind_ortvalue_input(name, value)
             values.append(value)
-        for name in self._output_names:
-            binding.bind_output(name, self._device, self._index)
         self._made += 1
         return _Place(binding, values, self._made)
+
+    def _launch(self, place: _Place) -> None:
+        if not place.outputs:
+            # Anew for every run: memory of the last one would have to be as large again, and values may decide that.
+            for name in self._output_names:
+                place.binding.bind_output(name, self._device, self._index)
+        self._session.run_with_iobinding(place.binding, self._options(place))
+
+    def _capture(self, place: _Place) -> None:
+        """Run it so that the session captures it; as before, and for good, where that cannot be."""
+        self._fix_outputs(place)
+        try:
+            self._launch(place)
+        except Exception:  # noqa: BLE001 - what waits for the GPU cannot be captured; a fault of another kind comes again
+            place.outputs, place.captures = [], False
+            self._launch(place)
 
     def _fix_outputs(self, place: _Place) -> None:
         """Give the outputs the memory that the last run gave them, for good: a graph writes always to the same."""

@@ -245,6 +245,43 @@ def test_shapes_that_come_and_go_keep_their_answers(model, cuda_graphs):
     assert session.graphs == (6 if cuda_graphs else 0)
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_outputs_whose_shape_their_values_decide_may_change_it(tmp_path, cuda_graphs):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["places"])],
+        "graph",
+        [value("x", TensorProto.FLOAT, ["n"])],
+        [value("places", TensorProto.INT64, [1, "k"])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=[CPU])
+    bound_session = BoundSession(session, ["x"], ["places"], "cpu", 0, cuda_graphs=cuda_graphs)
+    for values in ([1, 0, 2], [1, 1, 1], [0, 0, 0], [0, 5, 0]):
+        x = np.array(values, np.float32)
+        np.testing.assert_array_equal(bound_session.run({"x": x})[0], [np.flatnonzero(x)])
+
+
+def test_what_cannot_be_captured_runs_without_and_is_not_tried_again(model):
+    real = onnxruntime.InferenceSession(str(model), providers=[CPU])
+    asked = []
+
+    class Session:
+        io_binding = real.io_binding
+
+        def run_with_iobinding(self, binding, options):
+            asked.append(options.get_run_config_entry("gpu_graph_id"))
+            if asked[-1] != "-1":
+                raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+            real.run_with_iobinding(binding, options)
+
+    session = BoundSession(Session(), ["x"], ["y", "z"], "cpu", 0, cuda_graphs=True)
+    for start in range(5):
+        x = np.full((2, 3), start, np.float32)
+        np.testing.assert_array_equal(session.run({"x": x})[0], x * 2)
+    assert asked == ["-1", "1", *["-1"] * 4]
+
+
 def test_memory_is_kept_for_so_many_shapes_only(model, monkeypatch):
     monkeypatch.setattr(onnxruntime_bound, "MAX_SHAPES", 4)
     session = bound(model)
