@@ -401,6 +401,17 @@ def test_what_the_library_finds_wrong_is_told(on_fake_gpu, device, tmp_path):
     assert device.empty
 
 
+def test_a_library_that_makes_no_runtime_says_why(on_fake_gpu, device, monkeypatch, tmp_path):
+    def null(self, log):
+        log.errors.append("CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(on_fake_gpu.runtime, "__init__", null)
+    with pytest.raises(LoadError, match=r"TensorRT-RTX .* cannot run here: CUDA initialization failure with error: 35"):
+        on_fake_gpu(linear(tmp_path), max_batch_size=8)
+    assert device.closed
+
+
 def test_a_gpu_that_engines_are_not_built_for_by_themselves_has_one_of_its_own(on_fake_gpu, device, tmp_path):
     path = linear(tmp_path)
     headers = []

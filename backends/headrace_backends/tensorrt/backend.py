@@ -131,7 +131,10 @@ class _Runtime:
         self._library = library
         self._log = make_logger(library)
         register_plugins(library, self._log)
-        self._runtime = library.module.Runtime(self._log)
+        try:
+            self._runtime = library.module.Runtime(self._log)
+        except TypeError as error:  # its constructor gave null
+            raise LoadError(f"{library} cannot run here: {self.told()}") from error
         # Engines that work with later versions hold code for this machine's CPU.
         self._runtime.engine_host_code_allowed = allow_host_code
 
