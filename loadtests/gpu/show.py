@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core.tensor import Array
-from headrace_backends.base import BackendUnavailable
+from headrace_backends.base import BackendUnavailable, LoadError
 from loadtests.gpu import bare, served
 from loadtests.gpu.forms import FORMS, Form, place
 from loadtests.gpu.ledger import Ledger, NotShown
@@ -71,6 +71,10 @@ def _bare(ledger: Ledger, subject: Subject, form: Form, files: Path, seconds: fl
             backend = bare.load(form, subject, files)
         except BackendUnavailable as unavailable:
             raise NotShown(str(unavailable)) from unavailable
+        except LoadError as refused:
+            if "needs an onnxruntime with CUDA" not in str(refused):
+                raise
+            raise NotShown(str(refused)) from refused
         try:
             worst = 0.0
             for rows in (1, 3, MAX_ROWS, 3, 1, 3, 1, MAX_ROWS):  # graphs of several sizes in turn
