@@ -387,13 +387,21 @@ def test_an_engine_for_other_gpus_is_refused_before_it_is_loaded(on_fake_gpu, rt
     assert device.closed
 
 
-def test_what_the_library_finds_wrong_is_told(on_fake_gpu, device, tmp_path):
+def test_what_the_library_finds_wrong_is_told(on_fake_gpu, device, tmp_path, cache_folder):
     path = linear(tmp_path)
     on_fake_gpu.runtime.invalid = ("UNSUPPORTED_CC", "OLD_CUDA_DRIVER")
     with pytest.raises(
-        LoadError, match=r"says that 'model\.onnx' cannot run here: unsupported cc, old cuda driver; build"
+        LoadError,
+        match=r"'model\.onnx' cannot run here: unsupported cc, old cuda driver; the engine was built here, on Fake "
+        r"GPU \(compute capability 8\.9\): another library may do",
     ):
         on_fake_gpu(path)
+    engine = tmp_path / "model.plan"
+    engine.write_bytes(next(cache_folder.glob("*.plan")).read_bytes())
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(LoadError, match=r"'model\.plan' cannot run here: .*; build it anew with TensorRT-RTX"):
+        on_fake_gpu(engine)
+    (tmp_path / "elsewhere").rename(path)
     on_fake_gpu.runtime.invalid = ()
     on_fake_gpu.runtime.refuses = True
     with pytest.raises(LoadError, match=r"cannot load 'model\.onnx' \(it was built by version .*\): Error Code 1: Ser"):

@@ -94,9 +94,11 @@ def load_on(
         undo.callback(device.close)
         ready = _engine(source, library, options, device, notes)
         runtime = _Runtime(library, allow_host_code=parameters.flag(source.parameters, "allow_engine_host_code"))
-        engine = runtime.load(ready.data, source.path.name)
+        advice = rebuild_advice(library) if ready.symbols is None else _built_advice(device)
+        engine = runtime.load(ready.data, source.path.name, advice)
         tensors = read_tensors(engine)
-        found = [FoundTensor(tensor.spec, ready.symbols.get(tensor.spec.name, ())) for tensor in tensors]
+        symbols = ready.symbols or {}
+        found = [FoundTensor(tensor.spec, symbols.get(tensor.spec.name, ())) for tensor in tensors]
         inputs, outputs = agreed(
             source,
             [one for one, tensor in zip(found, tensors, strict=True) if tensor.is_input],
@@ -118,10 +120,10 @@ def load_on(
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An engine's bytes, and the names of dimensions, which engines do not keep."""
+    """An engine's bytes, and the names of dimensions, which engines do not keep: None for an engine file."""
 
     data: bytes
-    symbols: Mapping[str, tuple[str, ...]]
+    symbols: Mapping[str, tuple[str, ...]] | None = None
 
 
 class _Runtime:
@@ -138,16 +140,14 @@ class _Runtime:
         # Engines that work with later versions hold code for this machine's CPU.
         self._runtime.engine_host_code_allowed = allow_host_code
 
-    def load(self, data: bytes, name: str) -> Any:
-        """The engine, on the GPU that this thread uses."""
-        self._check(data, name)
+    def load(self, data: bytes, name: str, advice: str) -> Any:
+        """The engine, on the GPU that this thread uses. ``advice`` is what may help where it cannot be there."""
+        self._check(data, name, advice)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             header = read_header(data)
             version = f" (it was built by version {header.version_text})" if header else ""
-            raise LoadError(
-                f"{self._library} cannot load '{name}'{version}: {self.told()}; {rebuild_advice(self._library)}"
-            )
+            raise LoadError(f"{self._library} cannot load '{name}'{version}: {self.told()}; {advice}")
         return engine
 
     def told(self) -> str:
@@ -155,7 +155,7 @@ class _Runtime:
         text: str = self._log.told()
         return text
 
-    def _check(self, data: bytes, name: str) -> None:
+    def _check(self, data: bytes, name: str, advice: str) -> None:
         """Ask TensorRT-RTX, which tells before it loads anything; TensorRT has no such call."""
         ask = getattr(self._runtime, "get_engine_validity", None)
         if ask is None:
@@ -165,8 +165,7 @@ class _Runtime:
             reasons = self._library.module.EngineInvalidityDiagnostics.__members__.items()
             told = [reason.replace("_", " ").lower() for reason, bit in reasons if int(diagnostics) & int(bit)]
             raise LoadError(
-                f"{self._library} says that '{name}' cannot run here: {', '.join(told) or self.told()}; "
-                f"{rebuild_advice(self._library)}"
+                f"{self._library} says that '{name}' cannot run here: {', '.join(told) or self.told()}; {advice}"
             )
 
 
@@ -184,7 +183,7 @@ def _engine(source: ModelSource, library: Library, options: BuildOptions, device
             raise LoadError(
                 f"parameters {', '.join(unused)} are for building, and '{source.path.name}' is built already"
             )
-        return _Ready(data, {})
+        return _Ready(data)
     origin = source.path.with_suffix(".onnx")
     if origin.exists():
         notes.append(f"'{source.path.name}' is stale: {reason}; '{origin.name}' beside it is built instead")
@@ -247,6 +246,14 @@ def _build_and_keep(
     except OSError as error:  # a full disk: it need not be built twice for that
         notes.append(_not_cached(error))
     return data
+
+
+def _built_advice(device: Device) -> str:
+    gpu = device.gpu
+    return (
+        f"the engine was built here, on {gpu.name} (compute capability {capability.told(gpu.capability)}): another "
+        "library may do (parameters.library), or a newer driver"
+    )
 
 
 def _not_cached(error: OSError) -> str:
