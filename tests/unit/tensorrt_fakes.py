@@ -19,12 +19,14 @@ ENUM = {
     "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
     "EngineValidity": ["VALID", "SUBOPTIMAL", "INVALID"],
 }
+_NOT_WHILE_CAPTURING = {"allocate", "free", "allocate_pinned", "wait", "begin_capture"}
 NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32, "HALF": np.float16}
 
 
 class FakeDevice:
     """Memory of the GPU is memory of this process, filled with junk; nothing a stream is given happens before a wait.
 
+    While a stream is captured the driver takes no memory and waits for nothing: to ask for that breaks the capture.
     ``fail_at`` makes the call of that name raise the error given.
     """
 
@@ -38,6 +40,9 @@ class FakeDevice:
 
     def _called(self, name):
         self.log.append(name)
+        if self.capturing is not None and name in _NOT_WHILE_CAPTURING:
+            self.broken = True
+            raise CudaError(f"{name} says CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED (900)")
         if name in self.fail_at:
             raise self.fail_at[name]
 
@@ -96,11 +101,13 @@ class FakeDevice:
 
     def begin_capture(self, stream):
         self._called("begin_capture")
-        self.capturing = []
+        self.capturing, self.broken = [], False
 
     def end_capture(self, stream):
         work, self.capturing = self.capturing, None
         self._called("end_capture")
+        if self.broken:
+            raise BROKEN_CAPTURE
         graph = len(self.log)
         self.graphs[graph] = work
         return graph
