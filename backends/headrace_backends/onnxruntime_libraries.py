@@ -8,6 +8,7 @@ import logging
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("headrace.onnxruntime")
@@ -20,11 +21,27 @@ def load_libraries(onnxruntime: Any, *, tensorrt: bool = False) -> None:
     """
     preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
     if preload is not None:
-        told = StringIO()
-        with redirect_stdout(told):
-            preload()
-        for line in told.getvalue().splitlines():
+        for folder in _folders():  # by itself it looks beside its own package only, and in the system
+            _quietly(preload, directory=folder)
+        for line in _quietly(preload):
             log.info("%s", line)
     if tensorrt:
         with suppress(ImportError, OSError):  # its module loads the libraries that lie beside it
             import_module("tensorrt")
+
+
+def _folders() -> list[str]:
+    """Where NVIDIA's packages have their libraries; one name may stand for folders on several of Python's paths."""
+    try:
+        roots = import_module("nvidia").__path__
+    except ImportError:
+        return []
+    return [str(folder) for root in roots for folder in sorted(Path(root).glob("*/lib"))]
+
+
+def _quietly(preload: Any, **arguments: str) -> list[str]:
+    """Call it, which prints what it does not find."""
+    told = StringIO()
+    with redirect_stdout(told):
+        preload(**arguments)
+    return told.getvalue().splitlines()

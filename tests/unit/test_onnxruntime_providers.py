@@ -173,19 +173,31 @@ def test_a_gpu_that_fails_tells_why_and_falls_back_only_if_that_is_allowed(model
     np.testing.assert_array_equal(backend.execute({"x": np.ones((2, 3), np.float32)}, ())["y"], 2)
 
 
-def test_libraries_are_loaded_before_it_is_asked_which_providers_there_are(model, monkeypatch):
+def test_libraries_are_loaded_before_it_is_asked_which_providers_there_are(model, monkeypatch, tmp_path):
     """The providers are linked with what pip puts where no loader looks; one that is a plugin registers after that."""
     on_machine(monkeypatch, lambda: None)
     log = []
-    monkeypatch.setattr(backend_module.onnxruntime, "preload_dlls", lambda: log.append("preload_dlls"))
-    monkeypatch.setattr(onnxruntime_libraries, "import_module", log.append)
+    roots = [tmp_path / "site", tmp_path / "other"]
+    for root, package in zip(roots, ("cu13", "cudnn"), strict=True):
+        (root / package / "lib").mkdir(parents=True)
+
+    def imported(name):
+        if name != "nvidia":
+            log.append(name)
+        return SimpleNamespace(__path__=list(map(str, roots)))
+
+    def preload(directory=None):
+        log.append(Path(directory).parent.name if directory else "the rest")
+
+    monkeypatch.setattr(backend_module.onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime_libraries, "import_module", imported)
     monkeypatch.setattr(backend_module.onnxruntime, "get_available_providers", lambda: log.append("asked") or [CPU])
     OnnxRuntimeBackend.load(source("cpu", model))
     assert log == ["asked"]
     for parameters, loaded in (({}, []), ({"provider": "tensorrt"}, ["tensorrt"])):
         log.clear()
         OnnxRuntimeBackend.load(source("gpu:0", model, allow_cpu_fallback=True, **parameters))
-        assert log == ["preload_dlls", *loaded, "asked"]
+        assert log == ["cu13", "cudnn", "the rest", *loaded, "asked"]
 
 
 def test_libraries_that_are_not_there_are_no_error(monkeypatch, capsys):
