@@ -17,7 +17,7 @@ from headrace_backends.tensorrt.buffers import TensorBuffer
 from headrace_backends.tensorrt.contexts import Context, Contexts, failure
 from headrace_backends.tensorrt.cuda import CudaError, Device
 from headrace_backends.tensorrt.datatypes import datatype_of
-from headrace_backends.tensorrt.library import Library
+from headrace_backends.tensorrt.library import Library, log
 from headrace_backends.tensorrt.output_memory import make_output_memory
 from headrace_backends.tensorrt.profiles import Profile, Range, Shape, choose, refusal
 
@@ -101,8 +101,7 @@ class Execution:
         self._stream = device.make_stream()
         self._contexts = Contexts(library, engine, log, device, self._stream, captures=cuda_graphs)
         self._buffers = {tensor.spec.name: TensorBuffer(device) for tensor in tensors}
-        self._graphs: OrderedDict[Shapes, _Graph | None] = OrderedDict()  # None: seen once, or cannot be captured
-        self._uncapturable: set[Shapes] = set()
+        self._graphs: OrderedDict[Shapes, _Graph | None] = OrderedDict()  # None: seen once
 
     @property
     def graphs(self) -> int:
@@ -129,7 +128,7 @@ class Execution:
         """
         arrays = [inputs[tensor.spec.name] for tensor in self._inputs]
         shapes = tuple(array.shape for array in arrays)
-        graph = self._graphs.get(shapes) if self._captures else None
+        graph = self._graphs.get(shapes)
         if graph is None:
             return self._run_plainly(arrays, shapes)
         self._fill(arrays)
@@ -258,8 +257,6 @@ class Execution:
         It has a context to itself, as NVIDIA advises: what a context keeps for its shapes changes when others come.
         That one runs once before, because a context puts off until then what new shapes ask of it.
         """
-        if shapes in self._uncapturable:
-            return
         if shapes not in self._graphs:
             self._remember(shapes, None)
             return
@@ -269,13 +266,11 @@ class Execution:
             self._compute(made)
             self._device.wait(self._stream)
             executable = self._captured(made, by_name, outputs)
-        except (MemoryError, RuntimeError):
+        except (MemoryError, RuntimeError) as error:  # what cannot be captured in one shape cannot in others
             self._settle()
+            log.warning("no further CUDA graphs are captured: %s", error)
             self._log.told()
-            if len(self._uncapturable) < MAX_GRAPHS:
-                self._uncapturable.add(shapes)
-            else:
-                self._captures = False
+            self._captures = False
             return
         self._remember(shapes, _Graph(executable, outputs, made))
 
