@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from headrace_backends import parameters
-from headrace_backends.base import LoadError
+from headrace_backends.base import DeviceLost, LoadError
 from headrace_backends.parameters import MAX_GRAPHS
 from headrace_backends.specs import FoundTensor
 from headrace_backends.torch_model import gist
@@ -20,6 +20,7 @@ _WARM_UPS = 3  # runs before a capture, in which libraries choose their kernels 
 _TOLERANCE = (
     1e-2  # of the largest value, between a graph and the module: they are the same kernels, or something is wrong
 )
+_FAILED_BEFORE = "previous error during capture"  # CUDA's words
 
 Run = Callable[[list[torch.Tensor]], list[Any]]
 # Records what a function launches. Returns what launches it again, and the tensors that this writes to each time.
@@ -116,12 +117,15 @@ def sizes_for(asked: Sequence[int], max_batch_size: int, inputs: Sequence[FoundT
 
 
 def cuda_capture(device: torch.device) -> Capture:
-    """Captures on a GPU, all into one pool of memory: graphs of one instance never run at the same time."""
+    """Captures on a GPU, all into one pool of memory: graphs of one instance never run at the same time.
+
+    All on one stream, too: what a pool holds is given again to the stream only that had it before.
+    """
     pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # unannotated
 
     def capture(run: Callable[[], list[Any]]) -> tuple[Callable[[], None], list[Any]]:
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # unannotated
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
@@ -143,10 +147,16 @@ def captured(run: Run, inputs: Sequence[torch.Tensor], sizes: Sequence[int], cap
     """
     try:
         return BatchGraphs(run, inputs, sizes, capture)
-    except LoadError:
+    except (LoadError, DeviceLost):
         raise
     except Exception as error:  # whatever CUDA and a module make of it
-        raise LoadError(f"it cannot be captured as a CUDA graph: {gist(str(error)) or type(error).__name__}") from error
+        # The end of a capture that has failed fails as well, and stands before the reason.
+        why = error.__context__ if _FAILED_BEFORE in str(error) else None
+        raise LoadError(f"it cannot be captured as a CUDA graph: {_told(why or error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    return gist(str(error)) or type(error).__name__
 
 
 def _prove(size: int, expected: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -156,6 +166,8 @@ def _prove(size: int, expected: Sequence[Any], outputs: Sequence[Any]) -> None:
                 f"result {index} has the shape {list(right.shape)} for {size} rows, and parameters.cuda_graphs needs a "
                 "row for each"
             )
-        scale = _TOLERANCE * float(right.abs().max()) if right.is_floating_point() and right.numel() else 0.0
+        scale = 0.0
+        if right.is_floating_point() and right.numel():
+            scale = _TOLERANCE * float(right.abs().nan_to_num(0.0, 0.0).max())
         if not torch.allclose(value, right, rtol=_TOLERANCE, atol=scale, equal_nan=True):
             raise LoadError(f"the CUDA graph for {size} rows answers otherwise than the module")

@@ -1,5 +1,8 @@
 """CUDA graphs for batches of a few sizes, with a capture that only looks like one: the batches are what is tested."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -75,12 +78,67 @@ def test_a_graph_that_answers_otherwise_is_refused():
         captured(double, [torch.ones(8, 3)], (1, 8), Capture(spoil=0.5))
 
 
+def test_answers_that_are_no_numbers():
+    def logarithm(tensors):
+        return [tensors[0].log(), tensors[0].double() / 0]
+
+    inputs = [torch.linspace(-1, 1, 24).reshape(8, 3)]
+    answers = captured(logarithm, inputs, (8,), Capture())(inputs)
+    assert answers[0].isnan().any()
+    with pytest.raises(LoadError, match="answers otherwise than the module"):
+        captured(logarithm, inputs, (8,), Capture(spoil=0.5))
+
+
+def test_captures_share_a_stream_and_with_it_the_memory_of_their_pool(monkeypatch):
+    streams = []
+
+    class Stream:
+        def __init__(self, _):
+            streams.append(self)
+
+        def wait_stream(self, _):
+            pass
+
+    recorded = []
+
+    def graph(_, *, pool, stream, capture_error_mode):
+        recorded.append((pool, stream, capture_error_mode))
+        return nullcontext()
+
+    for name, stand_in in (
+        ("graph_pool_handle", lambda: "pool"),
+        ("Stream", Stream),
+        ("current_stream", lambda _: Stream("current")),
+        ("device", lambda _: nullcontext()),
+        ("stream", lambda _: nullcontext()),
+        ("CUDAGraph", lambda: SimpleNamespace(replay=lambda: None)),
+        ("graph", graph),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    captured(double, [torch.ones(8, 3)], (1, 4, 8), torch_graphs.cuda_capture(torch.device("cuda", 1)))
+    assert recorded == [("pool", streams[0], "thread_local")] * 3
+
+
 def test_what_cannot_be_captured():
     def fails(_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(LoadError, match="it cannot be captured as a CUDA graph: operation not permitted"):
         captured(double, [torch.ones(8, 3)], (8,), fails)
+
+    class Recording:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def broken_off(_):
+        with Recording():
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    with pytest.raises(LoadError, match="as a CUDA graph: CUDA error: operation not permitted"):
+        captured(double, [torch.ones(8, 3)], (8,), broken_off)
     with pytest.raises(LoadError, match=r"result 0 has the shape \[3\] for 8 rows"):
         captured(lambda tensors: [tensors[0].sum(0)], [torch.ones(8, 3)], (8,), Capture())
 
