@@ -14,8 +14,8 @@ _OUT_OF_MEMORY = re.compile(
 _DEVICE_LOST = re.compile(
     r"illegal memory access|unspecified launch failure|device-side assert|uncorrectable (?:ECC|NVLink)|"
     r"launch timed out|misaligned address|illegal instruction|invalid program counter|hardware stack error|"
+    r"global/shared address space|peer GPU memory over nvlink|"
     r"CUDA-capable device\(s\) is/are busy or unavailable|"
-    r"operation not supported on global/shared address space|"
     r"cudaError(?:IllegalAddress|LaunchFailure|LaunchTimeout|Assert|ECCUncorrectable|HardwareStackError|"
     r"IllegalInstruction|MisalignedAddress|InvalidAddressSpace|InvalidPc|NvlinkUncorrectable|Contained|"
     r"TensorMemoryLeak|MpsClientTerminated)|"
@@ -23,7 +23,7 @@ _DEVICE_LOST = re.compile(
     r"ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS|INVALID_ADDRESS_SPACE|INVALID_PC|CONTEXT_IS_DESTROYED|"
     r"NVLINK_UNCORRECTABLE|CONTAINED|TENSOR_MEMORY_LEAK|MPS_CLIENT_TERMINATED)"
 )
-_DEVICE_FAILURE = re.compile(r"\bCUDA|\bcuda|\bcuDNN|\bCUDNN|\bCUBLAS|\bCUFFT")
+_DEVICE_FAILURE = re.compile(r"\b(?:cuda|cudnn|cublas|cufft|cusolver|cusparse|curand|nvrtc)", re.IGNORECASE)
 # What code says of its input, and may quote that.
 _OF_INPUT = (HeadraceError, ValueError, LookupError, TypeError)
 

@@ -18,6 +18,11 @@ from headrace_backends.failures import blamed, device_lost
         ("CUDA failure 719: unspecified launch failure ; GPU=0", DeviceLost),
         ("CUDA error: uncorrectable ECC error encountered", DeviceLost),
         ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", DeviceLost),
+        ("CUDA error: operation not supported on global/shared address space", DeviceLost),
+        ("CUDA error: uncorrectable NVLink error detected during the execution", DeviceLost),
+        ("CUDA error: Invalid access of peer GPU memory over nvlink or a hardware error", DeviceLost),
+        ("CUDA error: unknown error", RuntimeError),
+        ("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, when calling `cusolverDnSgetrf`", RuntimeError),
     ],
 )
 def test_blame(text, kind):
@@ -47,6 +52,8 @@ class CUDARuntimeError(RuntimeError):
         (RuntimeError(FULL), True, False),
         (RuntimeError(FULL), False, True),  # the GPU was lost before
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
+        (RuntimeError("CUDA error: unknown error"), False, True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED"), False, True),
         (RuntimeError("weights are missing"), False, False),
         (ValueError(f"unknown word '{ILLEGAL}'"), False, False),
         (InputError(ILLEGAL), False, False),

@@ -38,7 +38,9 @@ _LOST = {
     719: "CUDA_ERROR_LAUNCH_FAILED",
     721: "CUDA_ERROR_TENSOR_MEMORY_LEAK",
     810: "CUDA_ERROR_MPS_CLIENT_TERMINATED",
+    911: "CUDA_ERROR_EXTERNAL_DEVICE",
 }
+_UNKNOWN = 999  # also what a GPU says that has fallen off the bus
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _UUID_BYTES = 16
 _NON_BLOCKING_STREAM = 1
@@ -369,7 +371,7 @@ def context_is_well(library: str = LIBRARY) -> bool | None:
         status = ctypes.CDLL(library).cuCtxSynchronize()  # which is loaded, where CUDA is in use
     except (OSError, AttributeError):
         return None
-    if status in _LOST:
+    if status in _LOST or status == _UNKNOWN:
         return False
     return True if status == 0 else None  # the others: there is no context on this thread
 
