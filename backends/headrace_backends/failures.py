@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import HeadraceError, InternalError
 from headrace_backends.base import DeviceLost, InputError
 from headrace_backends.tensorrt.cuda import context_is_well
 
@@ -45,14 +45,17 @@ def device_lost(
     """What a model's own code raised, as a loss of the GPU, if it is one. ``text`` is the error's.
 
     Where it speaks of CUDA the driver is asked: a GPU whose memory was full, for one, is none the worse for it. Where
-    the driver cannot tell, the words count.
+    the driver cannot tell, the words count, unless the model chose them itself: they may be its client's.
     """
     if isinstance(error, DeviceLost):
         return error
-    if isinstance(error, _OF_INPUT) or not _DEVICE_FAILURE.search(f"{type(error).__name__} {text}"):
+    told = isinstance(error, InternalError)  # as an answer, say
+    if isinstance(error, _OF_INPUT) and not told:
+        return None
+    if not _DEVICE_FAILURE.search(f"{type(error).__name__} {text}"):
         return None
     well = is_well()
-    if well or (well is None and not _speaks_of_loss(text)):
+    if well or (well is None and (told or not _speaks_of_loss(text))):
         return None
     return DeviceLost(f"the GPU is lost to this process: {text}")
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from headrace.core.errors import InternalError
 from headrace_backends.base import DeviceLost, InputError
 from headrace_backends.failures import blamed, device_lost
 
@@ -57,6 +58,9 @@ class CUDARuntimeError(RuntimeError):
         (RuntimeError("weights are missing"), False, False),
         (ValueError(f"unknown word '{ILLEGAL}'"), False, False),
         (InputError(ILLEGAL), False, False),
+        (InternalError(ILLEGAL), False, True),  # what a model makes of what it has caught
+        (InternalError(ILLEGAL), None, False),
+        (InternalError(FULL), True, False),
         (DeviceLost("gone"), True, True),
     ],
 )

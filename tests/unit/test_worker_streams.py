@@ -40,7 +40,7 @@ from headrace.workers.frames import (
 )
 from headrace.workers.main import build
 from headrace.workers.streams import AHEAD, WINDOW, WINDOW_BYTES, Stream, Streams
-from headrace_backends.base import Answer, Backend, CustomMetric, RequestInfo
+from headrace_backends.base import Answer, Backend, CustomMetric, DeviceLost, LoadError, RequestInfo
 
 WAIT_S = 60
 X, Y = TensorSpec("x", DataType.UINT8, (-1,)), TensorSpec("y", DataType.UINT8, None)
@@ -1230,3 +1230,68 @@ def test_a_conversation_is_all_that_streams_need():
         streams.step()
         assert decode_from_worker(receive(ours)[0]) == Ended(3)
         assert not streams.runnable
+
+
+# ---- a GPU that is lost ----
+
+ASSERT = "CUDA error: device-side assert triggered"
+
+
+def ends_lost(front):
+    """See that the worker ends itself."""
+    front._thread.join(WAIT_S)
+    assert isinstance(front.error, DeviceLost)
+    assert ASSERT in str(front.error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(ASSERT), LoadError(f"model.py fails in load: {ASSERT}")], ids=repr)
+def test_a_load_that_loses_the_gpu_ends_the_worker(front, error):
+    loaded, failed = front.serve(Model(execute=dict), error)
+    assert isinstance(loaded, Loaded)
+    assert isinstance(failed, LoadFailed)
+    assert ASSERT in failed.reason
+    ends_lost(front)
+
+
+def test_a_warm_up_that_loses_the_gpu_is_a_load_that_failed(front):
+    def execute(_):
+        raise DeviceLost(ASSERT)
+
+    model = Model(execute=execute)
+    model.warms_up = True
+    front._models["0"] = model
+    front.tell(msgspec.structs.replace(LOAD, name="0", warmup=True))
+    front._thread.start()
+    failed = front.hear()
+    assert isinstance(failed, LoadFailed)
+    assert ASSERT in failed.reason
+    ends_lost(front)
+
+
+def test_a_stream_that_tells_of_the_loss_by_itself_ends_the_worker(front):
+    def answering(_, stream):
+        stream.send(Answer(error=RuntimeError(ASSERT)))
+        stream.end()
+
+    front.serve(Model(answering))
+    front.ask(1, 5)
+    *_, part, last = front.hear_all(1)
+    assert (ASSERT in part.message, last) == (True, Ended(1))
+    ends_lost(front)
+
+
+def test_a_stream_that_ends_with_the_loss_in_another_thread_ends_the_worker(front):
+    threads = []
+
+    def begin(_, stream):
+        threads.append(threading.Thread(target=stream.end, args=(RuntimeError(ASSERT),)))
+        threads[0].start()
+
+    front.serve(Model(begin))
+    front.ask(1, 5)
+    assert ASSERT in front.hear_all(1)[-1].message
+    threads[0].join(WAIT_S)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have ended by then
+        front.ask(2, 5)
+    ends_lost(front)
+    assert len(threads) == 1  # the second request is left to whoever comes next

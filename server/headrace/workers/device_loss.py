@@ -22,3 +22,12 @@ class DeviceLoss:
         self.lost = device_lost(error, described(error)[1])
         if self.lost is not None:
             log.error("model %s: %s; this worker ends, to be started again", model, self.lost)
+
+    def end_if_lost(self) -> None:
+        """Go on only where all is well.
+
+        Raises:
+            DeviceLost: it is not.
+        """
+        if self.lost is not None:
+            raise self.lost

@@ -6,6 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, monotonic_ns, sleep
 
 from headrace.batching.response_stream import WINDOW, WINDOW_BYTES
@@ -41,6 +42,7 @@ class Stream:
         conversation: Conversation,
         on_end: Callable[[int], None],
         before_end: Callable[[], None],
+        on_error: Callable[[BaseException], None],
     ) -> None:
         self.request = request
         self.cancelled = False
@@ -52,6 +54,7 @@ class Stream:
         self._conversation = conversation
         self._on_end = on_end
         self._before_end = before_end
+        self._on_error = on_error
         self._main = threading.get_ident()
         self._since_ns = monotonic_ns()
         self._ending = threading.Lock()  # held to say something, so that the end is the last that is said
@@ -84,17 +87,21 @@ class Stream:
                 raise RuntimeError("a response was sent after the last one")
             self._conversation.send_encoded(part)
         self._since_ns = monotonic_ns()
+        if answer.error is not None:
+            self._on_error(answer.error)
 
     def end(self, error: BaseException | None = None) -> None:
         """There will be no more responses, because of ``error`` if there is one. Only the first call counts."""
         kind, message = described(error) if error is not None else ("", "")
         self._before_end()
         with self._ending:
-            if self.ended:
-                return
-            self.ended = True
-            self._conversation.send(frames.Ended(self._sequence, kind, message))
-        self._on_end(self._sequence)
+            ended, self.ended = self.ended, True
+            if not ended:
+                self._conversation.send(frames.Ended(self._sequence, kind, message))
+        if not ended:
+            self._on_end(self._sequence)
+        if error is not None:
+            self._on_error(error)
 
     def _take(self, nbytes: int) -> bool:
         """Count one more response. Called with the conversation held, as credit is given."""
@@ -180,7 +187,8 @@ class Streams:
 
         ``before_end`` is called when the last response was given, by whichever thread that is.
         """
-        stream = Stream(sequence, request, backend.signature, self._conversation, self._forget, before_end)
+        note = partial(self.loss.note, name)
+        stream = Stream(sequence, request, backend.signature, self._conversation, self._forget, before_end, note)
         self._open[sequence] = stream
         try:
             iterator = backend.begin(inputs, stream)
@@ -260,4 +268,3 @@ class Streams:
         if not isinstance(error, HeadraceError) or error.kind is Kind.INTERNAL:
             log.error("model %s: %s", name, "".join(traceback.format_exception(error)))
         stream.end(error)
-        self.loss.note(name, error)

@@ -89,13 +89,13 @@ class Worker:
                 try:
                     if isinstance(frame, frames.Stop):
                         return
+                    self._loss.end_if_lost()  # by another thread, meanwhile: whoever comes next takes the frame
                     self._deal_with(frame, descriptors)
                 finally:
                     close_all(descriptors)
             if self._streams.runnable:
                 self._streams.step()  # also after a frame: under load there is always another one
-            if self._loss.lost is not None:
-                raise self._loss.lost
+            self._loss.end_if_lost()
 
     def close(self) -> None:
         """Close every model."""
@@ -136,9 +136,11 @@ class Worker:
                 notes = [*notes, *warm_up(backend)]
         except (LoadError, BackendUnavailable, HeadraceError) as error:
             self._conversation.send(frames.LoadFailed(frame.instance, plain_text(error)))
+            self._loss.note(frame.name, error)
         except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything, and may want to exit
             log.error("model %s version %s: %s", frame.name, frame.version, traceback.format_exc())  # noqa: TRY400
             self._conversation.send(frames.LoadFailed(frame.instance, described(error)[1]))
+            self._loss.note(frame.name, error)
         else:
             model = self._models[frame.instance] = _Model(frame.name, backend, calls)
             give_back()  # what only the load needed
