@@ -1,5 +1,7 @@
 """What callers of ``headrace.optimize`` give: modules, arrays, tensors, and where their metric lies."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -52,12 +54,34 @@ def test_a_digest_is_that_of_the_content(tmp_path):
 def test_the_fast_form_is_called_as_a_function(tmp_path):
     inputs = (TensorSpec("a", DataType.FP32, ()), TensorSpec("b", DataType.FP32, (-1, 2)))
     source = ModelSource("m", "1", tmp_path, inputs=inputs, outputs=inputs, max_batch_size=0)
-    with library.Optimized(FakeBackend.load(source), None, tmp_path, None) as function:
+    with library.Optimized(FakeBackend.load(source), None, tmp_path, None, library.Place("cpu")) as function:
         one, rows = function(3, b=ROWS.T[:, :2].T)
         assert (one.shape, float(one), rows.tolist()) == ((), 3.0, ROWS[:2].tolist())
         for given, named in (((3, ROWS), {"b": ROWS}), ((3, ROWS, 4), {}), ((3,), {}), ((3, ROWS), {"c": 1})):
             with pytest.raises(TypeError, match=r"expected \['a', 'b'\]"):
                 function(*given, **named)
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 2), ("gpu:0", 1)])
+def test_a_gpu_is_used_by_one_thread_whoever_calls(tmp_path, device, threads):
+    used = []
+
+    class Watched(FakeBackend):
+        def execute(self, inputs, requests):
+            used.append(threading.get_ident())
+            return super().execute(inputs, requests)
+
+        def close(self):
+            used.append(threading.get_ident())
+
+    place = library.Place(device)
+    source = ModelSource("m", "1", tmp_path, inputs=TWO.inputs, outputs=TWO.inputs, max_batch_size=0)
+    with library.Optimized(place.run(Watched.load, source), None, tmp_path, None, place) as function:
+        caller = threading.Thread(target=function, args=(ROWS, ROWS))
+        caller.start()
+        function(ROWS, ROWS)
+        caller.join()
+    assert (len(used), len(set(used))) == (3, threads)
 
 
 def test_the_metric_of_a_model_that_is_no_file_lies_in_the_working_directory(tmp_path, monkeypatch):

@@ -2,10 +2,11 @@
 
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,24 @@ from headrace_backends.optimize.work_folder import claimed
 from headrace_backends.optimize.workshop import Workshop
 from headrace_backends.registry import backend_of_file, resolve
 
+_Result = TypeVar("_Result")
+
+
+class Place:
+    """Where a backend is used: on the thread that calls, or on one of its own, as CUDA has a context for each."""
+
+    def __init__(self, device: str) -> None:
+        self._pool = None if device == CPU else ThreadPoolExecutor(1, thread_name_prefix="headrace-optimized")
+
+    def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """What the function returns there."""
+        return function(*arguments) if self._pool is None else self._pool.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
 
 class Optimized:
     """A model in its fast form: call it as the model was called. Any thread may; calls wait for each other.
@@ -37,11 +56,12 @@ class Optimized:
     context manager, or ``close`` it: it holds the model in memory and its files in a folder.
     """
 
-    def __init__(self, backend: Backend, findings: Findings, folder: Path, held: Any) -> None:
+    def __init__(self, backend: Backend, findings: Findings, folder: Path, held: Any, place: Place) -> None:
         self.report = findings
         self.folder = folder  # the model file, report.html and report.json
         self._backend = backend
         self._held = held
+        self._place = place
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -56,7 +76,7 @@ class Optimized:
             for spec in specs
         }
         with self._lock:
-            outputs = self._backend.execute(arrays, ())
+            outputs = self._place.run(self._backend.execute, arrays, ())
             assert isinstance(outputs, Mapping)
             values: list[Any] = [np.array(outputs[spec.name]) for spec in self._backend.signature.outputs]
         if any(hasattr(value, "detach") for value in given.values()):
@@ -75,7 +95,8 @@ class Optimized:
 
     def close(self) -> None:
         """Let go of the model, and of its folder where that was made for it."""
-        self._backend.close()
+        self._place.run(self._backend.close)
+        self._place.close()
         if isinstance(self._held, tempfile.TemporaryDirectory):
             self._held.cleanup()
 
@@ -116,6 +137,7 @@ def optimize(
     if techniques and wanted is None:
         raise ValueError(f"allow has what changes answers ({', '.join(sorted(techniques))}), so a budget is needed")
     _refuse_device(device, model)
+    used_on = Place(device)
     held: Any = None
     if folder is None:
         held = tempfile.TemporaryDirectory(prefix="headrace-optimized-")
@@ -133,12 +155,13 @@ def optimize(
             outcome = _searched(subject, goal, example_inputs, labels or {}, work, count, listener)
         write_report(outcome.findings, place)
         form = outcome.chosen.form
-        backend = resolve(form.backend).load(subject.source(form, outcome.artifact, count))
+        backend = used_on.run(resolve(form.backend).load, subject.source(form, outcome.artifact, count))
     except BaseException:
+        used_on.close()
         if held is not None:
             held.cleanup()
         raise
-    return Optimized(backend, outcome.findings, place, held)
+    return Optimized(backend, outcome.findings, place, held, used_on)
 
 
 def _searched(
