@@ -10,9 +10,9 @@ import torch
 
 from headrace.core.model import Signature, TensorSpec
 from headrace_backends import parameters, threads, torch_graphs, torch_running
-from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Array, Backend, DeviceLost, LoadError, ModelSource, RequestInfo
 from headrace_backends.compiled_package import CONSENT, is_package
-from headrace_backends.failures import blamed
+from headrace_backends.failures import blamed, device_lost
 from headrace_backends.made_up import made_up
 from headrace_backends.row_trial import inferred_batching
 from headrace_backends.torch_exported import read_exported
@@ -25,6 +25,7 @@ from headrace_backends.torch_running import Running
 from headrace_backends.torchscript import read_torchscript
 
 _PARAMETERS = ("intra_op_threads", "tf32", *torch_running.NAMES, *torch_graphs.NAMES, CONSENT)
+_RUNS_TO_A_GRAPH = 3  # of torch's own: the first compiles, the second records, the third is what requests will see
 _REFUSALS = (RuntimeError, IndexError, ValueError, AssertionError)
 
 
@@ -100,6 +101,15 @@ class TorchBackend(Backend):
     def execute(self, inputs: Mapping[str, Array], requests: Sequence[RequestInfo]) -> Mapping[str, Array]:
         """Run the module; an exception of its own is told to the client as a refused input."""
         del requests
+        try:
+            return self._run(inputs)
+        except RuntimeError as error:  # of what a kernel did the copies tell, which wait for it
+            lost = None if self._on_cpu else device_lost(error, str(error))
+            if lost is None:
+                raise
+            raise lost from error
+
+    def _run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         given = [
             None if spec.optional and spec.name not in inputs else self._tensor(inputs[spec.name])
             for spec in self._signature.inputs
@@ -217,13 +227,17 @@ class TorchBackend(Backend):
         Where no inputs can be made up, the first request waits for the compiler.
         """
         most = max(1, self._signature.max_batch_size)
+        runs = 1
+        if self._running.launches_graphs and not self._on_cpu:
+            torch_graphs.refuse_free_sizes("compile_mode", self._signature.max_batch_size, model.inputs)
+            runs = _RUNS_TO_A_GRAPH
         made = [self._made_up(model, rows) for rows in dict.fromkeys((1, min(2, most), most))]
         taken = [inputs for inputs in made if inputs is not None and self._takes(inputs)]
         free = any(-1 in (spec.shape or ()) for spec in self._signature.inputs)
         began = monotonic()
         with torch_running.compile_folder(self._running.compile_cache) as folder:
             self._module = torch_running.compiled(self._module, folder, any_size=free, mode=self._running.mode)
-            for inputs in taken:
+            for inputs in taken * runs:
                 torch_running.warmed(lambda inputs=inputs: self._run_made_up(inputs), "compiled")  # type: ignore[misc]
         self._notes.append(
             f"compiled in {monotonic() - began:.0f} s"
@@ -255,6 +269,8 @@ class TorchBackend(Backend):
         """Whether the module runs on what was made up for it: real inputs decide where it does not."""
         try:
             self._run_made_up(inputs)
+        except DeviceLost:
+            raise
         except Exception:  # noqa: BLE001 - a module may raise anything
             return False
         return True
@@ -283,7 +299,7 @@ def _reader(source: ModelSource, running: Running) -> Callable[[ModelSource, tor
 
 
 def torch_device(source: ModelSource) -> torch.device:
-    """The device that a model is on, as torch names it.
+    """The device that a model is on, as torch names it, and this thread's from now on where it is a GPU.
 
     Raises:
         LoadError: torch does not see it.
@@ -296,4 +312,6 @@ def torch_device(source: ModelSource) -> torch.device:
             f"device '{source.device}' is not here: torch {torch.__version__} sees {count} GPUs; "
             "a GPU needs an NVIDIA driver and a torch built with CUDA"
         )
-    return torch.device("cuda", source.gpu)
+    device = torch.device("cuda", source.gpu)
+    torch.cuda.set_device(device)  # not all that is asked for later names one: the first would have it
+    return device

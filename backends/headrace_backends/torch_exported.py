@@ -1,10 +1,13 @@
 """Exported programs (.pt2): read without running what the file may carry; their symbols tell the free dimensions."""
 
 import os
+import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from headrace_backends.torch_flow import buffer_flow
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
 from headrace_backends.torch_tensorrt_files import refusal
 
+_ON_GPU = re.compile(rb'"type":\s*"cuda",\s*"index":\s*(\d+)')  # how an archive names a tensor's device
 # In the names of torch's operators that read or write where an input says.
 _INDEXING = ("index", "embedding", "gather", "scatter", "put", "take", "one_hot", "nll", "entropy", "bincount", "pool")
 
@@ -28,7 +32,7 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     Raises:
         LoadError: it is none, or does not go together with the protocol or the configuration.
     """
-    program = load_exported(source)
+    program = load_exported(source, device)
     signature = program.module_call_graph[0].signature
     graph = program.graph_signature
     untyped = [
@@ -46,10 +50,6 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     found_inputs = [_found(name, values[key]) for name, key in zip(in_names, graph.user_inputs, strict=True)]
     found_outputs = [_found(name, values[key]) for name, key in zip(out_names, out_keys, strict=True)]
     inputs, outputs = agreed(source, found_inputs, found_outputs)
-    if device.type != "cpu":
-        from torch.export.passes import move_to_device_pass
-
-        program = move_to_device_pass(program, device)
 
     def call(module: Any, tensors: list[torch.Tensor]) -> list[Any]:
         arguments, named = _pytree.tree_unflatten(tensors, signature.in_spec)
@@ -74,8 +74,12 @@ def read_exported(source: ModelSource, device: torch.device) -> TorchModel:
     )
 
 
-def load_exported(source: ModelSource) -> Any:
-    """The program in the file, without running any code that the file may carry."""
+def load_exported(source: ModelSource, device: torch.device = torch.device("cpu")) -> Any:  # noqa: B008 - it is constant
+    """The program in the file, on the device, without running any code that the file may carry.
+
+    Raises:
+        LoadError: it is none, or it is on a GPU that is not here.
+    """
     if not zipfile.is_zipfile(source.path):
         raise LoadError(f"'{source.path.name}' is no torch.export archive: it is not a zip file")
     with zipfile.ZipFile(source.path) as archive:
@@ -92,9 +96,40 @@ def load_exported(source: ModelSource) -> Any:
         )
     try:
         with _no_pickled_code():
-            return torch.export.load(source.path)
+            program = torch.export.load(source.path)
     except Exception as error:  # the reader promises no types: whatever it raises is about this file
-        raise LoadError(refusal(source.path) or f"cannot load '{source.path.name}': {gist(str(error))}") from error
+        raise LoadError(
+            refusal(source.path)
+            or f"cannot load '{source.path.name}': {_on_missing_gpu(source.path) or gist(str(error))}"
+        ) from error
+    return on_device(program, device)
+
+
+def on_device(program: Any, device: torch.device) -> Any:
+    """The program with everything of it on the device. It may have been exported on another one."""
+    values = _pytree.tree_leaves([node.meta.get("val") for node in program.graph.nodes])
+    if all(value.device == device for value in values if isinstance(value, torch.Tensor)):
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device)
+
+
+def _on_missing_gpu(path: Path) -> str:
+    """What is said of a file with tensors on a GPU that torch does not see; empty where it has none such."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            told = [name for name in archive.namelist() if name.endswith(("_config.json", "models/model.json"))]
+            numbers = {int(one) for name in told for one in _ON_GPU.findall(archive.read(name))}
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return ""
+    if max(numbers, default=-1) < count:
+        return ""
+    return (
+        f"it was exported on cuda:{max(numbers)}, and torch {torch.__version__} sees {count} GPUs; export it on the "
+        "CPU: when it is loaded it is moved to the GPU of its instances"
+    )
 
 
 @contextmanager

@@ -100,10 +100,7 @@ def sizes_for(asked: Sequence[int], max_batch_size: int, inputs: Sequence[FoundT
     """
     if not max_batch_size:
         raise LoadError("parameters.cuda_graphs needs batches, and requests of this model are not merged")
-    free = [one.spec for one in inputs if one.spec.shape is None or -1 in one.spec.shape[1:]]
-    if free:
-        told = ", ".join(f"'{spec.name}' has {list(spec.shape or ())}" for spec in free)
-        raise LoadError(f"parameters.cuda_graphs needs sizes that are fixed but for the rows: {told}")
+    refuse_free_sizes("cuda_graphs", max_batch_size, inputs)
     if asked and asked[-1] > max_batch_size:
         raise LoadError(
             f"parameters.graph_batch_sizes goes to {asked[-1]} rows, and batches have at most {max_batch_size}"
@@ -114,6 +111,15 @@ def sizes_for(asked: Sequence[int], max_batch_size: int, inputs: Sequence[FoundT
             f"parameters.graph_batch_sizes has {len(sizes)} sizes with max_batch_size, expected {MAX_GRAPHS}"
         )
     return sizes
+
+
+def refuse_free_sizes(parameter: str, max_batch_size: int, inputs: Sequence[FoundTensor]) -> None:
+    """Raise LoadError where there could be any number of graphs, as there is one for every size that is captured."""
+    counted = 1 if max_batch_size else 0  # dimensions with no more sizes than a batch has rows
+    free = [one.spec for one in inputs if one.spec.shape is None or -1 in one.spec.shape[counted:]]
+    if free:
+        told = ", ".join(f"'{spec.name}' has {list(spec.shape or ())}" for spec in free)
+        raise LoadError(f"parameters.{parameter} needs sizes that are fixed but for the rows of batches: {told}")
 
 
 def cuda_capture(device: torch.device) -> Capture:

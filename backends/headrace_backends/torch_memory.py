@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace_backends.base import Array
+from headrace_backends.base import Array, DeviceLost
 from headrace_backends.row_trial import same
 from headrace_backends.torch_flow import BufferFlow
 from headrace_backends.torchscript_attributes import changing
@@ -146,6 +146,8 @@ def _traces(holding: _Holding, start: Mapping[str, Any], run: Run, requests: Seq
         for (one, answers), (before, _) in permutations(answered, 2):
             if not _all_alike(answers, after(before, one)[1]):
                 found |= set(start)
+    except DeviceLost:
+        raise
     except Exception:  # noqa: BLE001 - it took each of them before: what makes it refuse one is what it keeps
         found |= set(start)
     return found
@@ -163,6 +165,8 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 def _takes(run: Run, request: Inputs) -> bool:
     try:
         run(_copy(request))
+    except DeviceLost:
+        raise
     except Exception:  # noqa: BLE001 - a module may raise anything; real inputs decide where it does
         return False
     return True

@@ -57,7 +57,7 @@ def read_package(source: ModelSource, device: torch.device) -> TorchModel:
     in_spec, out_spec = _call_spec(name, loader)
     found_inputs = _inputs(source, package, in_spec)
     out_names, out_order = result_names(source, out_spec)
-    call = _checked(_loader_call(out_order, out_spec.num_leaves), found_inputs, package.inputs)
+    call = _checked(_loader_call(out_order, out_spec.num_leaves, device), found_inputs, package.inputs)
     found_outputs = _outputs(source, lambda tensors: call(loader, tensors), package, found_inputs, out_names, device)
     inputs, outputs = agreed(source, found_inputs, found_outputs)
     least, most = _rows(package.inputs)
@@ -72,12 +72,18 @@ def read_package(source: ModelSource, device: torch.device) -> TorchModel:
     )
 
 
-def _loader_call(order: Sequence[int], count: int) -> Call:
+def _loader_call(order: Sequence[int], count: int, device: torch.device) -> Call:
     """How the loaded code is called: of its ``count`` results those of ``order``."""
 
     def call(loader: Any, tensors: list[torch.Tensor]) -> list[Any]:
-        # A dimension of one has the stride that the code was compiled for only in a tensor that was made as one.
-        values = loader.run([tensor.reshape(-1).view(tensor.shape) for tensor in tensors])
+        try:
+            # A dimension of one has the stride that the code was compiled for only in a tensor that was made as one.
+            values = loader.run([tensor.reshape(-1).view(tensor.shape) for tensor in tensors])
+        except RuntimeError as error:
+            if device.type == "cpu":
+                raise
+            # It tells no more than that; there kernels do not refuse what they are given, so it is not the input.
+            raise RuntimeError(f"its code failed on CUDA, and why is in the worker's log: {error}") from error
         if len(values) != count:
             raise RuntimeError(f"its code gave {len(values)} tensors, expected {count}")
         return [values[index] for index in order]

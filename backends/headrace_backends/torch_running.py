@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from headrace_backends import parameters
-from headrace_backends.base import LoadError
+from headrace_backends.base import DeviceLost, LoadError
 from headrace_backends.torch_model import gist
 
 NAMES = ("compile", "compile_mode", "compile_cache", "channels_last", "autocast")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own names
+_LAUNCHING = ("reduce-overhead", "max-autotune")  # those that launch whole graphs on a GPU
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IMAGES = 4  # dimensions of a batch of images, which channels may come last in
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # where compiled code goes
@@ -60,6 +61,11 @@ class Running:
             parameters.flag(given, "channels_last"),
             None if autocast is None else _AUTOCAST[str(autocast)],
         )
+
+    @property
+    def launches_graphs(self) -> bool:
+        """Whether it is run as CUDA graphs where it is on a GPU: one for each size that comes."""
+        return self.mode in _LAUNCHING
 
     def laid_out(self, module: Any) -> Any:
         """The module with its weights in the layout that is asked for."""
@@ -137,15 +143,18 @@ def warmed(run: Callable[[], Any], what: str) -> None:
         with warnings.catch_warnings():  # inductor's are for people who tune it
             warnings.simplefilter("ignore")
             run()
+    except DeviceLost:
+        raise
     except Exception as error:
         text = str(error)
         if lacks_compiler(text):
             raise LoadError(
-                f"parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX ({gist(text)})"
+                "parameters.compile needs a C++ compiler, and there is none: install g++, or set CXX and CC "
+                f"({gist(text)})"
             ) from error
         raise LoadError(f"it does not run {what}: {gist(text)}") from error
 
 
 def lacks_compiler(text: str) -> bool:
-    """Whether an error of inductor's says that there is no C++ compiler."""
-    return "InvalidCxxCompiler" in text or "No working C++ compiler" in text
+    """Whether an error of inductor's says that there is no compiler: for C++, or for the C of what launches kernels."""
+    return any(told in text for told in ("InvalidCxxCompiler", "No working C++ compiler", "Failed to find C compiler"))

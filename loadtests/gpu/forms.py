@@ -29,7 +29,7 @@ FORMS = (
     Form("onnxruntime-cuda", "onnxruntime", {}, 1e-5),
     Form("onnxruntime-cuda-graphs", "onnxruntime", {"cuda_graphs": True}, 1e-5),
     Form("torch-cuda", "torch", {}, 1e-5, "model.pt2"),
-    Form("torch-compiled-graphs", "torch", {"compile": True, "compile_mode": "reduce-overhead"}, 1e-4, "model.pt2"),
+    Form("torch-compiled", "torch", {"compile": True, "compile_mode": "reduce-overhead"}, 1e-4, "model.pt2"),
     Form("torch-autocast-fp16", "torch", {"autocast": "fp16", "channels_last": True}, 5e-3, "model.pt2"),
 )
 
@@ -43,6 +43,8 @@ def place(form: Form, subject: Subject, files: Path, repository: Path) -> str:
     parameters = dict(form.parameters)
     if form.backend == "tensorrt":
         parameters |= subject.shapes
+    if any(set(sizes) - {0} for sizes in subject.free.values()):
+        parameters.pop("compile_mode", None)  # graphs are for sizes that are fixed but for the rows
     config = {
         "backend": form.backend,
         "max_batch_size": MAX_ROWS,

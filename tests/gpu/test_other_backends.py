@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from headrace.core.model import Signature
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.onnxruntime import OnnxRuntimeBackend
+from headrace_backends.optimize import cuda_headers
+from headrace_backends.optimize.cuda_headers import NoCudaHeaders
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.steps.base import StepTask
 
@@ -71,10 +73,10 @@ def linear(device):
     return torch, layer, program
 
 
-def compare(torch, layer, path, tolerance=1e-4, **parameters):
+def compare(torch, layer, path, tolerance=1e-4, device="gpu:0", **parameters):
     from headrace_backends.torch import TorchBackend
 
-    backend = TorchBackend.load(ModelSource("m", "1", path, device="gpu:0", threads=2, parameters=parameters))
+    backend = TorchBackend.load(ModelSource("m", "1", path, device=device, threads=2, parameters=parameters))
     (name,) = [spec.name for spec in backend.signature.inputs]
     for rows in (1, 32, 5, 1, 8):
         x = np.random.default_rng(rows).standard_normal((rows, 64), dtype=np.float32)
@@ -82,6 +84,13 @@ def compare(torch, layer, path, tolerance=1e-4, **parameters):
         np.testing.assert_allclose(got, layer(torch.from_numpy(x)).detach().numpy(), rtol=tolerance, atol=tolerance)
     backend.close()
     return backend.notes()
+
+
+def find_headers(torch):
+    try:
+        cuda_headers.find_for(torch.version.cuda)
+    except NoCudaHeaders as error:
+        pytest.skip(str(error))
 
 
 def test_torch(tmp_path):
@@ -98,10 +107,43 @@ def test_torch_graphs(tmp_path):
     compare(torch, layer, tmp_path / "model.pt2", tolerance=2e-2, cuda_graphs=True, autocast="fp16")
 
 
+def test_torch_compiled_graphs(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to compile with")
+    torch, layer, program = linear("cpu")
+    torch.export.save(program, tmp_path / "model.pt2")
+    compare(torch, layer, tmp_path / "model.pt2", compile=True, compile_mode="reduce-overhead")
+
+
+def test_torch_program_of_a_gpu(tmp_path):
+    torch, layer, program = linear("cuda")
+    torch.export.save(program, tmp_path / "model.pt2")
+    compare(torch, layer, tmp_path / "model.pt2")
+    compare(torch, layer, tmp_path / "model.pt2", device="cpu")
+
+
+def test_torch_module_that_waits_for_the_gpu_is_not_captured(tmp_path):
+    torch, _, _ = linear("cpu")
+    from headrace_backends.torch import TorchBackend
+
+    class Waiting(torch.nn.Module):
+        def forward(self, x):
+            return x * x.max().item()
+
+    rows = {"x": {0: torch.export.Dim("n", max=64)}}
+    torch.export.save(torch.export.export(Waiting(), (torch.ones(2, 3),), dynamic_shapes=rows), tmp_path / "model.pt2")
+    source = ModelSource("m", "1", tmp_path / "model.pt2", "gpu:0", max_batch_size=8, parameters={"cuda_graphs": True})
+    with pytest.raises(
+        LoadError, match=r"it cannot be captured as a CUDA graph: .*not permitted when stream is capturing"
+    ):
+        TorchBackend.load(source)
+
+
 def test_torch_package(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile a package with")
     torch, layer, program = linear("cuda")
+    find_headers(torch)
     path = str(tmp_path / "model.pt2")
     torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs={"compile_threads": 1})
     compare(torch, layer, tmp_path / "model.pt2", allow_native_code=True)
@@ -112,6 +154,7 @@ def test_torch_package_of_the_optimiser(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile with")
     torch, layer, program = linear("cpu")
+    find_headers(torch)
     torch.export.save(program, tmp_path / "program.pt2")
     from headrace_backends.optimize.steps import aot_inductor
 

@@ -161,7 +161,7 @@ def test_sizes(asked, most, sizes):
     ("asked", "most", "shape", "wrong"),
     [
         ((), 0, (-1, 3), "needs batches"),
-        ((), 8, (-1, -1), r"sizes that are fixed but for the rows: 'x' has \[-1, -1\]"),
+        ((), 8, (-1, -1), r"sizes that are fixed but for the rows of batches: 'x' has \[-1, -1\]"),
         ((4, 16), 8, (-1, 3), "goes to 16 rows, and batches have at most 8"),
         (tuple(range(1, 70)), 100, (-1, 3), "has 70 sizes with max_batch_size, expected 64"),
     ],

@@ -15,6 +15,8 @@ import torch
 
 from headrace_backends.base import LoadError, ModelSource
 from headrace_backends.compiled_package import INPUTS
+from headrace_backends.optimize import cuda_headers
+from headrace_backends.optimize.cuda_headers import NoCudaHeaders
 from headrace_backends.optimize.quiet import hushed
 from headrace_backends.optimize.steps import options
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
@@ -46,13 +48,17 @@ def apply(task: StepTask) -> Path:
     os.environ[CACHE_VARIABLE] = str(compilers)  # machine code on its way: nobody else may write there
     began = monotonic()
     try:
-        program = _on_device(ModelSource("model", "1", task.source, task.device))
+        source = ModelSource("model", "1", task.source, task.device)
+        device = torch_device(source)
+        if device.type == "cuda":
+            cuda_headers.find_for(str(torch.version.cuda))
+        program = load_exported(source, device)
         names = {INPUTS: json.dumps(argument_names(program))}
         with hushed():
             torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - torch has no other name for it
                 program, package_path=str(path), inductor_configs={**_HOW, "aot_inductor.metadata": names}
             )
-    except LoadError as error:
+    except (LoadError, NoCudaHeaders) as error:
         raise StepFailed(str(error)) from error
     except Exception as error:  # the compiler promises no types
         raise StepFailed(_why(str(error) or type(error).__name__)) from error
@@ -65,18 +71,7 @@ def apply(task: StepTask) -> Path:
     return path
 
 
-def _on_device(source: ModelSource) -> torch.export.ExportedProgram:
-    """The program, on the device that its code is to be for."""
-    device = torch_device(source)
-    program: torch.export.ExportedProgram = load_exported(source)
-    if device.type == "cpu":
-        return program
-    from torch.export.passes import move_to_device_pass
-
-    return move_to_device_pass(program, device)
-
-
 def _why(text: str) -> str:
     if lacks_compiler(text):
-        return f"it takes a C++ compiler, and there is none: install g++, or set CXX ({gist(text)})"
+        return f"it takes a C++ compiler, and there is none: install g++, or set CXX and CC ({gist(text)})"
     return f"the program cannot be compiled: {gist(text)[:300]}"
