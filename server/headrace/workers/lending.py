@@ -15,7 +15,7 @@ from headrace.workers.arena import Segment
 PASS_BYTES = 64 * 1024  # of a tensor: copying less costs less than telling of it
 
 
-class LentMemory(npt.NDArray[np.uint8]):
+class LentMemory(np.ndarray[tuple[int], np.dtype[np.uint8]]):  # not npt.NDArray, which is no class from NumPy 2.5 on
     """The bytes of a segment that others read for as long as they refer to them; views of it say whose they are."""
 
     segment: Segment
