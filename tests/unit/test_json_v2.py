@@ -70,6 +70,8 @@ def test_what_is_optional_may_be_missing_or_null_and_what_is_unknown_is_ignored(
     request = decode(body.encode())
     assert (request.id, request.parameters, request.outputs) == ("", {}, ())
     assert bytes(request.inputs[0].data) == b"\x01"
+    body = json.dumps({"inputs": [tensor], "outputs": [{"name": "y", "parameters": None}, {"name": "z", "extra": 1}]})
+    assert decode(body.encode()).outputs == (RequestedOutput("y"), RequestedOutput("z"))
 
 
 @pytest.mark.parametrize("wrap", [lambda body: body, memoryview, lambda body: b" \n" + body + b"\t "])

@@ -291,9 +291,7 @@ def _json_data(given: InputJson, datatype: DataType, model: str) -> bytes:
 
 def _outputs(parsed: RequestJson, model: str) -> tuple[tuple[RequestedOutput, ...], bool]:
     """The outputs that are named, their parameters checked, and whether one of them is wanted in shared memory."""
-    outputs = parsed.outputs
-    if not outputs:
-        return (), False
+    outputs = tuple([RequestedOutput(asked.name, asked.parameters or {}) for asked in parsed.outputs or ()])
     places_outputs = False
     for output in outputs:
         parameters = output.parameters

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from headrace.core.errors import InvalidRequest
-from headrace.core.request import Parameters, RequestedOutput
+from headrace.core.request import Parameters
 
 _INPUT_PATH = re.compile(r"\$\.inputs\[(\d+)\]")
 _ENCODER: Final = msgspec.json.Encoder()
@@ -30,12 +30,19 @@ class FlatInputJson(InputJson, gc=False):
     data: list[int | float | str] | msgspec.UnsetType = msgspec.UNSET
 
 
+class AskedOutputJson(msgspec.Struct, gc=False):
+    """One of the outputs that a request names."""
+
+    name: str
+    parameters: Parameters | None = None
+
+
 class RequestJson(msgspec.Struct, gc=False):
     """A request's JSON. Fields that are unknown are ignored, and null stands for an optional one left out."""
 
     inputs: tuple[InputJson, ...]
     id: str | None = None
-    outputs: tuple[RequestedOutput, ...] | None = None
+    outputs: tuple[AskedOutputJson, ...] | None = None
     parameters: Parameters | None = None
 
 
