@@ -98,9 +98,14 @@ class Engine:
                 if self._recorder is not None and self._recorder.active:
                     self._recorder.take(served, inputs)
                 return stream
+            if inputs.rows > served.max_batch_size > 0:  # its responses could not be joined
+                raise InvalidRequest(
+                    f"model '{request.model}': the request has {inputs.rows} rows, expected at most "
+                    f"{served.max_batch_size} (max_batch_size), as the model is decoupled"
+                )
             served.queue.make_room(priority, deadline_ns, inputs.rows, late_ns)
             form = output_form(self.repository, served, request)
-        except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
+        except HeadraceError as error:
             _count_refusal(served, error)
             raise
         pending = StreamedRequest(
@@ -196,7 +201,7 @@ class Engine:
                 ).future
             else:
                 future, queued = self._enqueue(served, request, inputs, priority, deadline_ns, late_ns)
-        except (Overloaded, DeadlineExceeded, InvalidRequest) as error:
+        except HeadraceError as error:
             _count_refusal(served, error)
             raise
         if self._recorder is not None and self._recorder.active:

@@ -25,7 +25,7 @@ class StreamedPipeline:
     """``stream`` has the whole's responses. Steps run one after the other, in the plan's order.
 
     A step is not asked for its next response before the one before it has gone through all others, so a slow client
-    slows the model down. An error in any step is the last response.
+    slows the model down. An error in any step is the last response. A deadline holds until the first one.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class StreamedPipeline:
                     nbytes = _nbytes(item)
                     self._room.take(nbytes)
                     self.stream.put(item, nbytes)
+                    self._deadline_ns = 0
                     if isinstance(item, HeadraceError):
                         count_failure(statistics, item, monotonic_ns() - self._started_ns)
                         return

@@ -214,12 +214,13 @@ def test_a_mix_of_good_and_bad_requests_over_both_protocols(counted, http, grpc_
     assert http.infer(bad_call("mixed")).status == 400
     assert http.infer(Call("mixed", ())).status == 400
     assert grpc_front.infer(bad_call("mixed")).status == "INVALID_ARGUMENT"
-    status, _ = counted.post("/v2/models/mixed/infer", b"this is no JSON")
-    assert status == 400
+    for action in ("infer", "infer_stream", "generate", "generate_stream"):
+        status, _ = counted.post(f"/v2/models/mixed/{action}", b"this is no JSON")
+        assert status == 400
     one = check_agreement(counted, "mixed")
     assert counts(one) == {
         "success": 8,
-        "fail": 4,
+        "fail": 7,
         "queue": 8,
         "compute_input": 8,
         "compute_infer": 8,
@@ -231,7 +232,7 @@ def test_a_mix_of_good_and_bad_requests_over_both_protocols(counted, http, grpc_
     assert {batch["batch_size"]: batch["compute_infer"]["count"] for batch in one["batch_stats"]} == {1: 5, 2: 3}
     assert one["last_inference"] > 1_700_000_000_000
     assert one["response_stats"] == {}
-    assert counted.metric("nv_inference_request_failure", model="mixed", reason="OTHER") == 4
+    assert counted.metric("nv_inference_request_failure", model="mixed", reason="OTHER") == 7
 
 
 def test_batches_count_once_and_their_times_once_for_each_request(counted):

@@ -13,7 +13,7 @@ import pytest
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.queue_policy import QueuePolicy
-from headrace.core.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, NotReady, Overloaded
+from headrace.core.errors import DeadlineExceeded, InternalError, InvalidRequest, Kind, NotFound, NotReady, Overloaded
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest, RequestedOutput
 from headrace.core.statistics import Statistics
@@ -380,6 +380,28 @@ async def test_a_request_that_does_not_fit_counts_as_a_failure_of_its_model():
     with pytest.raises(InvalidRequest):
         engine_of(served).infer(request(outputs=["nothing"]))
     assert served.statistics.failures == {"OTHER": 1}
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+async def test_what_comes_while_the_model_cannot_serve_counts_as_a_failure_too(decoupled):
+    served = Served()
+    served.decoupled = decoupled
+    served.queue.refuse(Kind.NOT_READY, "its worker is gone")
+    engine = engine_of(served)
+    with pytest.raises(NotReady, match="its worker is gone"):
+        (engine.stream if decoupled else engine.infer)(request())
+    assert served.statistics.failures == {"OTHER": 1}
+
+
+async def test_a_decoupled_model_is_given_no_more_rows_than_it_takes():
+    served = Served(max_batch_size=4)
+    served.decoupled = True
+    engine = engine_of(served)
+    with pytest.raises(InvalidRequest, match="has 5 rows, expected at most 4"):
+        engine.stream(request(5))
+    assert served.statistics.failures == {"OTHER": 1}
+    engine.stream(request(4))
+    assert [one.rows for one in served.queue.take_now()] == [4]
 
 
 async def test_one_request_may_not_take_a_thousand_batches(monkeypatch):

@@ -20,16 +20,26 @@ N = Tensor("n", DataType.UINT8, (1,), b"\3")
 
 
 class Whole:
-    """A request, the ensemble that it is for, and the stream of its one step."""
+    """A request, the ensemble that it is for, and the stream of its first step; others answer at once."""
 
-    def __init__(self):
-        self.served = SimpleNamespace(plan=PLAN, statistics=Statistics(), version="1", running=0, idle=0)
+    def __init__(self, plan=PLAN, deadline_ns=0):
+        self.served = SimpleNamespace(plan=plan, statistics=Statistics(), version="1", running=0, idle=0)
+        self.asked = []
         self.served.notice_idle = self._count
         self.step = ResponseStream(decoupled=True)
         request = InferRequest("e", "", "", (N,))
         self.stream = StreamedPipeline(
-            self.served, request, ModelInputs((N,), 1, None), 0, None, lambda _: self.step
+            self.served, request, ModelInputs((N,), 1, None), deadline_ns, None, self._ask
         ).stream
+
+    def _ask(self, request):
+        self.asked.append(request)
+        if len(self.asked) == 1:
+            return self.step
+        answer = ResponseStream(decoupled=False)
+        answer.put(InferResponse(request.model, "1", "", (Tensor("d", DataType.UINT8, (1,), b"\2"),)))
+        answer.end()
+        return answer
 
     def _count(self):
         self.served.idle += 1
@@ -77,3 +87,14 @@ async def test_no_more_is_made_than_the_client_has_room_for(nbytes, ahead):
         assert len(whole.stream._items) <= ahead
     whole.stream.cancel()
     await settle()
+
+
+async def test_a_deadline_holds_until_the_first_response():
+    double = Signature((TensorSpec("i", DataType.UINT8, (-1,)),), (TensorSpec("d", DataType.UINT8, (-1,)),))
+    steps = [Step("count", "", {"n": "n"}, {"i": "i"}), Step("double", "", {"i": "i"}, {"d": "d"})]
+    whole = Whole(plan_ensemble("e", steps, (), (), {("count", ""): COUNT, ("double", ""): double}), deadline_ns=9)
+    for _ in range(3):
+        whole.respond()
+    whole.step.end()
+    assert [item.outputs[0].name async for item in whole.stream] == ["d"] * 3
+    assert [asked.deadline_ns for asked in whole.asked] == [9, 9, 0, 0]

@@ -76,15 +76,12 @@ class Exchange:
         """The request is whole and nothing before it on its connection is unanswered: have it run."""
         reader = self._protocol.reader
         assert reader is not None, "an exchange is begun only where there is inference"
-        engine = reader.engine
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
         self.body.clear()
         try:
             self.request = reader.decode(self.model, self.version, self.headers, body)
             self.future = reader.infer(self.request)
         except HeadraceError as error:
-            if self.request is None:
-                engine.count_unreadable(self.model, self.version)
             self.refuse(error)
         except Exception:
             log.exception("could not read a request for model %s", self.model)

@@ -15,10 +15,10 @@ from headrace.core.errors import HeadraceError, InternalError, InvalidRequest
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends import schemas
-from headrace.frontends.infer import HttpInfer, InferHeaders
+from headrace.frontends.infer import HttpInfer
 from headrace.frontends.status import http_status
 from headrace.wire.binary_v2 import encode_response
-from headrace.wire.generate_v2 import decode_generate, encode_generate
+from headrace.wire.generate_v2 import encode_generate
 from headrace.wire.json_v2 import encode_error
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,8 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
     async def read_generate(request: Request) -> InferRequest:
         name, version = schemas.model_in(request)
         served = engine.repository.lookup(name, version)
-        headers: InferHeaders = reader.headers(request.headers.raw)
-        body = reader.body(name, headers, await request.body())
-        return reader.accepted(decode_generate(body, name, version, served.info.signature), headers)
+        headers = reader.headers(request.headers.raw)
+        return reader.decode_generate(name, version, headers, await request.body(), served.info.signature)
 
     async def generate(request: Request) -> Response:
         """Run a model that answers with exactly one response, on a flat JSON object keyed by input."""

@@ -6,6 +6,7 @@ from time import monotonic_ns
 import msgspec
 
 from headrace.core.errors import HeadraceError, InvalidRequest, at
+from headrace.core.model import Signature
 from headrace.core.regions import Regions
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Answer, Engine
@@ -15,6 +16,7 @@ from headrace.frontends.load_report import FORMAT_HEADER, REPORT_HEADER, LoadRep
 from headrace.frontends.time_left import TIMEOUT_HEADER, time_left_ns
 from headrace.wire.binary_v2 import check_parameter_names, decode_raw_request, decode_request, encode_response
 from headrace.wire.compression import choose_encoding, compress, decompress
+from headrace.wire.generate_v2 import decode_generate
 
 HEADER_LENGTH = b"inference-header-content-length"
 _LOAD_FORMAT = FORMAT_HEADER.encode()
@@ -91,29 +93,38 @@ class HttpInfer:
             found.forwarded = self._forwarding.parameters(headers)
         return found
 
-    def body(self, model: str, headers: InferHeaders, body: bytes) -> bytes | memoryview:
-        """A request's body, decompressed.
-
-        Raises:
-            HeadraceError: it cannot be; naming the model.
-        """
-        if not headers.content_encoding:
-            return body
-        try:
-            return decompress(body, headers.content_encoding, self.limit_bytes)
-        except HeadraceError as error:
-            raise at(f"model '{model}'", error) from None
-
     def decode(self, model: str, version: str, headers: InferHeaders, body: bytes) -> InferRequest:
         """The request in ``body``.
 
         Raises:
-            HeadraceError: it is not one; the message says why.
+            HeadraceError: it is not one, which counts among the model's failures; the message says why.
         """
-        request = self._decoded(model, version, headers.header_length, self.body(model, headers, body))
-        if headers.timeout:
-            request = _with_deadline(request, headers)
+        try:
+            request = self._decoded(model, version, headers.header_length, self._body(model, headers, body))
+            if headers.timeout:
+                request = _with_deadline(request, headers)
+        except HeadraceError:
+            self.engine.count_unreadable(model, version)
+            raise
         return with_forwarded(request, headers.forwarded) if headers.forwarded else request
+
+    def decode_generate(
+        self, model: str, version: str, headers: InferHeaders, body: bytes, signature: Signature
+    ) -> InferRequest:
+        """The request in the body of the generate extension, for a model of that signature.
+
+        Raises:
+            HeadraceError: as ``decode``.
+        """
+        try:
+            request = decode_generate(self._body(model, headers, body), model, version, signature)
+            check_parameter_names(request.parameters, model)
+            if headers.timeout:
+                request = _with_deadline(request, headers)
+        except HeadraceError:
+            self.engine.count_unreadable(model, version)
+            raise
+        return with_forwarded(request, headers.forwarded)
 
     def infer(self, request: InferRequest) -> Answer:
         """As ``engine.infer``, also for requests whose tensors are on GPUs."""
@@ -126,17 +137,6 @@ class HttpInfer:
             HeadraceError: one cannot be fetched.
         """
         return await self._device_tensors.fetched(request) if self._device_tensors is not None else request
-
-    def accepted(self, request: InferRequest, headers: InferHeaders) -> InferRequest:
-        """A request of another form, with its deadline, and with the headers that its model sees as parameters.
-
-        Raises:
-            InvalidRequest: it has a parameter of a name that is kept for the server, or its timeout is none.
-        """
-        check_parameter_names(request.parameters, request.model)
-        if headers.timeout:
-            request = _with_deadline(request, headers)
-        return with_forwarded(request, headers.forwarded)
 
     def encode(self, response: InferResponse, request: InferRequest, headers: InferHeaders) -> InferReply:
         """The response as the client asked for it.
@@ -162,6 +162,19 @@ class HttpInfer:
                 lines.append((_LOAD_REPORT, report.encode("latin-1", "replace")))
         lines.append((b"content-length", b"%d" % size))
         return InferReply(chunks, size, tuple(lines))
+
+    def _body(self, model: str, headers: InferHeaders, body: bytes) -> bytes | memoryview:
+        """A request's body, decompressed.
+
+        Raises:
+            HeadraceError: it cannot be; naming the model.
+        """
+        if not headers.content_encoding:
+            return body
+        try:
+            return decompress(body, headers.content_encoding, self.limit_bytes)
+        except HeadraceError as error:
+            raise at(f"model '{model}'", error) from None
 
     def _decoded(self, model: str, version: str, header_length: str, body: bytes | memoryview) -> InferRequest:
         if not header_length:
