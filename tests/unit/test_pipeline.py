@@ -167,6 +167,7 @@ async def test_a_step_runs_when_its_tensors_are_there():
     await settle()
     over(models)
     assert (models.served.statistics.success, models.served.statistics.executions) == (1, 1)
+    assert models.served.statistics.last_inference_ms > 0
 
 
 async def test_steps_that_do_not_wait_for_each_other_run_at_once():

@@ -253,9 +253,11 @@ def test_summaries_are_fed_only_where_they_are_asked_for():
 
 
 def busy() -> Statistics:
-    statistics = Statistics(last_inference_ms=1_700_000_000_000)
+    statistics = Statistics()
     statistics.executed(requests=2, rows=5, input_ns=1, infer_ns=10, output_ns=2)
     statistics.executed(requests=1, rows=1, input_ns=3, infer_ns=30, output_ns=4)
+    assert statistics.last_inference_ms > 0
+    statistics.last_inference_ms = 1_700_000_000_000
     for duration_ns, queue_ns in ((100, 20), (110, 30), (120, 0)):
         statistics.succeeded(duration_ns, queue_ns)
     statistics.failed("OTHER", 5)

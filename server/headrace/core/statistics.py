@@ -13,7 +13,7 @@ How the numbers agree:
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
-from time import monotonic_ns
+from time import monotonic_ns, time
 from typing import Literal
 
 from headrace.core.window import Window
@@ -219,6 +219,7 @@ class Statistics:
 
         ``requests`` are those that it answers: one whose client has left is none of them, though its rows ran.
         """
+        self.last_inference_ms = int(time() * 1000)
         self.executions += 1
         self.rows += rows
         self.compute_input_ns += input_ns * requests

@@ -299,7 +299,6 @@ class Instance:
             except InternalError as error:
                 self._run_alone(pending, InternalError(f"model '{self.load.name}': {error}"))
         if pending[0].counts:
-            self._statistics.last_inference_ms = int(time() * 1000)
             self._statistics.executed(answered, in_all, frame.input_ns, frame.infer_ns, frame.output_ns)
         if lent is None:
             pump.slots.give(slot)
