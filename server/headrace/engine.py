@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from time import monotonic_ns
+from typing import Any
 
 from headrace.batching.pending import OutputForm, Pending
 from headrace.batching.queue_policy import MAX_TIMEOUT_US
@@ -94,10 +95,12 @@ class Engine:
             priority, deadline_ns, late_ns = _terms(served, request)
             if isinstance(served, ServedEnsemble):
                 form = output_form(self.repository, served, request)
-                stream = StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream).stream
+                pipeline = StreamedPipeline(served, request, inputs, deadline_ns, form, self.stream)
+                if size >= COUNTED_BYTES:
+                    self._count(size, pipeline.task, ())
                 if self._recorder is not None and self._recorder.active:
                     self._recorder.take(served, inputs)
-                return stream
+                return pipeline.stream
             if inputs.rows > served.max_batch_size > 0:  # its responses could not be joined
                 raise InvalidRequest(
                     f"model '{request.model}': the request has {inputs.rows} rows, expected at most "
@@ -178,7 +181,7 @@ class Engine:
         """Whether it is one of an ensemble's, for which there was room: that counts too, and would leave it none."""
         return bool(request.callers) and isinstance(self.repository.find(request.callers[-1], ""), ServedEnsemble)
 
-    def _count(self, size: int, future: Answer, queued: Sequence[Pending]) -> None:
+    def _count(self, size: int, future: asyncio.Future[Any], queued: Sequence[Pending]) -> None:
         """Count the bytes of a large request, which is ``queued`` so, until it is answered or nobody waits for it."""
         self.inflight_bytes += size
         future.add_done_callback(lambda _: self._forget(size, queued))

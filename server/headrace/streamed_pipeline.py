@@ -22,7 +22,7 @@ Stream = Callable[[InferRequest], ResponseStream]
 
 
 class StreamedPipeline:
-    """``stream`` has the whole's responses. Steps run one after the other, in the plan's order.
+    """``stream`` has the whole's responses, and ``task`` ends with them. Steps run one after the other, as planned.
 
     A step is not asked for its next response before the one before it has gone through all others, so a slow client
     slows the model down. An error in any step is the last response. A deadline holds until the first one.
@@ -50,12 +50,12 @@ class StreamedPipeline:
         self.stream.on_room = self._room.give
         served.running += 1
         tensors = {tensor.name: tensor for tensor in inputs.tensors if tensor is not None}
-        task = asyncio.get_running_loop().create_task(self._run(tensors))
+        self.task = asyncio.get_running_loop().create_task(self._run(tensors))
         # Not in the task: one that is cancelled before its first step never comes to its end.
-        task.add_done_callback(self._on_end)
+        self.task.add_done_callback(self._on_end)
 
         def on_cancel() -> None:
-            task.cancel()
+            self.task.cancel()
 
         self.stream.on_cancel = on_cancel
 

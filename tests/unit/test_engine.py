@@ -13,6 +13,7 @@ import pytest
 from headrace.batching.policy import BatchLimits
 from headrace.batching.queue import BatchQueue
 from headrace.batching.queue_policy import QueuePolicy
+from headrace.core.ensemble import Step, plan_ensemble
 from headrace.core.errors import DeadlineExceeded, InternalError, InvalidRequest, Kind, NotFound, NotReady, Overloaded
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.request import InferRequest, RequestedOutput
@@ -402,6 +403,31 @@ async def test_a_decoupled_model_is_given_no_more_rows_than_it_takes():
     assert served.statistics.failures == {"OTHER": 1}
     engine.stream(request(4))
     assert [one.rows for one in served.queue.take_now()] == [4]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_an_ensemble_that_streams_holds_its_inputs_until_its_end(leaves):
+    served = Served(max_batch_size=COUNTED_BYTES)
+    served.decoupled = True
+    step = Signature((X,), (TensorSpec("y", DataType.UINT8, None),), COUNTED_BYTES, decoupled=True)
+    plan = plan_ensemble("e", [Step("m", "", {"x": "x"}, {"y": "y"})], (), (), {("m", ""): step})
+    config = SimpleNamespace(response_cache=False)
+    versions = {1: SimpleNamespace(print="")}
+    folder = SimpleNamespace(name="e", versions=versions, config_print="", config=config, labels={})
+    ensemble = ServedEnsemble(folder, 1, plan, lambda *_: True)
+    engine = engine_of(served)
+    engine.repository.lookup = lambda name, _: ensemble if name == "e" else served
+    stream = engine.stream(request(COUNTED_BYTES // 2, name="e", data=bytes(COUNTED_BYTES)))
+    await settle()
+    assert engine.inflight_bytes == 2 * COUNTED_BYTES, "its own inputs and those of the step"
+    (pending,) = served.queue.take_now()
+    if leaves:
+        stream.cancel()
+    else:
+        pending.ended()
+    await settle()
+    assert engine.inflight_bytes == 0
+    assert ensemble.running == 0
 
 
 async def test_one_request_may_not_take_a_thousand_batches(monkeypatch):
