@@ -264,7 +264,7 @@ class App:
     ) -> BackgroundOptimizer:
         settings = self._settings
         # Both as absolute paths: the folder that the server was started in may be another one's.
-        repository, plan_cache = settings.repository.resolve(), settings.plan_cache.resolve()
+        repository, plan_cache = settings.repository.absolute(), settings.plan_cache.resolve()
         optimizer = BackgroundOptimizer(
             lambda: subjects_of(self.repository, plans),
             partial(read_room, plan_cache),

@@ -150,6 +150,23 @@ def private_folders():
 # ---- ensembles: what they need is loaded first ----
 
 
+async def test_a_repository_behind_a_link_that_is_led_elsewhere(tmp_path):
+    link = tmp_path / "current"
+    link.symlink_to("1")
+    models = Models(link, "poll")
+    for release, name in ("1", "old"), ("2", "new"):
+        models.path = tmp_path / release
+        models.plain(name)
+    await models.repository.load_all(["old"])
+    link.unlink()
+    link.symlink_to("2")
+    for name in "old", "new":
+        await models.repository.refresh(name)
+    await models.quiet()
+    assert models.states() == {"new 1": "READY"}
+    await models.repository.close()
+
+
 async def test_loading_an_ensemble_loads_its_models_first(explicit):
     explicit.plain("a")
     explicit.plain("b")

@@ -38,8 +38,9 @@ async def followed(tmp_path, monkeypatch):
     follower = Watcher(repository)
     running = []
 
-    def follow():
-        running.append(asyncio.get_running_loop().create_task(follower.run(take_prints(tmp_path))))
+    def follow(path=tmp_path):
+        repository.path = path
+        running.append(asyncio.get_running_loop().create_task(follower.run(take_prints(path))))
 
     yield SimpleNamespace(follow=follow, path=tmp_path, next=lambda: asyncio.wait_for(repository.refreshed.get(), 20))
     follower.stop()
@@ -77,3 +78,25 @@ async def test_what_may_not_be_read_is_passed_over(followed, monkeypatch):
     model(followed.path, "second")
     assert await followed.next() == "second"
     assert given["ignore_permission_denied"] is True
+
+
+async def test_a_repository_behind_a_link_that_is_led_elsewhere(followed, monkeypatch, tmp_path):
+    """As tools do that bring a whole repository at once: what they have replaced is not followed any more."""
+    watched = asyncio.Queue()
+
+    def watch(root, **settings):
+        watched.put_nowait(root.resolve())
+        return awatch(root, **settings)
+
+    monkeypatch.setattr(watcher, "awatch", watch)
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    for release in "12":
+        model(tmp_path / release, "first")
+    link = tmp_path / "current"
+    link.symlink_to("1")
+    followed.follow(link)
+    assert await asyncio.wait_for(watched.get(), 20) == tmp_path / "1"
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(link)
+    assert await followed.next() == "first"
+    assert await asyncio.wait_for(watched.get(), 20) == tmp_path / "2"

@@ -59,7 +59,7 @@ class Repository:
         serve: Serve | None = None,
         plans: Plans | None = None,
     ) -> None:
-        self.path = path.resolve()
+        self.path = path.absolute()  # where it is a link, that may lead elsewhere later
         self._disk = Disk(self.path)
         self.control = control
         self.settled = False  # whether every model found at start has been loaded or refused

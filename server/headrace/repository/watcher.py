@@ -50,6 +50,8 @@ class Watcher:
                     await self._look(root)
 
     async def _watch(self, root: Path) -> None:
+        """Follow what the system tells of ``root``, until another folder is there: the system tells of the old one."""
+        watched = await asyncio.to_thread(_identity, root)
         async for changes in awatch(
             root,
             stop_event=self._stop,
@@ -62,8 +64,10 @@ class Watcher:
             if changes:
                 below = [Path(path).relative_to(root) for _, path in changes if root in Path(path).parents]
                 self._begin({path.parts[0] for path in below})
-            else:
-                await self._look(root)
+                continue
+            await self._look(root)
+            if await asyncio.to_thread(_identity, root) != watched:
+                return
 
     async def _look(self, root: Path) -> None:
         """See what has changed without being told."""
@@ -101,6 +105,12 @@ class Watcher:
             log.exception("could not follow the changes of model %s", name)
         finally:
             del self._settling[name]
+
+
+def _identity(root: Path) -> tuple[int, int]:
+    """Which folder is at ``root``, or is led to from there."""
+    status = root.stat()
+    return status.st_dev, status.st_ino
 
 
 def take_prints(root: Path) -> dict[str, str]:
