@@ -44,6 +44,8 @@ ENDINGS: dict[str, str] = {
     ".bst": "xgboost",
 }
 
+FOLDER_ENDINGS = frozenset({".savedmodel"})  # of models that are a folder
+
 # What often lies beside a model and belongs to it. Taken for one itself only where there is no other, and of those that
 # are named in ``TOLD_BY_CONTENT`` only where they begin as that backend's models do.
 GIVES_WAY = frozenset(

@@ -138,7 +138,11 @@ RepositoryArgument = Annotated[
 
 @app.command()
 def check(
+    context: typer.Context,
     repository: RepositoryArgument = Path("model_repository"),
+    named: Annotated[
+        Path | None, typer.Option("--repository", "-r", help="The same, as the other commands have it.")
+    ] = None,
     gpu: Annotated[
         bool,
         typer.Option("--gpu", help="Check the machine instead: driver, GPUs, and what backends need for them."),
@@ -146,6 +150,11 @@ def check(
 ) -> None:
     """Load every model of a folder once, without serving it, and list what is wrong. Exit status 1 on any problem."""
     _log_errors("check")
+    if named is not None:
+        source = context.get_parameter_source("repository")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter("is given twice, as an argument and with --repository", param_hint="REPOSITORY")
+        repository = named
     if gpu:
         from headrace.gpu_check import check_gpu
 
@@ -158,7 +167,7 @@ def check(
 
 @app.command()
 def explain(
-    model: Annotated[str, typer.Argument(help="The model's name in the repository.")],
+    model: Annotated[str, typer.Argument(help="The model's name in the repository, or the path of its folder.")],
     repository: Annotated[
         Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds it.")
     ] = Path("model_repository"),
@@ -182,8 +191,9 @@ def explain(
         _exit(explain_running(url, model, typer.echo))
         return
     from headrace.inspection import explain_model
+    from headrace.repository.layout import located
 
-    _exit(asyncio.run(explain_model(repository, model, typer.echo, plan_cache)))
+    _exit(asyncio.run(explain_model(*located(model, repository), typer.echo, plan_cache)))
 
 
 @app.command()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import typer
 
+from headrace.announcement import no_model_line
 from headrace.config import Settings
 from headrace.core.model import TensorSpec
 from headrace.plan_story import tell_plan
-from headrace.repository.layout import ModelFolder, list_models, read_folder, selected_versions
+from headrace.repository.layout import ModelFolder, list_models, passed_over, read_folder, selected_versions
 from headrace.repository.lifecycle import State
 from headrace.repository.model_config import BatchingConfig
 from headrace.repository.plans import Plans
@@ -44,6 +45,10 @@ async def check_repository(path: Path, say: Say, *, show_progress: bool) -> int:
                     for problem in problems:
                         say(f"{name}: {problem}")
                 progress.update(len(some))
+    for name in passed_over(path):
+        say(f"{name}: is passed over: it has no version (a folder named 1, 2, ...) and no configuration")
+    if not names:
+        say(no_model_line(path))
     say(f"{len(names)} model(s), {bad} with problems")
     return bad
 

@@ -14,7 +14,10 @@ from headrace_backends.optimize.plan_cache import default_plan_cache
 def optimize(
     target: Annotated[
         str,
-        typer.Argument(metavar="MODEL_OR_FILE", help="A model's name in --repository, or the path of a model file."),
+        typer.Argument(
+            metavar="MODEL_OR_FILE",
+            help="A model's name in --repository, or the path of its folder or of a model file.",
+        ),
     ],
     repository: Annotated[
         Path, typer.Option("--repository", "-r", envvar="HEADRACE_REPOSITORY", help="The folder that holds the model.")
@@ -108,6 +111,7 @@ def optimize(
     the same command continues it.
     """
     from headrace.optimizing import OptimizeArguments, run
+    from headrace.repository.layout import located
     from headrace_backends.optimize.accuracy import Budget
     from headrace_backends.optimize.live import listener_for
 
@@ -119,6 +123,7 @@ def optimize(
     if apply and Path(target).is_file():
         typer.echo(f"headrace: --apply is for a model of the server's repository, and '{target}' is a file", err=True)
         raise typer.Exit(1)
+    repository, target = located(target, repository)
     arguments = OptimizeArguments(
         target,
         repository,

@@ -77,6 +77,7 @@ def test_serve_shows_a_flag_and_a_variable_for_every_setting():
         (["serve", "--model-control", "sometimes"], "sometimes"),
         (["frobnicate"], "frobnicate"),
         (["explain"], "model"),
+        (["check", "one", "-r", "other"], "REPOSITORY: is given twice"),
     ],
 )
 def test_mistakes_are_usage_errors(arguments, complaint):
@@ -122,6 +123,17 @@ def test_check_of_nothing(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_check_tells_of_folders_that_are_no_models(tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"x")
+    ended = run("check", "--repository", tmp_path, env={"HEADRACE_REPOSITORY": "elsewhere"})
+    assert ended.returncode == 0
+    passed, none, count = ended.stdout.splitlines()
+    assert passed.startswith("bert: is passed over: it has no version (a folder named 1, 2, ...)")
+    assert none.startswith(f"there is no model in {tmp_path} yet")
+    assert count == "0 model(s), 0 with problems"
+
+
 def test_the_repository_may_come_from_the_environment(good):
     assert run("check", env={"HEADRACE_REPOSITORY": str(good)}).returncode == 0
 
@@ -136,7 +148,7 @@ def test_explain_says_what_is_served_and_why(good):
 
 
 def test_explain_says_why_a_model_is_refused(bad):
-    ended = run("explain", "garbage", "--repository", bad)
+    ended = run("explain", f"{bad}/garbage/")  # as a shell completes it
     assert ended.returncode == 1
     assert re.search(r"refused: .*model\.onnx", ended.stdout)
     ended = run("explain", "misspelled", "-r", bad)

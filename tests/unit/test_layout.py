@@ -154,6 +154,8 @@ def test_a_wanted_version_without_a_folder_is_a_problem(model):
         (["weights.bin"], "{backend: onnxruntime, model_file: weights.bin}", "onnxruntime", "weights.bin"),
         (["model.pt"], "backend: pytorch", "torch", "model.pt"),
         (["anything"], "backend: fake", "fake", ""),
+        (["model.onnx/model.onnx", "model.onnx/weights"], "", "onnxruntime", "model.onnx/model.onnx"),  # as Triton has it
+        (["net.onnx/model.onnx"], "model_file: net.onnx", "onnxruntime", "net.onnx/model.onnx"),
         (["model.onnx"], "backend: their_plugin", "their_plugin", ""),
         (["x.y"], "{backend: their_plugin, model_file: x.y}", "their_plugin", "x.y"),
     ],
@@ -165,6 +167,7 @@ def test_finding_the_model_file(model, places, config, backend, found):
     assert folder.versions[1].model_path == folder.path / "1" / found
 
 
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 102531\n"
 XGBOOST = '{"learner":{"attributes":{}}}'
 
 
@@ -204,7 +207,11 @@ def test_finding_a_model_of_another_framework(model, contents, config, backend, 
 @pytest.mark.parametrize(
     ("contents", "problem"),
     [
-        ({"model.json": '{"architecture": "x"}'}, "1: has no model file, expected model.* with an ending of .onnx"),
+        (
+            {"model.json": '{"architecture": "x"}', "model.safetensors": "s"},
+            "; found: model.json (which does not begin as a model of XGBoost), model.safetensors",
+        ),
+        ({"model.onnx": LFS_POINTER}, "1: its model file 'model.onnx' is a pointer of Git LFS and not the model"),
         (
             {"model.keras": "k", "model.skops": "s"},
             "1: has several model files (model.keras, model.skops); set backend",
@@ -213,19 +220,24 @@ def test_finding_a_model_of_another_framework(model, contents, config, backend, 
 )
 def test_no_single_model_of_another_framework(model, contents, problem):
     folder = read_folder(model(**{f"1/{place}": text for place, text in contents.items()}))
-    assert folder.problems[0].startswith(problem)
+    assert len(folder.problems) == 1
+    assert problem in folder.problems[0]
 
 
 def test_a_pipe_is_not_waited_for(model):
     path = model(**{"1/README": "x"})
     os.mkfifo(path / "1/model.json")
     assert read_folder(path).problems[0].startswith("1: has no model file")
+    os.mkfifo(path / "1/model.onnx")
+    assert read_folder(path).problems == ("1: its model file 'model.onnx' is not an ordinary file",)
 
 
 @pytest.mark.parametrize(
     ("places", "config", "problem"),
     [
         (["README"], "", "1: has no model file, expected model.* with an ending of .onnx"),
+        (["net.onnx/other.onnx"], "", "1: its model file 'net.onnx' is a folder, expected a file model.onnx in it"),
+        (["model.pt2/data.pkl"], "", "1: its model file 'model.pt2' is a folder, expected a file"),
         (["model.onnx"], "backend: torch", "1: has no model file for backend 'torch', expected model.pt2 or model.pt"),
         (["model.onnx", "model.py"], "", "1: has several model files (model.onnx, model.py); set backend or model_"),
         (
@@ -522,7 +534,7 @@ def test_fingerprint_does_not_run_out_of_stack(tmp_path):
     assert after != before
 
 
-@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx", "model.keras", "v1/model.tflite"])
+@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx", "model.keras", "v1/model.tflite", "iris.joblib", "model.json"])
 def test_a_model_file_outside_a_version_folder_is_told_and_not_passed_over(tmp_path, loose):
     file = tmp_path / "m" / loose
     file.parent.mkdir(parents=True)

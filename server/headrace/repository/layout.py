@@ -17,7 +17,8 @@ from headrace.repository.model_config import ModelConfig, parse_config
 from headrace.repository.pbtxt import parse_pbtxt
 from headrace.repository.sequence_config import MAX_STATE_BYTES, StateConfig
 from headrace.repository.small_files import Unusable, list_names, may_come_back, read_bytes, read_text, why_unread
-from headrace.repository.version_files import VersionFiles, read_version
+from headrace.repository.version_files import NoModelFile, VersionFiles, read_version
+from headrace_backends.registry import backend_by_name
 
 __all__ = [
     "ModelFolder",
@@ -25,6 +26,8 @@ __all__ = [
     "has_model",
     "is_model_name",
     "list_models",
+    "located",
+    "passed_over",
     "read_folder",
     "selected_versions",
     "version_number",
@@ -37,8 +40,8 @@ MAX_LABEL_BYTES = 64 << 20
 INITIAL_STATES = "initial_state"  # the folder where Triton looks for the files that states begin with
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)  # an int64 on the wire
-# .py, .xml, .json, .h5 and .pkl are not only models.
-_LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan", ".engine", ".savedmodel", ".keras", ".tflite", ".skops")
+# .xml, .json, .h5 and .pkl are not only models, unless they are called model.*; .py never.
+_LOOSE_ENDINGS = (".onnx", ".pt2", ".pt", ".plan", ".engine", ".savedmodel", ".keras", ".tflite", ".skops", ".joblib")
 _MISSPELLED_CONFIGS = ("config.yml", "config.json", "config.pbtxt.txt", "config.yaml.txt")
 
 
@@ -59,6 +62,7 @@ class ModelFolder:
     sequence: SequenceSpec | None = None  # as configured, with the states that sequences begin with
     on_disk: frozenset[int] = frozenset()  # every version that has a folder, whatever state that is in
     out_of_reach: frozenset[int] = frozenset()  # the broken ones that are there and could not be read just now
+    incomplete: bool = False  # a version, or the model file of one, is not there: it may be on its way
     model_problems: tuple[str, ...] = ()
     config_print: str = ""  # changes when the configuration or a file that it names does
 
@@ -87,6 +91,22 @@ def list_models(repository: Path) -> list[str]:
     """
     with os.scandir(repository) as entries:
         return sorted(entry.name for entry in entries if is_model_name(entry.name) and _is_model(Path(entry.path)))
+
+
+def passed_over(repository: Path) -> list[str]:
+    """The folders that are none of the repository's models though their names are no reason for that, sorted."""
+    models = set(list_models(repository))
+    return [
+        name
+        for name in list_names(repository)
+        if name not in models and is_model_name(name) and (repository / name).is_dir()
+    ]
+
+
+def located(model: str, repository: Path) -> tuple[Path, str]:
+    """The repository and the name of a model that is given by its name, or by the path of its folder."""
+    path = Path(model)
+    return (path.parent, path.name) if "/" in model and path.is_dir() else (repository, model)
 
 
 def has_model(repository: Path, name: str) -> bool:
@@ -137,6 +157,7 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
             f"{_where_it_belongs(path, names)}"
         )
     versions: dict[int, VersionFiles] = {}
+    incomplete = not on_disk
     for version in sorted(on_disk - broken.keys()):
         try:
             versions[version] = read_version(path / str(version), version, config)
@@ -144,6 +165,7 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
             unread[version], broken[version] = error, why_unread(error)
         except Unusable as error:
             broken[version] = str(error)
+            incomplete |= isinstance(error, NoModelFile)
     out_of_reach = frozenset(version for version, error in unread.items() if may_come_back(error))
     return ModelFolder(
         path.name,
@@ -155,6 +177,7 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
         sequence,
         on_disk,
         out_of_reach,
+        incomplete,
         tuple(problems),
         own_print,
     )
@@ -202,13 +225,18 @@ def _where_it_belongs(path: Path, names: list[str]) -> str:
 
 def _loose_files(path: Path, names: list[str]) -> list[str]:
     """Model files that somebody has put beside the version folders, or into one whose name is no version."""
-    found = [name for name in names if PurePath(name).suffix in _LOOSE_ENDINGS]
+    found = [name for name in names if _is_loose(name)]
     for name in names:
         if not is_passed_over(name) and not _VERSION.fullmatch(name) and (path / name).is_dir():
             with contextlib.suppress(OSError):  # one that may not be read: what is in it is no hint then
                 inner = list_names(path / name)
-                found += [f"{name}/{one}" for one in inner if PurePath(one).suffix in _LOOSE_ENDINGS]
+                found += [f"{name}/{one}" for one in inner if _is_loose(one)]
     return found
+
+
+def _is_loose(name: str) -> bool:
+    called_model = name.startswith("model.") and backend_by_name(name) not in (None, "python")
+    return called_model or PurePath(name).suffix in _LOOSE_ENDINGS
 
 
 # ---- the configuration and the files that it names ----

@@ -1,5 +1,6 @@
 """One version's files, and which of them is the model."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from headrace.repository.small_files import Unusable, list_names, may_come_back,
 from headrace_backends.registry import (
     CONTENT_BYTES,
     ENDINGS,
+    FOLDER_ENDINGS,
     backend_by_name,
     canonical,
     content_fits,
@@ -31,6 +33,12 @@ class VersionFiles:
 
 
 ENSEMBLE = "ensemble"  # in place of a backend
+MAX_NAMED = 5  # of the files in a folder that has no model
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class NoModelFile(Unusable):
+    """A version without a model file; perhaps it is on its way."""
 
 
 def read_version(folder: Path, version: int, config: ModelConfig) -> VersionFiles:
@@ -63,6 +71,8 @@ def _find_model(folder: Path, config: ModelConfig) -> tuple[str, Path]:
     else:
         candidates = [name for name in names if backend_by_name(name) is not None]
         candidates = _first_rank(folder, candidates)
+    if not candidates:
+        raise NoModelFile(_none_among(list_names(folder), backend))
     name = _preferred(candidates, backend)
     return backend or _backend_of(name), _existing(folder / name)
 
@@ -77,7 +87,7 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     """The model file among those of known names: one named model.*, else the only one.
 
     Raises:
-        Unusable: there is none, or more than one.
+        Unusable: there is more than one.
     """
     named = [name for name in candidates if name.startswith("model.")]
     backends = {backend} if backend else {backend_by_name(name) for name in named}
@@ -88,15 +98,26 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     remaining = named or candidates
     if len(remaining) == 1:
         return remaining[0]
-    if remaining:
-        raise Unusable(
-            f"has several model files ({', '.join(remaining)}); set backend or model_file in the configuration "
-            "to choose one"
-        )
+    raise Unusable(
+        f"has several model files ({', '.join(remaining)}); set backend or model_file in the configuration to choose one"
+    )
+
+
+def _none_among(names: list[str], backend: str | None) -> str:
+    """That none of these is a model file."""
     if backend is not None:
-        expected = model_files(backend)
-        raise Unusable(f"has no model file for backend '{backend}', expected {' or '.join(expected)}")
-    raise Unusable(f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}")
+        missing = f"has no model file for backend '{backend}', expected {' or '.join(model_files(backend))}"
+    else:
+        missing = f"has no model file, expected model.* with an ending of {', '.join(ENDINGS)}"
+    if not names:
+        return f"{missing}; the folder is empty"
+    there = [
+        f"{name} (which does not begin as a model of XGBoost)"
+        if backend is None and backend_by_name(name) and not is_passed_over(name)  # so it is not for its ending
+        else name
+        for name in names[:MAX_NAMED]
+    ]
+    return f"{missing}; found: {', '.join(there)}{', ...' if len(names) > MAX_NAMED else ''}"
 
 
 def _backend_of(name: str) -> str:
@@ -107,10 +128,30 @@ def _backend_of(name: str) -> str:
 
 
 def _existing(path: Path) -> Path:
+    """The model file at ``path``; of an ONNX model with more files it may be a folder that has all of them."""
     try:
-        path.stat()
+        mode = path.stat().st_mode
     except OSError as error:
         if may_come_back(error):
             raise
-        raise Unusable(f"its model file '{path.name}' {why_unread(error)}") from error
+        raise NoModelFile(f"its model file '{path.name}' {why_unread(error)}") from error
+    if stat.S_ISDIR(mode):
+        return _in_folder(path)
+    if not stat.S_ISREG(mode):
+        raise Unusable(f"its model file '{path.name}' is not an ordinary file")
+    if read_beginning(path, len(_LFS_POINTER)) == _LFS_POINTER:
+        raise Unusable(f"its model file '{path.name}' is a pointer of Git LFS and not the model: run git lfs pull")
+    return path
+
+
+def _in_folder(path: Path) -> Path:
+    """The model file where there is a folder at ``path``."""
+    ending = path.suffix.lower()
+    if ending == ".onnx":
+        inner = path / "model.onnx"
+        if inner.is_file():
+            return _existing(inner)
+        raise NoModelFile(f"its model file '{path.name}' is a folder, expected a file model.onnx in it")
+    if ending in ENDINGS and ending not in FOLDER_ENDINGS:
+        raise Unusable(f"its model file '{path.name}' is a folder, expected a file")
     return path
