@@ -154,7 +154,7 @@ def test_a_wanted_version_without_a_folder_is_a_problem(model):
         (["weights.bin"], "{backend: onnxruntime, model_file: weights.bin}", "onnxruntime", "weights.bin"),
         (["model.pt"], "backend: pytorch", "torch", "model.pt"),
         (["anything"], "backend: fake", "fake", ""),
-        (["model.onnx/model.onnx", "model.onnx/weights"], "", "onnxruntime", "model.onnx/model.onnx"),  # as Triton has it
+        (["model.onnx/model.onnx", "model.onnx/weights"], "", "onnxruntime", "model.onnx/model.onnx"),
         (["net.onnx/model.onnx"], "model_file: net.onnx", "onnxruntime", "net.onnx/model.onnx"),
         (["model.onnx"], "backend: their_plugin", "their_plugin", ""),
         (["x.y"], "{backend: their_plugin, model_file: x.y}", "their_plugin", "x.y"),
@@ -534,7 +534,9 @@ def test_fingerprint_does_not_run_out_of_stack(tmp_path):
     assert after != before
 
 
-@pytest.mark.parametrize("loose", ["model.onnx", "v1/model.onnx", "model.keras", "v1/model.tflite", "iris.joblib", "model.json"])
+@pytest.mark.parametrize(
+    "loose", ["model.onnx", "v1/model.onnx", "model.keras", "v1/model.tflite", "iris.joblib", "model.json"]
+)
 def test_a_model_file_outside_a_version_folder_is_told_and_not_passed_over(tmp_path, loose):
     file = tmp_path / "m" / loose
     file.parent.mkdir(parents=True)

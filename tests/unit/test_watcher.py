@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from watchfiles import awatch
 
-from headrace.repository import watcher
+from headrace.repository import layout, watcher
 from headrace.repository.watcher import Watcher, take_prints
 
 
@@ -16,9 +16,11 @@ class Repository:
     def __init__(self, path):
         self.path = path
         self.refreshed = asyncio.Queue()
+        self.found = {}  # the model files that were there
 
     async def refresh(self, name):
         self.refreshed.put_nowait(name)
+        self.found[name] = sorted(path.name for path in (self.path / name).rglob("model.*"))
 
 
 def model(repository, name, content=b"1"):
@@ -42,7 +44,12 @@ async def followed(tmp_path, monkeypatch):
         repository.path = path
         running.append(asyncio.get_running_loop().create_task(follower.run(take_prints(path))))
 
-    yield SimpleNamespace(follow=follow, path=tmp_path, next=lambda: asyncio.wait_for(repository.refreshed.get(), 20))
+    yield SimpleNamespace(
+        follow=follow,
+        path=tmp_path,
+        next=lambda: asyncio.wait_for(repository.refreshed.get(), 20),
+        found=repository.found,
+    )
     follower.stop()
     for task in running:
         task.cancel()
@@ -100,3 +107,43 @@ async def test_a_repository_behind_a_link_that_is_led_elsewhere(followed, monkey
     (tmp_path / "next").replace(link)
     assert await followed.next() == "first"
     assert await asyncio.wait_for(watched.get(), 20) == tmp_path / "2"
+
+
+async def test_a_model_file_that_is_still_to_come_is_waited_for(followed, monkeypatch):
+    """As with rsync, which writes to a hidden file and renames it at the end."""
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    monkeypatch.setattr(watcher, "ARRIVAL_S", 60)
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_folder(path):
+        folder = layout.read_folder(path)
+        loop.call_soon_threadsafe(looked.set)
+        return folder
+
+    monkeypatch.setattr(watcher, "read_folder", read_folder)
+    followed.follow()
+    folder = followed.path / "second" / "1"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.yaml").write_text("max_batch_size: 4")
+    part = folder / ".model.onnx.Kx3a9Q"
+    part.write_bytes(b"1")
+    await asyncio.wait_for(looked.wait(), 20)
+    looked.clear()
+    async with asyncio.timeout(20):
+        while not looked.is_set():  # then it is waited for another 60 seconds
+            part.write_bytes(part.read_bytes() + b"1")
+            await asyncio.sleep(0.01)
+    part.rename(folder / "model.onnx")
+    assert await followed.next() == "second"
+    assert followed.found["second"] == ["model.onnx"]
+
+
+async def test_a_model_file_that_does_not_come_is_not_waited_for_for_ever(followed, monkeypatch):
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    monkeypatch.setattr(watcher, "ARRIVAL_S", 0.02)
+    followed.follow()
+    (followed.path / "second" / "1").mkdir(parents=True)
+    while followed.found.get("second") is None:
+        assert await followed.next() == "second"
+    assert followed.found["second"] == []

@@ -18,12 +18,13 @@ class Stamp(NamedTuple):
     changed: str
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, everything: bool = False) -> str:
     """A print of every file below ``path``: its place, size, time of change and inode, but not its contents.
 
-    Hidden and temporary files and Python's caches do not count: what writes them does not mean to change a model.
+    Hidden and temporary files and Python's caches do not count, unless ``everything`` does: what writes them does not
+    mean to change a model.
     """
-    return digest(stamps(path))
+    return digest(stamps(path, everything=everything))
 
 
 def print_files(folder: Path, places: Iterable[str]) -> str:
@@ -39,8 +40,11 @@ def digest(found: Iterable[Stamp]) -> str:
     return running.hexdigest()
 
 
-def stamps(root: Path) -> Iterator[Stamp]:
-    """A stamp for each file below ``root``. A folder is walked once, so links may lead in circles."""
+def stamps(root: Path, *, everything: bool = False) -> Iterator[Stamp]:
+    """A stamp for each file below ``root``, as ``fingerprint`` counts them.
+
+    A folder is walked once, so links may lead in circles.
+    """
     walked: set[tuple[int, int]] = set()
     waiting = [(root, "")]
     while waiting:
@@ -58,7 +62,8 @@ def stamps(root: Path) -> Iterator[Stamp]:
         except OSError as error:
             yield Stamp(place, 0, f"error {error.errno}")
             continue
-        waiting += [(path / name, f"{place}/{name}") for name in reversed(names) if not is_passed_over(name)]
+        counted = names if everything else [name for name in names if not is_passed_over(name)]
+        waiting += [(path / name, f"{place}/{name}") for name in reversed(counted)]
 
 
 def _stamp(path: Path, place: str) -> Stamp:

@@ -99,7 +99,8 @@ def _preferred(candidates: list[str], backend: str | None) -> str:
     if len(remaining) == 1:
         return remaining[0]
     raise Unusable(
-        f"has several model files ({', '.join(remaining)}); set backend or model_file in the configuration to choose one"
+        f"has several model files ({', '.join(remaining)}); set backend or model_file in the configuration "
+        "to choose one"
     )
 
 

@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import math
 from pathlib import Path
 
 from watchfiles import awatch
 
 from headrace.core.fingerprint import fingerprint
-from headrace.repository.layout import list_models
+from headrace.repository.layout import has_model, list_models, read_folder
 from headrace.repository.repository import Repository
 
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.6  # a folder that has not changed for so long is taken to be whole
+ARRIVAL_S = 5.0  # unless it lacks its model file: then nothing may have come for so long
 AGAIN_S = 2  # after the repository could not be read
 RESCAN_S = 10  # network file systems do not tell of changes, so now and then everything is looked at
 
@@ -22,7 +24,8 @@ class Watcher:
     """Follows one repository until it is stopped.
 
     A model that is being copied changes all the time; it is loaded once it holds still. Should a copy pause
-    longer than that, its load fails or not, and the next change leads to the next attempt.
+    longer than that, its load fails or not, and the next change leads to the next attempt. One whose model file is
+    not there yet, as while a tool writes to a hidden one that it renames at the end, is waited for.
     """
 
     def __init__(self, repository: Repository) -> None:
@@ -89,16 +92,13 @@ class Watcher:
         folder = self._repository.path / name
         try:
             while True:
-                before = await asyncio.to_thread(fingerprint, folder)
-                await asyncio.sleep(SETTLE_S)
-                after = await asyncio.to_thread(fingerprint, folder)
-                if before != after:
+                settled = await _settled(folder)
+                if settled == self._prints.get(name):
+                    break
+                if settled is None or await self._is_arriving(name):
                     continue
-                if after != self._prints.get(name):
-                    self._prints[name] = after
-                    await self._repository.refresh(name)
-                    continue  # it may have changed again meanwhile
-                break
+                self._prints[name] = settled
+                await self._repository.refresh(name)  # and look again: it may have changed meanwhile
             if not folder.exists():
                 self._prints.pop(name, None)
         except Exception:
@@ -106,11 +106,35 @@ class Watcher:
         finally:
             del self._settling[name]
 
+    async def _is_arriving(self, name: str) -> bool:
+        """Whether the model lacks its file, and something of it has come while that was waited for."""
+        folder = self._repository.path / name
+        before = await asyncio.to_thread(fingerprint, folder, everything=True)
+        if not await asyncio.to_thread(_is_incomplete, folder):
+            return False
+        for _ in range(math.ceil(ARRIVAL_S / SETTLE_S)):
+            await asyncio.sleep(SETTLE_S)
+            if before != await asyncio.to_thread(fingerprint, folder, everything=True):
+                return True
+        return False
+
+
+async def _settled(folder: Path) -> str | None:
+    """Its print, if it has held still for ``SETTLE_S``."""
+    before = await asyncio.to_thread(fingerprint, folder)
+    await asyncio.sleep(SETTLE_S)
+    after = await asyncio.to_thread(fingerprint, folder)
+    return after if after == before else None
+
 
 def _identity(root: Path) -> tuple[int, int]:
     """Which folder is at ``root``, or is led to from there."""
     status = root.stat()
     return status.st_dev, status.st_ino
+
+
+def _is_incomplete(folder: Path) -> bool:
+    return has_model(folder.parent, folder.name) and read_folder(folder).incomplete
 
 
 def take_prints(root: Path) -> dict[str, str]:
