@@ -21,6 +21,7 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     Raises:
         LoadError: it is none, or does not go together with the configuration.
     """
+    module = load_torchscript(source, device)  # first of all: whoever has another file is not to configure it in vain
     if not source.inputs or not source.outputs:
         raise LoadError(
             "TorchScript does not say what tensors it takes; write them in config.yaml, as\n"
@@ -33,7 +34,6 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     problems = leading_problems(source.max_batch_size or 0, (*source.inputs, *source.outputs))
     if problems:
         raise LoadError("; ".join(problems))
-    module = load_torchscript(source, device)
     order = argument_order(source, module)
     _refuse_needed(source, module, order)
     wanted = [spec.name for spec in source.outputs]

@@ -202,6 +202,7 @@ def tensorflow_server(tmp_path_factory, made):
     for name, file in (("net_keras", "net.keras"), ("two", "two.keras"), ("lambda", "lambda.keras"), ("h5", "net.h5")):
         place(repository, f"{name}/1/model.{file.split('.')[1]}", (made / file).read_bytes())
     place(repository, "net_tflite/1/model.tflite", (made / "net.tflite").read_bytes())
+    place(repository, "torn/1/model.keras", (made / "net.keras").read_bytes()[:200])
     cache = tmp_path_factory.mktemp("cache")
     yield from ready(RunningServer(repository, env={"XDG_CACHE_HOME": str(cache)}))
 
@@ -239,7 +240,8 @@ class TestTensorFlow:
 
     def test_what_is_wrong_is_told(self, tensorflow_server):
         told = reasons(tensorflow_server)
-        assert set(told) == {"lambda", "none"}
+        assert set(told) == {"lambda", "none", "torn"}
+        assert "Keras cannot load 'model.keras': it is not a zip file" in told["torn"]
         assert "Keras cannot load 'model.keras'" in told["lambda"]
         assert "save the model with model.export(FOLDER), and serve that SavedModel" in told["lambda"]
         assert "has no signature" in told["none"]

@@ -501,6 +501,15 @@ def test_fingerprint_sees_every_kind_of_change(tmp_path):
     changed()  # deleted
 
 
+def test_fingerprint_sees_that_a_file_may_be_read_now(tmp_path, monkeypatch):
+    """So that a model which was copied in by somebody else is loaded once its permissions are mended."""
+    (tmp_path / "a").write_text("one")
+    before = fingerprint(tmp_path)
+    real = os.access  # root may read everything, so permissions alone would prove nothing
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path).name != "a")
+    assert fingerprint(tmp_path) != before
+
+
 def test_fingerprint_follows_links_and_ends(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

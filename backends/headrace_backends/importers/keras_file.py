@@ -1,6 +1,7 @@
 """Keras's files to ONNX, by way of a SavedModel with the model's own names. Runs in the converting process."""
 
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def convert(task: Task) -> list[str]:
 
 
 def _read(path: Path) -> Any:
+    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):  # of which Keras says that it is not found
+        raise LoadError(f"Keras cannot load '{path.name}': it is not a zip file, as those of Keras 3 are")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)  # never code from the file
     except (ValueError, TypeError, KeyError, OSError, AttributeError, ImportError) as error:

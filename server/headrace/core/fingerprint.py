@@ -21,8 +21,8 @@ class Stamp(NamedTuple):
 def fingerprint(path: Path, *, everything: bool = False) -> str:
     """A print of every file below ``path``: its place, size, time of change and inode, but not its contents.
 
-    Hidden and temporary files and Python's caches do not count, unless ``everything`` does: what writes them does not
-    mean to change a model.
+    Whether it may be read counts too. Hidden and temporary files and Python's caches do not, unless ``everything`` does:
+    what writes them does not mean to change a model.
     """
     return digest(stamps(path, everything=everything))
 
@@ -52,7 +52,7 @@ def stamps(root: Path, *, everything: bool = False) -> Iterator[Stamp]:
         try:
             status = path.stat()
             if not stat.S_ISDIR(status.st_mode):
-                yield _file_stamp(place, status)
+                yield _file_stamp(path, place, status)
                 continue
             if (status.st_dev, status.st_ino) in walked:
                 yield Stamp(place, 0, f"folder {status.st_ino}")
@@ -71,8 +71,10 @@ def _stamp(path: Path, place: str) -> Stamp:
         status = path.stat()
     except OSError as error:
         return Stamp(place, 0, f"error {error.errno}")
-    return _file_stamp(place, status)
+    return _file_stamp(path, place, status)
 
 
-def _file_stamp(place: str, status: os.stat_result) -> Stamp:
-    return Stamp(place, status.st_size, f"{status.st_mtime_ns} {status.st_ino}")
+def _file_stamp(path: Path, place: str, status: os.stat_result) -> Stamp:
+    # Of its permissions only what matters here: a model need not be loaded again for any other chmod.
+    closed = "" if os.access(path, os.R_OK) else " closed"
+    return Stamp(place, status.st_size, f"{status.st_mtime_ns} {status.st_ino}{closed}")
