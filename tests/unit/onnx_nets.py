@@ -87,6 +87,57 @@ def two_layers(folder, **options):
     return save(folder, nodes, inputs, outputs, weights, **options)
 
 
+def attention(folder, width=16, heads=2):
+    """x [n, s, width] looks at itself in two heads, at no place that the mask [n, s] hides with a 0."""
+    random = np.random.default_rng(8)
+    node = helper.make_node
+    weights = {
+        "gain": np.ones(width, np.float32),
+        "shift": np.zeros(width, np.float32),
+        "apart": np.array([0, 0, heads, width // heads]),
+        "together": np.array([0, 0, width]),
+        "root": np.float32((width // heads) ** 0.5),
+        "one": np.float32(1),
+        "low": np.float32(-10000),
+        "first": np.array([1]),
+        "second": np.array([2]),
+    }
+    nodes = [
+        node("Add", ["x", "x"], ["doubled"]),
+        node("LayerNormalization", ["doubled", "gain", "shift"], ["given"]),
+        node("Unsqueeze", ["mask", "first"], ["mask_1"]),
+        node("Unsqueeze", ["mask_1", "second"], ["mask_2"]),
+        node("Cast", ["mask_2"], ["seen"], to=TensorProto.FLOAT),
+        node("Sub", ["one", "seen"], ["unseen"]),
+        node("Mul", ["unseen", "low"], ["hidden"]),
+    ]
+    for name in "qkvo":
+        weights[f"{name}_weight"] = random.standard_normal((width, width)).astype(np.float32) / 2
+        weights[f"{name}_bias"] = random.standard_normal(width).astype(np.float32)
+    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            node("MatMul", ["given", f"{name}_weight"], [f"{name}_product"]),
+            node("Add", [f"{name}_bias", f"{name}_product"], [f"{name}_sum"]),
+            node("Reshape", [f"{name}_sum", "apart"], [f"{name}_apart"]),
+            node("Transpose", [f"{name}_apart"], [name], perm=order),
+        ]
+    nodes += [
+        node("MatMul", ["q", "k"], ["scores"]),
+        node("Div", ["scores", "root"], ["scaled"]),
+        node("Add", ["scaled", "hidden"], ["masked"]),
+        node("Softmax", ["masked"], ["shares"]),
+        node("MatMul", ["shares", "v"], ["context"]),
+        node("Transpose", ["context"], ["turned"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["turned", "together"], ["whole"]),
+        node("MatMul", ["whole", "o_weight"], ["o_product"]),
+        node("Add", ["o_bias", "o_product"], ["o_sum"]),
+        node("Add", ["o_sum", "given"], ["sum"]),
+        node("LayerNormalization", ["sum", "gain", "shift"], ["y"]),
+    ]
+    inputs = [value("x", TensorProto.FLOAT, "n", "s", width), value("mask", TensorProto.INT64, "n", "s")]
+    return save(folder, nodes, inputs, [value("y", TensorProto.FLOAT, "n", "s", width)], weights)
+
+
 def examples_of(path, count=24, real=True):
     random = np.random.default_rng(7)
 

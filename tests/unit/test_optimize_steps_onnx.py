@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from unit.onnx_nets import answers, convolutions, declared, examples_of, save, task_for, two_layers, value
+from unit.onnx_nets import answers, attention, convolutions, declared, examples_of, save, task_for, two_layers, value
 
 from headrace.core.model import Signature
 from headrace_backends.optimize import onnx_model, quantizing
@@ -350,6 +350,44 @@ def test_gelu_is_fused_and_a_net_without_any_is_refused(tmp_path):
         fuse_transformer.apply(task_for(convolutions(tmp_path), tmp_path))
     with pytest.raises(StepFailed, match="model_type is 'poem'"):
         fuse_transformer.apply(task_for(path, tmp_path, model_type="poem"))
+
+
+@pytest.mark.parametrize("family", ["auto", "bert", "vit"])
+def test_fused_attention_heeds_masks_that_no_example_has(tmp_path, family):
+    path, random = attention(tmp_path), np.random.default_rng(4)
+    unhidden = [{"x": random.standard_normal((1, 6, 16)).astype(np.float32), "mask": np.ones((1, 6), int)}] * 2
+    task = task_for(path, tmp_path, examples=Examples(tuple(unhidden), ({}, {}), "tests"), model_type=family)
+    made = fuse_transformer.apply(task)
+    assert "Attention" in onnx_model.counts(onnx.load(made))
+    hidden = [
+        {"x": random.standard_normal((1, 6, 16)).astype(np.float32), "mask": np.array([mask])}
+        for mask in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 1])
+    ]
+    assert error(path, made, Examples(tuple(hidden), ({},) * 3, "tests")) < 1e-4
+    quantised = int8_dynamic.apply(task_for(made, tmp_path / "made"))
+    assert "QAttention" in onnx_model.counts(onnx.load(quantised))
+
+
+def test_what_is_fused_must_answer_alike_also_where_whole_numbers_are_others(tmp_path, monkeypatch):
+    path = attention(tmp_path)
+    plain = fuse_transformer._fused
+
+    def masks_lost(task, original, family, chosen):
+        model = plain(task, original, family, chosen)
+        for node in model.graph.node if model else ():
+            if node.op_type == "Attention":
+                node.input[3] = ""
+        return model
+
+    monkeypatch.setattr(fuse_transformer, "_fused", masks_lost)
+    example = {
+        "x": np.random.default_rng(4).standard_normal((1, 6, 16)).astype(np.float32),
+        "mask": np.ones((1, 6), int),
+    }
+    with pytest.raises(StepFailed, match="answers otherwise than before"):
+        fuse_transformer.apply(
+            task_for(path, tmp_path, examples=Examples((example,), ({},), "tests"), model_type="bert")
+        )
 
 
 def test_renaming_moves_aside_who_has_the_name():

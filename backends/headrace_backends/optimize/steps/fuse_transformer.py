@@ -1,12 +1,15 @@
 """An ONNX transformer whose attention, norms and GELUs are single operators of ONNX Runtime's, still in float32."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import onnx
 
+from headrace_backends.base import Array
 from headrace_backends.optimize import onnx_model
 from headrace_backends.optimize.quiet import hushed
 from headrace_backends.optimize.sensitivity import relative_error
@@ -21,6 +24,7 @@ _FUSED = (
 
 # Families whose attention is fused in different ways; what one does not recognise in an export, another may.
 _FAMILIES = ("bert", "bart", "gpt2", "vit")
+_KEPT = 0.6  # of a mask that hides nothing, when it is shaken
 _NOISE = 1e-3  # of an output's spread: what another order of additions may change
 
 
@@ -63,8 +67,8 @@ def apply(task: StepTask) -> Path:
     if not useful:
         raise StepFailed("nothing in the graph is attention, a norm or a GELU in a form that can be fused")
     for model, family in useful:
-        path = onnx_model.write(model, task, original)
-        if _answers_alike(task, original, path):
+        path = _written_if_alike(model, task, original)
+        if path is not None:
             after = onnx_model.counts(model)
             fused = [
                 f"{after[one] - before.get(one, 0)} {one}" for one in _FUSED if after.get(one, 0) > before.get(one, 0)
@@ -78,8 +82,12 @@ def apply(task: StepTask) -> Path:
 
 
 def _fused(task: StepTask, original: Any, family: str, chosen: Options) -> Any | None:
+    from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
+    # By itself it takes a mask for the number of tokens before the padding as bert, and leaves it out as vit.
+    fusions = FusionOptions(family)
+    fusions.use_raw_attention_mask()
     whole = task.folder / "whole.onnx"
     onnx.save(original, whole)
     try:
@@ -91,6 +99,7 @@ def _fused(task: StepTask, original: Any, family: str, chosen: Options) -> Any |
                 num_heads=chosen.heads,
                 hidden_size=chosen.hidden,
                 opt_level=0,
+                optimization_options=fusions,
                 use_gpu=False,
             )
     except Exception as error:  # noqa: BLE001 - of any kind, on graphs that it does not know
@@ -110,14 +119,44 @@ def _gain(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[int, int
     return (attention, total) if total else None
 
 
-def _answers_alike(task: StepTask, original: Any, path: Path) -> bool:
-    """Whether the first examples get the same answers; also where there are none and the model at least loads."""
+def _written_if_alike(model: Any, task: StepTask, original: Any) -> Path | None:
+    """The model's file; None where it has other inputs, or gives the first examples other answers.
+
+    Each is asked a second time with its whole numbers shaken: what is fused as another kind of mask or position is
+    right for all examples without padding.
+    """
     try:
+        path = onnx_model.write(model, task, original)
         session = onnx_model.session_of(path, task)
-        feeds = [dict(example) for example in task.examples.first(4).inputs]
+    except StepFailed:
+        return None
+    reference = onnx_model.session_of(original, task)
+    random = np.random.default_rng(task.seed)
+    feeds = [dict(example) for example in task.examples.first(4).inputs]
+    right = [onnx_model.run(reference, feed) for feed in feeds]
+    for feed in [_shaken(feed, random) for feed in feeds]:
+        with suppress(StepFailed):  # the model need not take that
+            answer = onnx_model.run(reference, feed)
+            if all(np.isfinite(array).all() for array in answer.values() if array.dtype.kind == "f"):
+                feeds.append(feed)
+                right.append(answer)
+    try:
         answers = [onnx_model.run(session, feed) for feed in feeds]
     except StepFailed:
-        return False
-    reference = onnx_model.session_of(original, task)
-    right = [onnx_model.run(reference, feed) for feed in feeds]
-    return not right or relative_error(right, answers) <= _NOISE
+        return None
+    return path if not right or relative_error(right, answers) <= _NOISE else None
+
+
+def _shaken(feed: Mapping[str, Array], random: np.random.Generator) -> dict[str, Array]:
+    """Whole numbers and booleans in another order; where all are alike, as in a mask, some but the first are 0."""
+    shaken = dict(feed)
+    for name, array in feed.items():
+        if array.dtype.kind not in "iub" or not array.ndim or not array.size:
+            continue
+        if (array == array.flat[0]).all():
+            kept = random.random(array.shape) < _KEPT
+            kept[..., 0] = True
+            shaken[name] = array * kept
+        else:
+            shaken[name] = random.permuted(array, axis=-1)
+    return shaken

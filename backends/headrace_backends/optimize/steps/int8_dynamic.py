@@ -60,7 +60,11 @@ def apply(task: StepTask) -> Path:
                 reduce_range=chosen.reduce_range,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=kept,
-                extra_options={"MatMulConstBOnly": True, "EnableSubgraph": True},
+                extra_options={
+                    "MatMulConstBOnly": True,
+                    "EnableSubgraph": True,
+                    "DefaultTensorType": onnx.TensorProto.FLOAT,  # behind ONNX Runtime's own operators none is inferred
+                },
             )
         made = onnx.load(target)
     except Exception as error:  # asserts, keys, values: whatever the tool stumbles over
