@@ -45,6 +45,18 @@ def wrong_above(path, rows):
     return net(path, *nodes, weights=[("rows", np.array([rows]))])
 
 
+def loud_rows_matter_to_all(path):
+    """Right, but that something is added to every row where one has a value beyond those of the examples."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("ReduceMax", ["x"], ["most"], keepdims=1),
+        node("Greater", ["most", "limit"], ["loud"]),
+        node("Cast", ["loud"], ["one"], to=onnx.TensorProto.FLOAT),
+        node("Add", ["x", "one"], ["y"]),
+    ]
+    return net(path, *nodes, weights=[("limit", np.float32(20))])
+
+
 def contest_of(path, tmp_path):
     subject = Subject("net", "1", path, "onnxruntime", tmp_path)
     return Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None)
@@ -71,3 +83,16 @@ def test_a_form_that_is_wrong_in_large_batches_is_refused(tmp_path, monkeypatch,
         row = contest.decide(Row(form, Fate.KEPT))
     assert row.fate is fate, row.reason
     assert row.held_back.examples == 6
+
+
+def test_a_form_that_cannot_merge_rows_answers_each_alone_and_is_still_one_that_has_rows(tmp_path, monkeypatch):
+    form = Form("onnxruntime", parameters={"graph_optimization_level": "basic"})
+    mixing = loud_rows_matter_to_all(tmp_path / "mixing.onnx")
+    with contest_of(plain(tmp_path / "m.onnx"), tmp_path) as contest:
+        contest.load_reference()
+        contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+        monkeypatch.setattr(contest.workshop, "make", lambda *_: Artifact(mixing, (), 0.0))
+        row = contest.try_form(form, 60.0)
+    assert (row.form.max_batch_size, row.form.name) == (1, form.name)
+    assert row.errors.faithful
+    assert any("not merged into batches" in note for note in row.notes)

@@ -61,6 +61,13 @@ def test_convolutions_are_quantised_statically_first_and_matrix_products_also_dy
     assert dynamic < transformer.index("onnxruntime + int8_static")
 
 
+def test_forms_with_one_scale_for_a_whole_batch_have_no_batches():
+    found = forms_of(Facts(".pt2", "torch", "dense", ALL, trains=True))
+    scaled = [form for form in found if any(step.kind == "int8_dynamic" for step in form.steps)]
+    assert len(scaled) > 1
+    assert all(one.max_batch_size == 1 for form in scaled for one in (form, *milder(form)))
+
+
 def test_ncnn_is_tried_for_convolutions_alone():
     ncnn = ["ncnn + ncnn", "ncnn + ncnn + precision=bf16", "ncnn + prune(share=0.5) + ncnn"]
     found = names(Facts(".onnx", "onnxruntime", "convolutional", ALL, trains=True))

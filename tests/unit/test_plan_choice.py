@@ -223,6 +223,8 @@ def test_what_the_owner_has_said_wins(cache, model):
     config = formed(cache, model, form, said).config
     assert config.parameters == {"a": 1, "b": 3, "intra_op_threads": 1}
     assert config.max_batch_size == 4
+    alone = msgspec.structs.replace(form, max_batch_size=1)  # it was proved for no more
+    assert formed(cache, model, alone, said).config.max_batch_size == 1
     assert [one.count for one in config.instances] == [3]
 
 

@@ -141,7 +141,8 @@ def _quantized(facts: Facts, base: tuple[Step, ...]) -> Iterator[Candidate]:
     if Technique.INT8_DYNAMIC in facts.allow:
         dynamic = (Step("fuse_transformer"), Step("int8_dynamic")) if transformer else (Step("int8_dynamic"),)
         yield Candidate(
-            Form("onnxruntime", (*base, *dynamic), techniques=(Technique.INT8_DYNAMIC,)),
+            # One scale is found for a whole batch: merged, a client's row could ruin another's.
+            Form("onnxruntime", (*base, *dynamic), max_batch_size=1, techniques=(Technique.INT8_DYNAMIC,)),
             0.2 if convolutional else 4.6,
         )
         yield Candidate(_weights_openvino(base), 2.2 if convolutional else 4.0)

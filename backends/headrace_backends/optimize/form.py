@@ -36,7 +36,7 @@ class Form(msgspec.Struct, frozen=True, omit_defaults=True):
     """A way to serve a model. Without steps the file is the one that was dropped in.
 
     ``parameters`` are the backend's, on top of the configured ones. ``max_batch_size`` None leaves it to the
-    configuration and the file; ``threads`` is what each of ``instances`` may keep busy, 0 for every CPU.
+    configuration and the file, and 1 has each row answered by itself; ``threads`` is what each of ``instances`` may keep busy, 0 for every CPU.
     """
 
     backend: str
@@ -57,7 +57,7 @@ class Form(msgspec.Struct, frozen=True, omit_defaults=True):
         """For tables and logs: unique among the forms of one search, but for the layout."""
         parts = [self.backend, *map(str, self.steps)]
         parts += [f"{name}={value}" for name, value in sorted(self.parameters.items())]
-        if self.max_batch_size:  # 0 is as the model was dropped in
+        if (self.max_batch_size or 0) > 1:  # what has no batches is there in one way only
             parts.append(f"max_batch_size={self.max_batch_size}")
         return " + ".join(parts)
 

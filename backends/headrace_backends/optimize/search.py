@@ -181,7 +181,7 @@ class Search:
     def _try_batches(self, contest: Contest, reference: Row) -> None:
         """On a GPU: try other batch sizes for the best few of all, the model as it was dropped in among them."""
         most, earlier = contest.signature.max_batch_size, self._earlier_rows
-        kept = [row for row in self._rows if row.fate is Fate.KEPT]
+        kept = [row for row in self._rows if row.fate is Fate.KEPT and row.form.max_batch_size is None]
         for row in sorted([reference, *kept], key=lambda one: -(one.speedup or 0.0))[:FINALISTS]:
             growing = Growing(row, larger_rows(self.goal, self.subject, most))
             while (form := growing.next_form()) is not None:

@@ -54,6 +54,7 @@ def planned_form(plan: Plan, place: Path, folder: ModelFolder, files: VersionFil
     _check_wishes(plan, config)
     form = plan.form
     model_path = place / plan.artifact if plan.artifact else files.model_path
+    rows = [most for most in (form.max_batch_size, config.max_batch_size) if most is not None]
     digest = blake2b(msgspec.json.encode(plan), digest_size=8).hexdigest()
     return Planned(
         plan,
@@ -62,7 +63,7 @@ def planned_form(plan: Plan, place: Path, folder: ModelFolder, files: VersionFil
             update={
                 "backend": form.backend,
                 "parameters": _parameters(form, files.backend, config),
-                "max_batch_size": form.max_batch_size if config.max_batch_size is None else config.max_batch_size,
+                "max_batch_size": min(rows, default=None),
                 "instances": _instances(form, files.backend, config),
             }
         ),

@@ -77,6 +77,7 @@ def apply(task: StepTask) -> Path:
     if not done:
         raise StepFailed("nothing of the model can be quantised: it has no products with constant weights")
     task.note("in int8: " + ", ".join(f"{count} {kind}" for kind, count in done.items()))
+    task.note("its scales are those of a whole batch, so rows are not merged")
     return onnx_model.write(made, task, original)
 
 
