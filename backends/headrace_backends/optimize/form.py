@@ -36,7 +36,8 @@ class Form(msgspec.Struct, frozen=True, omit_defaults=True):
     """A way to serve a model. Without steps the file is the one that was dropped in.
 
     ``parameters`` are the backend's, on top of the configured ones. ``max_batch_size`` None leaves it to the
-    configuration and the file, and 1 has each row answered by itself; ``threads`` is what each of ``instances`` may keep busy, 0 for every CPU.
+    configuration and the file, and 1 has each row answered by itself; ``threads`` is what each of ``instances`` may
+    keep busy, 0 for every CPU.
     """
 
     backend: str
