@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from headrace_backends.optimize import probes
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.findings import Fate, Row
@@ -57,6 +58,24 @@ def loud_rows_matter_to_all(path):
     return net(path, *nodes, weights=[("limit", np.float32(20))])
 
 
+def shown(path, *before):
+    """x [rows, 4] where the mask k is 1; what comes ``before`` makes a mask of k that is as good for most."""
+    node, kinds, value = onnx.helper.make_node, onnx.TensorProto, onnx.helper.make_tensor_value_info
+    nodes = [
+        *before,
+        node("Cast", ["mask" if before else "k"], ["shares"], to=kinds.FLOAT),
+        node("Mul", ["x", "shares"], ["y"]),
+    ]
+    inputs = [value("x", kinds.FLOAT, ["n", 4]), value("k", kinds.INT64, ["n", 4])]
+    weights = [
+        onnx.numpy_helper.from_array(np.array(array), name)
+        for name, array in {"places": [1, 2, 3, 4], "axes": [1]}.items()
+    ]
+    graph = onnx.helper.make_graph(nodes, "net", inputs, [value("y", kinds.FLOAT, ["n", 4])], weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def contest_of(path, tmp_path):
     subject = Subject("net", "1", path, "onnxruntime", tmp_path)
     return Contest(subject, Goal(), Workshop(tmp_path / "work", subject, 1), 1, None)
@@ -96,3 +115,30 @@ def test_a_form_that_cannot_merge_rows_answers_each_alone_and_is_still_one_that_
     assert (row.form.max_batch_size, row.form.name) == (1, form.name)
     assert row.errors.faithful
     assert any("not merged into batches" in note for note in row.notes)
+
+
+def test_forms_that_take_masks_for_lengths_or_keep_32_bits_are_refused(tmp_path, monkeypatch):
+    node, whole = onnx.helper.make_node, onnx.TensorProto
+    length = [node("ReduceSum", ["k", "axes"], ["length"]), node("LessOrEqual", ["places", "length"], ["mask"])]
+    narrow = [node("Cast", ["k"], ["short"], to=whole.INT32), node("Cast", ["short"], ["mask"], to=whole.INT64)]
+    unhidden = tuple({"x": np.full((1, 4), place + 1, np.float32), "k": np.ones((1, 4), int)} for place in range(4))
+    monkeypatch.setattr(probes, "NARROW", ("onnxruntime",))
+    with contest_of(shown(tmp_path / "m.onnx"), tmp_path) as contest:
+        contest.load_reference()
+        contest.measure_reference(*Examples(unhidden, ({},) * 4, "test").halves(), [], 0.0)
+        for before, what in ((length, "gaps in masks"), (narrow, "numbers beyond 32 bits")):
+            made = Artifact(shown(tmp_path / f"{what}.onnx", *before), (), 0.0)
+            monkeypatch.setattr(contest.workshop, "make", lambda *_, made=made: made)
+            row = contest.try_form(Form("onnxruntime", parameters={"graph_optimization_level": "basic"}), 60.0)
+            assert row.errors.faithful, row.reason
+            assert row.fate is Fate.REFUSED
+            assert f"requests with {what}, which no example has" in row.reason
+
+
+def test_answers_that_tell_nothing_are_no_proof(tmp_path):
+    node = onnx.helper.make_node
+    path = net(tmp_path / "m.onnx", node("Neg", ["x"], ["below"]), node("Sqrt", ["below"], ["y"]))
+    with contest_of(path, tmp_path) as contest:
+        contest.load_reference()
+        with pytest.raises(TrialFailed, match=r"output 'y' is empty, or has no finite number, .* \(test\)"):
+            contest.measure_reference(*EXAMPLES.halves(), [], 0.0)

@@ -9,8 +9,10 @@ from typing import Self
 
 import msgspec
 
+from headrace.core.device import CPU
 from headrace.core.machine_memory import read_memory
 from headrace.core.model import Signature
+from headrace.core.tensor import DataType
 from headrace_backends.base import Array
 from headrace_backends.optimize import halves
 from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed
@@ -21,9 +23,10 @@ from headrace_backends.optimize.examples import Example, Examples
 from headrace_backends.optimize.findings import Fate, Point, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
-from headrace_backends.optimize.halves import Half, answered, refuse_unsteady
+from headrace_backends.optimize.halves import Half, answered, refuse_silent, refuse_unsteady
 from headrace_backends.optimize.memory_room import fits, groups
 from headrace_backends.optimize.misfit import misfit
+from headrace_backends.optimize.probes import NARROW, Probes
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Artifact, Workshop
@@ -61,6 +64,7 @@ class Contest:
         self._metric = metric
         self._reference_misses = False  # the budget, which says something of the owner's labels
         self._free_bytes = free_bytes
+        self._probes: Probes
         self._requests: Sequence[Example] = ()  # held-back ones: what a plan is checked with
         self._instance_bytes: dict[str, int] = {}  # what one process of a form takes, by the form's name
         self._recorded: dict[str, list[dict[str, Array]]] = {}  # answers of forms that were judged, by their names
@@ -105,13 +109,16 @@ class Contest:
         """The reference's answers, and its own row of the report.
 
         Raises:
-            TrialFailed: it refuses the examples, it answers them anew each time, or it died.
+            TrialFailed: it refuses the examples, its answers to them tell nothing or are others each time, or it died.
         """
         self.first = answered(self._reference, first, glance_sizes, len(first))
         refuse_unsteady(self._reference, self.first)
         most = self.signature.max_batch_size
         sizes = judging_sizes(max([most, *larger_rows(self.goal, self.subject, most)]))
         self.held_back = answered(self._reference, filling(held_back, sizes), judging_sizes, len(held_back))
+        refuse_silent(self.signature, self.first, self.held_back)
+        self._probes = Probes(self._reference, self.first.examples.inputs, on_gpu=self.subject.device != CPU)
+        self._revive()
         self._requests = held_back.first(_RECORDED).inputs
         self._recorded[self.subject.reference.name] = self._record(self._reference)
         errors, judged = (half.errors(half.answers, self._metric) for half in (self.first, self.held_back))
@@ -142,14 +149,7 @@ class Contest:
             artifact = self.workshop.make(form.steps, self.signature, self.first.examples, timeout_s)
             row = _with(row, notes=artifact.notes, build_s=artifact.seconds)
             with ExitStack() as stack:
-                runner, notes, load_s = self._load(form, artifact.path, stack, timeout_s)
-                if self.signature.max_batch_size and not runner.signature.max_batch_size:
-                    # Not 0: its clients' requests may have several rows, and are told of what merges rows.
-                    form = msgspec.structs.replace(form, max_batch_size=1)
-                    stack.close()
-                    runner, more, load_s = self._load(form, artifact.path, stack, timeout_s)
-                    row, notes = _with(row, form=form), list(dict.fromkeys((*notes, *more)))
-                row = _with(row, load_s=load_s, notes=(*artifact.notes, *notes))
+                row, runner = self._load_candidate(row, artifact, stack, timeout_s)
                 if form.steps:
                     row = _with(row, file_bytes=artifact.file_bytes)
                 unfit = misfit(self.signature, runner.signature)
@@ -158,6 +158,8 @@ class Contest:
                 errors = self.first.errors(self.first.ask(runner), self._metric)
                 row = _with(row, errors=errors, memory_bytes=self._weighed(runner))
                 problem = self._problem(form, errors)
+                if problem is None and form.faithful:
+                    problem = self._probes.problem(runner, self.goal)
                 if problem:
                     row = _with(row, fate=Fate.REFUSED, reason=problem)
                 row = self._timed(row, runner)
@@ -304,6 +306,18 @@ class Contest:
             signature, notes, seconds = trial.load(form.backend, source, min(timeout_s, LOAD_TIMEOUT_S))
         return Runner(form, tuple(trials), signature), notes, seconds
 
+    def _load_candidate(self, row: Row, artifact: Artifact, stack: ExitStack, timeout_s: float) -> tuple[Row, Runner]:
+        """The row of a form with what its loading told; one that cannot merge rows has batches of one."""
+        form = row.form
+        runner, notes, load_s = self._load(form, artifact.path, stack, timeout_s)
+        if self.signature.max_batch_size and not runner.signature.max_batch_size:
+            # Not 0: its clients' requests may have several rows, and are told of what merges rows.
+            form = msgspec.structs.replace(form, max_batch_size=1)
+            stack.close()
+            runner, more, load_s = self._load(form, artifact.path, stack, timeout_s)
+            notes = list(dict.fromkeys((*notes, *more)))
+        return _with(row, form=form, load_s=load_s, notes=(*artifact.notes, *notes)), runner
+
     def _judged(self, row: Row, runner: Runner) -> Row:
         """The row with its errors on the held-back half; refused where the budget does not hold there."""
         errors = self.held_back.errors(self.held_back.ask(runner), self._metric)
@@ -314,8 +328,12 @@ class Contest:
         return _with(row, held_back=errors)
 
     def _problem(self, form: Form, errors: Errors) -> str | None:
-        if not self.first.examples.real and not form.faithful:
-            return "there are no real examples to judge it by"
+        if not self.first.examples.real:
+            if not form.faithful:
+                return "there are no real examples to judge it by"
+            narrow = form.backend in NARROW and form.backend != self.subject.backend
+            if narrow and any(spec.datatype is DataType.FP64 for spec in self.signature.inputs):
+                return "it computes FP64 as FP32, and there are no real examples to judge that by"
         if self._reference_misses and form.faithful and errors.faithful:
             return None  # it is as the model was dropped in, and nobody asked for a better one
         return self.goal.problem(errors)

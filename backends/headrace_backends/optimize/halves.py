@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import numpy as np
 
+from headrace.core.model import Signature
+from headrace_backends.base import Array
 from headrace_backends.optimize.accuracy import Errors, Metric, Outputs, compare, judged
 from headrace_backends.optimize.batches import batches
 from headrace_backends.optimize.clocking import Runner
@@ -66,6 +69,24 @@ def answered(reference: Runner, examples: Examples, sizes: Sizes, count: int) ->
     """
     half = Half(examples, (), sizes, count)
     return replace(half, answers=half.ask(reference))
+
+
+def refuse_silent(signature: Signature, *halves: Half) -> None:
+    """See that the reference's answers have something in every output that others can be held against.
+
+    Raises:
+        TrialFailed: one is empty in all of them, or has no finite number.
+    """
+    for spec in signature.outputs:
+        if 0 not in (spec.shape or ()) and not any(_tells(one[spec.name]) for half in halves for one in half.answers):
+            raise TrialFailed(
+                f"output '{spec.name}' is empty, or has no finite number, in the answers to all examples "
+                f"({halves[0].examples.origin}): nothing can be compared with that. Give others with --calibration"
+            )
+
+
+def _tells(answer: Array) -> bool:
+    return bool(answer.size) and (answer.dtype.kind in "OSUbiu" or bool(np.isfinite(answer.astype(np.float64)).any()))
 
 
 def refuse_unsteady(reference: Runner, half: Half) -> None:

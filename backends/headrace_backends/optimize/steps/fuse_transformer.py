@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import onnx
 
-from headrace_backends.base import Array
 from headrace_backends.optimize import onnx_model
+from headrace_backends.optimize.probes import shaken
 from headrace_backends.optimize.quiet import hushed
 from headrace_backends.optimize.sensitivity import relative_error
 from headrace_backends.optimize.steps import options
@@ -24,7 +24,6 @@ _FUSED = (
 
 # Families whose attention is fused in different ways; what one does not recognise in an export, another may.
 _FAMILIES = ("bert", "bart", "gpt2", "vit")
-_KEPT = 0.6  # of a mask that hides nothing, when it is shaken
 _NOISE = 1e-3  # of an output's spread: what another order of additions may change
 
 
@@ -134,7 +133,7 @@ def _written_if_alike(model: Any, task: StepTask, original: Any) -> Path | None:
     random = np.random.default_rng(task.seed)
     feeds = [dict(example) for example in task.examples.first(4).inputs]
     right = [onnx_model.run(reference, feed) for feed in feeds]
-    for feed in [_shaken(feed, random) for feed in feeds]:
+    for feed in [dict(shaken(feed, random)) for feed in feeds]:
         with suppress(StepFailed):  # the model need not take that
             answer = onnx_model.run(reference, feed)
             if all(np.isfinite(array).all() for array in answer.values() if array.dtype.kind == "f"):
@@ -145,18 +144,3 @@ def _written_if_alike(model: Any, task: StepTask, original: Any) -> Path | None:
     except StepFailed:
         return None
     return path if not right or relative_error(right, answers) <= _NOISE else None
-
-
-def _shaken(feed: Mapping[str, Array], random: np.random.Generator) -> dict[str, Array]:
-    """Whole numbers and booleans in another order; where all are alike, as in a mask, some but the first are 0."""
-    shaken = dict(feed)
-    for name, array in feed.items():
-        if array.dtype.kind not in "iub" or not array.ndim or not array.size:
-            continue
-        if (array == array.flat[0]).all():
-            kept = random.random(array.shape) < _KEPT
-            kept[..., 0] = True
-            shaken[name] = array * kept
-        else:
-            shaken[name] = random.permuted(array, axis=-1)
-    return shaken
