@@ -85,6 +85,7 @@ class Job:
     folder: Path
     work: Path  # where files are made, unless another search does so there
     imported: bool = False  # the model was of another framework, so that its plan needs the ONNX file in any case
+    changed: Callable[[], bool] = lambda: False  # whether the model's files are others by now
 
 
 def run(arguments: OptimizeArguments, listener: Listener, say: Say, complain: Say) -> int:
@@ -95,6 +96,12 @@ def run(arguments: OptimizeArguments, listener: Listener, say: Say, complain: Sa
             if arguments.anew:
                 shutil.rmtree(work, ignore_errors=True)
             outcome = _search(job, work, listener, say)
+            if job.changed():
+                shutil.rmtree(work, ignore_errors=True)  # it is made of both
+                raise CannotOptimize(
+                    f"the files of '{job.subject.name}' have changed during the search, so nothing is known of them; "
+                    "start it again"
+                )
             unchanged = outcome.chosen.form == job.subject.reference
             if unchanged and arguments.beside_server and not outcome.findings.complete:
                 complain("headrace: its time was over before anything better was found; the next run goes on from here")
@@ -162,9 +169,13 @@ def _file_job(arguments: OptimizeArguments, path: Path) -> Job:
     subject = Subject(path.stem, "1", path, backend, path.parent, training=arguments.training, device=device)
     _refuse_unfit(subject)
     goal = _goal(arguments, OptimizeConfig())
-    key = _key(subject, goal, file_key(path), arguments.calibration)
+    files = file_key(path)
+    work = output / "work" / _key(subject, goal, files, arguments.calibration)
     digest, imported = model_digest(path, {} if device == CPU else {"device": device}), is_imported(backend)
-    return Job(as_onnx(subject), goal, arguments.calibration, digest, None, output, output / "work" / key, imported)
+    return Job(
+        *(as_onnx(subject), goal, arguments.calibration, digest, None, output, work, imported),
+        changed=lambda: file_key(path) != files,
+    )
 
 
 def _model_job(arguments: OptimizeArguments) -> Job:
@@ -206,7 +217,10 @@ def _model_job(arguments: OptimizeArguments) -> Job:
     cache = PlanCache(arguments.plan_cache)
     place = cache.place(folder.name, str(number))
     work = place / f"{_UNFINISHED}{_key(subject, goal, digest, calibration)}"
-    return Job(as_onnx(subject), goal, calibration, digest, cache, place, work, is_imported(subject.backend))
+    return Job(
+        *(as_onnx(subject), goal, calibration, digest, cache, place, work, is_imported(subject.backend)),
+        changed=lambda: digest_of(folder, number) != digest,
+    )
 
 
 def _key(subject: Subject, goal: Goal, model: str, calibration: Path | None) -> str:

@@ -11,6 +11,7 @@ from headrace.core.tensor import DataType
 from headrace_backends.optimize import contest as contest_module
 from headrace_backends.optimize import halves
 from headrace_backends.optimize import search as search_module
+from headrace_backends.optimize.accuracy import Errors
 from headrace_backends.optimize.batches import batches
 from headrace_backends.optimize.candidates import Candidate
 from headrace_backends.optimize.contest import Contest
@@ -158,6 +159,15 @@ def test_a_search_ends_when_a_candidate_hangs_and_goes_on_with_it_later(tmp_path
     assert [row.fate for row in outcome.findings.rows if row.form == hangs] == [Fate.FAILED]  # so it was tried again
     assert outcome.findings.complete
     assert outcome.chosen.form.parameters == {"fake_delay_ms": 0}
+
+
+def test_what_an_earlier_run_has_proved_is_proved_anew(tmp_path):
+    subject = fake_subject(tmp_path)
+    workshop = Workshop(tmp_path / "work", subject, 1)
+    row = Row(Form("fake", parameters={"fake_delay_ms": 0}), Fate.KEPT, speedup=2.0, held_back=Errors(4, max_rel=0.0))
+    (workshop.folder / "rows.jsonl").write_bytes(msgspec.json.encode(row))
+    search = Search(*(subject, Goal(), lambda _: EXAMPLES, workshop, SilentListener()), 1, Hardware("cpu", 1, ()), {})
+    assert search._earlier_rows == {row.form.name: msgspec.structs.replace(row, held_back=None)}
 
 
 def test_a_form_of_larger_batches_is_measured_and_proved_as_large_as_they_get(tmp_path, monkeypatch):

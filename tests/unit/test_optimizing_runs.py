@@ -1,13 +1,14 @@
 """What the command ``optimize`` does with the outcome of a search, and with what goes wrong."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from headrace import optimizing
-from headrace.optimizing import Job, OptimizeArguments, run
+from headrace.optimizing import Job, OptimizeArguments, job_of, run
 from headrace.optimizing_flags import optimize
 from headrace_backends.optimize.accuracy import Errors
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, Row
@@ -70,6 +71,28 @@ def test_what_goes_wrong_is_complained_of_and_goes_on_later(command, error):
     assert command.complaints == [f"headrace: {error}"]
     assert command.said == []
     assert (command.job.work / "rows.jsonl").exists()
+
+
+def test_what_was_found_of_files_that_have_changed_meanwhile_is_thrown_away(command):
+    command.outcome = outcome(REFERENCE, command.job.subject.path)
+    command.job = replace(command.job, changed=lambda: True)
+    assert command.run() == 1
+    assert "the files of 'm' have changed during the search" in command.complaints[0]
+    assert not command.job.work.exists()
+    assert not (command.output / "plan.json").exists()
+
+
+def test_changes_of_weights_beside_a_model_and_of_a_version_are_noticed(tmp_path):
+    version = tmp_path / "models" / "m" / "1"
+    version.mkdir(parents=True)
+    (version / "model.xml").write_text("<net/>")
+    (version / "model.bin").write_bytes(b"weights")
+    arguments = OptimizeArguments("m", tmp_path / "models", tmp_path / "plans")
+    file_arguments = replace(arguments, target=str(version / "model.xml"), output=tmp_path / "out")
+    jobs = [job_of(one) for one in (arguments, file_arguments)]
+    assert not any(job.changed() for job in jobs)
+    (version / "model.bin").write_bytes(b"others")
+    assert all(job.changed() for job in jobs)
 
 
 def test_beside_a_server_a_search_without_time_leaves_no_plan_that_says_nothing_is_better(command):

@@ -264,7 +264,10 @@ class Search:
         return max([1.0, *(row.speedup or 0.0 for row in self._rows if row.fate is Fate.KEPT)])
 
     def _earlier(self) -> Iterator[Row]:
-        """What an earlier run of the same search had finished."""
+        """What an earlier run of the same search had finished; what is chosen of it is proved anew.
+
+        Its model may have been replaced and put back meanwhile, and files be made of the other.
+        """
         try:
             lines = (self.workshop.folder / _ROWS_FILE).read_bytes().splitlines()
         except OSError:
@@ -273,7 +276,7 @@ class Search:
             with contextlib.suppress(msgspec.DecodeError):  # the last one may be half a line
                 row = msgspec.json.decode(line, type=Row)
                 if row.fate is not Fate.FAILED:  # for want of time or memory, perhaps
-                    yield row
+                    yield msgspec.structs.replace(row, held_back=None) if row.fate is Fate.KEPT else row
 
     # -- the end ------------------------------------------------------------------------------------------
 
