@@ -208,7 +208,7 @@ def _model_job(arguments: OptimizeArguments) -> Job:
         device_of(config, files.backend),
     )
     _refuse_unfit(subject)
-    goal = _goal(arguments, wanted)
+    goal = _goal(arguments, wanted, several="instances" not in config.model_fields_set)
     digest = digest_of(folder, number)
     calibration = arguments.calibration or (folder.path / wanted.calibration if wanted.calibration else None)
     recorded = arguments.plan_cache / RECORDED / f"{folder.name}.npz"
@@ -237,7 +237,7 @@ def _refuse_unfit(subject: Subject) -> None:
         raise CannotOptimize(f"model '{subject.name}' is to run on '{subject.device}', and {why_not}")
 
 
-def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:
+def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig, *, several: bool = True) -> Goal:
     budget = arguments.budget or (wanted.budget.budget() if wanted.budget is not None else None)
     allow = frozenset(wanted.allow if arguments.allow is None else arguments.allow)
     if allow and budget is None:
@@ -253,6 +253,7 @@ def _goal(arguments: OptimizeArguments, wanted: OptimizeConfig) -> Goal:
         arguments.p99_ms or objective.p99_ms,
         arguments.time_limit_s or wanted.time_limit_s or DEFAULT_TIME_LIMIT_S,
         arguments.exhaustive,
+        several,
     )
 
 

@@ -8,6 +8,7 @@ from hand_made_plans import put_plan
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
+from headrace.optimizing import OptimizeArguments, job_of
 from headrace.repository.layout import read_folder
 from headrace.repository.planned import Unfit, planned_form
 from headrace.repository.plans import Plans, digest_of
@@ -226,6 +227,17 @@ def test_what_the_owner_has_said_wins(cache, model):
     alone = msgspec.structs.replace(form, max_batch_size=1)  # it was proved for no more
     assert formed(cache, model, alone, said).config.max_batch_size == 1
     assert [one.count for one in config.instances] == [3]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_is_measured_is_what_is_served(cache, model, tmp_path, backend):
+    form = Form(backend, parameters={"a": 1, "b": 2}, threads=2)
+    served = formed(cache, model, form, "parameters: {intra_op_threads: 1, b: 3}").config
+    job = job_of(OptimizeArguments("m", model.parent, tmp_path / "plans"))
+    assert job.subject.source(form, tmp_path, 4).parameters == served.parameters
+    assert job.goal.several
+    (model / "config.yaml").write_text("instances: [{count: 1}]")
+    assert not job_of(OptimizeArguments("m", model.parent, tmp_path / "plans")).goal.several
 
 
 def test_machine_code_of_a_plan_needs_no_consent_of_its_own_and_may_be_forbidden(cache, model):

@@ -21,7 +21,7 @@ class Goal:
     p99_ms: float | None = None
     time_limit_s: float = 600.0
     exhaustive: bool = False  # measure everything to the end: what the search is judged by
-    several: bool = True  # instances may run at once; not where the fast form becomes a function
+    several: bool = True  # instances may run at once; not in a function, nor where their number is configured
 
     def __str__(self) -> str:
         return self.aim if self.p99_ms is None else f"{self.aim} with p99 of at most {self.p99_ms:g} ms"

@@ -44,7 +44,7 @@ class Subject:
             inputs=self.inputs,
             outputs=self.outputs,
             max_batch_size=self.max_batch_size if form.max_batch_size is None else form.max_batch_size,
-            parameters={**self._kept(form), **form.parameters, **asked},
+            parameters={**form.parameters, **asked, **self._kept(form)},
         )
 
     def _kept(self, form: Form) -> Mapping[str, Any]:
