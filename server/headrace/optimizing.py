@@ -42,6 +42,7 @@ from headrace_backends.specs import FoundTensor
 NOTHING_BETTER = 3  # exit status: the plan says that the model is best served as it was dropped in
 DEFAULT_TIME_LIMIT_S = 600.0
 RECORDED = "recorded"  # the folder of recorded traffic, in that of the plans
+_FEW_EXAMPLES = 64
 _UNFINISHED = ".work-"  # begins the names of folders in which searches work, beside a model's plans
 
 Say = Callable[[str], None]
@@ -265,7 +266,14 @@ def _examples(job: Job, signature: Signature, say: Say) -> Examples:
     """
     if job.calibration is not None:
         recorded = job.calibration.parent.name == RECORDED
-        return read_examples(job.calibration, signature, "recorded traffic" if recorded else "")
+        found = read_examples(job.calibration, signature, "recorded traffic" if recorded else "")
+        if job.goal.allow and len(found) < _FEW_EXAMPLES:
+            half = len(found) - len(found) // 2
+            say(
+                f"there are only {len(found)} examples: the {half} that are held back tell little of what changes "
+                "answers; some hundred are better"
+            )
+        return found
     examples = made_up_examples([FoundTensor(spec) for spec in signature.inputs], signature)
     if examples is None:
         raise BadCalibration("the model's inputs cannot be made up, so it needs real examples: --calibration FILE.npz")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from headrace_backends.optimize.accuracy import Budget, Errors, MetricFailed, compare, judged, own_metric
+from headrace_backends.optimize.accuracy import Budget, Errors, MetricFailed, compare, judged, own_metric, untold
 
 
 def rows(*values):
@@ -95,6 +95,8 @@ def test_a_budget_is_read(text, budget):
         "max_abs>=1",
         "f1>=0.9",
         "cosine>0.9",
+        "cosine>=1.01",
+        "max_rel<=-0.1",
         "judge.py:f=0.9",
         "cosine>=nan",
         "",
@@ -231,6 +233,15 @@ def test_whether_a_budget_tells_anything_of_such_outputs():
 
 
 # -- the owner's metric ----------------------------------------------------------------------------------------------
+
+
+def test_outputs_that_a_budget_says_nothing_of_are_told():
+    answers = [
+        {"scores": np.eye(3, dtype=np.float32)[:1], "value": np.ones((1, 1), np.float32), "label": np.array([1])}
+    ]
+    assert untold(Budget("top1_agreement", min=0.9), answers) == ["value"]
+    assert untold(Budget("topk_agreement", min=0.9), answers) == ["scores", "value"]
+    assert untold(Budget("max_abs", max=0.1), answers) == untold(Budget("a:b", min=0.1), answers) == []
 
 
 def test_a_metric_may_be_written_as_any_module(tmp_path):

@@ -66,6 +66,8 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError(
                 f"the budget {text!r} bounds {metric} from the wrong side, expected {metric}{wanted}{bound}"
             )
+        if (metric in _AT_LEAST and value > 1) or (metric in _AT_MOST and value < 0):
+            raise ValueError(f"the budget {text!r} cannot be met, since {metric} is {1 if sign == '>=' else 0} at best")
         return cls(metric, min=value) if sign == ">=" else cls(metric, max=value)
 
     def __str__(self) -> str:
@@ -195,6 +197,15 @@ def compare(reference: Sequence[Outputs], answers: Sequence[Outputs]) -> Errors:
         same.missing(),
         same.worst(),
     )
+
+
+def untold(budget: Budget, answers: Sequence[Outputs]) -> list[str]:
+    """The outputs of which the budget says nothing, as ``top1_agreement`` of a single number, from some answers."""
+    if budget.is_own or not answers:
+        return []
+    alone = {name: [{name: one[name]} for one in answers if one[name].size][:1] for name in answers[0]}
+    errors = {name: compare(one, one) for name, one in alone.items()}
+    return [name for name, one in errors.items() if not budget.tells(one) and one.same is None]
 
 
 def judged(metric: Metric, outputs: Sequence[Outputs], labels: Sequence[Mapping[str, Array]]) -> float:

@@ -21,7 +21,7 @@ from headrace.core.model import Signature
 from headrace_backends import parameters
 from headrace_backends.compiled_package import CONSENT
 from headrace_backends.optimize import candidates as forms
-from headrace_backends.optimize.accuracy import own_metric
+from headrace_backends.optimize.accuracy import own_metric, untold
 from headrace_backends.optimize.affordable import affordable
 from headrace_backends.optimize.batch_forms import (
     Growing,
@@ -127,7 +127,11 @@ class Search:
         if not examples.real or self._alone:
             why = "there is only one" if examples.real else "no real ones"
             kind = f"{kind}: {why}, so only faithful forms are tried"
-        return reference, f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
+        told = f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
+        budget = self.goal.budget
+        if budget is not None and (silent := untold(budget, contest.held_back.answers)):
+            told += f"; {budget.metric} says nothing of {', '.join(map(repr, silent))}"
+        return reference, told
 
     def _facts(self, contest: Contest) -> Facts:
         return Facts(
