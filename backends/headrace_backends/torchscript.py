@@ -21,7 +21,7 @@ def read_torchscript(source: ModelSource, device: torch.device) -> TorchModel:
     Raises:
         LoadError: it is none, or does not go together with the configuration.
     """
-    module = load_torchscript(source, device)  # first of all: whoever has another file is not to configure it in vain
+    module = load_torchscript(source, device)  # first: whoever has saved weights alone need not declare their tensors
     if not source.inputs or not source.outputs:
         raise LoadError(
             "TorchScript does not say what tensors it takes; write them in config.yaml, as\n"

@@ -361,10 +361,11 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_is_not_opened(tmp_path):
+@pytest.mark.parametrize("declared", [{}, TENSORS], ids=["undeclared", "declared"])
+def test_a_pickle_is_not_opened(tmp_path, declared):
     torch.save(Trap(tmp_path / "sprung"), tmp_path / "model.pt")
     with pytest.raises(LoadError, match=r"made by torch\.save: it is a pickle.*torch\.export"):
-        load(tmp_path / "model.pt", **TENSORS)
+        load(tmp_path / "model.pt", **declared)
     assert not (tmp_path / "sprung").exists()
 
 

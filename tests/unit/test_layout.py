@@ -364,13 +364,13 @@ def test_a_model_with_such_problems_is_not_served(model, config_files, problems)
 
 def test_a_model_without_versions(model):
     folder = read_folder(model(**{"config.yaml": ""}))
-    assert folder.problems == ("m: has no version: expected a folder named 1, 2, ... with a model file in it",)
+    assert folder.problems == ("has no version: expected a folder named 1, 2, ... with a model file in it",)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    assert read_folder(tmp_path / "gone").problems == ("gone: cannot be read: No such file or directory",)
+    assert read_folder(tmp_path / "gone").problems == ("cannot be read: No such file or directory",)
     (tmp_path / "plain").write_text("")
-    assert read_folder(tmp_path / "plain").problems == ("plain: cannot be read: Not a directory",)
+    assert read_folder(tmp_path / "plain").problems == ("cannot be read: Not a directory",)
 
 
 def test_a_byte_order_mark_is_no_problem(model):
@@ -415,7 +415,7 @@ def test_folders_without_permission(model, monkeypatch):
     assert read_folder(path).problems == ("2: cannot be read: Permission denied",)
     assert selected_versions(read_folder(path)) == [1]
     closed = path
-    assert read_folder(path).problems == ("m: cannot be read: Permission denied",)
+    assert read_folder(path).problems == ("cannot be read: Permission denied",)
     assert list_models(path.parent) == ["m"]
 
 
@@ -429,7 +429,7 @@ def test_another_folder_in_it_that_may_not_be_read(model, monkeypatch):
         return real(folder)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    problem = "m: has no version: expected a folder named 1, 2, ... with a model file in it"
+    problem = "has no version: expected a folder named 1, 2, ... with a model file in it"
     assert read_folder(path).problems == (problem,)
 
 

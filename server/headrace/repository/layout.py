@@ -133,7 +133,7 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
     try:
         names = list_names(path)
     except OSError as error:
-        return ModelFolder(path.name, path, model_problems=(f"{path.name}: {why_unread(error)}",))
+        return ModelFolder(path.name, path, model_problems=(why_unread(error),))
     on_disk, unread = _version_folders(path, names)
     broken = {version: why_unread(error) for version, error in unread.items()}
     # Prints are taken before the files are read: what changes in between is noticed the next time.
@@ -153,8 +153,7 @@ def read_folder(path: Path, config: ModelConfig | None = None, config_print: str
         on_disk = frozenset({1})
     if not on_disk:
         problems.append(
-            f"{path.name}: has no version: expected a folder named 1, 2, ... with a model file in it"
-            f"{_where_it_belongs(path, names)}"
+            f"has no version: expected a folder named 1, 2, ... with a model file in it{_where_it_belongs(path, names)}"
         )
     versions: dict[int, VersionFiles] = {}
     incomplete = not on_disk
