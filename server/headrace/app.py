@@ -58,7 +58,7 @@ from headrace.repository.served import ServedVersion
 from headrace.repository.watcher import Watcher, take_prints
 from headrace.response_cache import Cache, ResponseCache
 from headrace.shared_memory import SharedMemoryRegions
-from headrace.starting import CannotStart, bind_all, check_folder, raise_descriptor_limit
+from headrace.starting import CannotStart, bind_all, check_folder, check_pairs, raise_descriptor_limit
 from headrace.tracing import Tracer, settings_at_start
 from headrace.wire import pb
 from headrace.worker_side import build_supervisor
@@ -82,8 +82,9 @@ async def serve(
     of the optimiser beside it, ``headrace optimize`` unless given.
 
     Raises:
-        CannotStart: a port is taken, or there is no repository.
+        CannotStart: a port is taken, there is no repository, or an option needs another.
     """
+    check_pairs(settings)
     check_folder(settings.repository)
     raise_descriptor_limit()
     stop = asyncio.Event()

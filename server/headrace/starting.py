@@ -1,4 +1,4 @@
-"""What has to be there before a server starts: its repository, and its ports. Where it is not, the server says so."""
+"""What a server needs before it starts: its repository, its ports, options that go together. Else it says so."""
 
 import contextlib
 import resource
@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from headrace.config import Settings
 from headrace.frontends.http_server import bind
 from headrace.repository.layout import list_models
 
@@ -29,6 +30,24 @@ def check_folder(path: Path) -> None:
         list_models(path)
     except OSError as error:
         raise CannotStart(f"the model repository '{path}' cannot be read: {error}") from error
+
+
+def check_pairs(settings: Settings) -> None:
+    """See that no option is given that would do nothing without another.
+
+    Raises:
+        CannotStart: one is; naming both.
+    """
+    if settings.load_model and settings.model_control != "explicit":
+        raise CannotStart(
+            f"--load-model {settings.load_model[0]} needs --model-control explicit: "
+            f"with {settings.model_control} every model of the repository is loaded"
+        )
+    if settings.rate_limit_resource and settings.rate_limit == "off":
+        raise CannotStart(
+            f"--rate-limit-resource {settings.rate_limit_resource[0]} needs --rate-limit execution_count: "
+            "without it nothing is limited"
+        )
 
 
 def bind_all(host: str, ports: Iterable[tuple[int, str]]) -> list[socket.socket]:

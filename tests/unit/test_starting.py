@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from headrace import starting
-from headrace.starting import CannotStart, bind_all, check_folder
+from headrace.config import Settings
+from headrace.starting import CannotStart, bind_all, check_folder, check_pairs
 
 
 class Listening:
@@ -60,3 +61,19 @@ def test_a_repository_is_a_folder_even_an_empty_one(tmp_path):
     for path in (tmp_path / "file", tmp_path / "nothing"):
         with pytest.raises(CannotStart, match="there is no model repository at"):
             check_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"load_model": ("m",)}, {"model_control": "explicit"}),
+        ({"load_model": ("m",), "model_control": "none"}, {"model_control": "explicit"}),
+        ({"rate_limit_resource": ("seats:2",)}, {"rate_limit": "execution_count"}),
+    ],
+)
+def test_an_option_that_would_do_nothing_without_another_is_refused(given, needed):
+    (option,) = needed
+    with pytest.raises(CannotStart, match=f"needs --{option.replace('_', '-')} {needed[option]}: with"):
+        check_pairs(Settings(**given))
+    check_pairs(Settings(**{**given, **needed}))
+    check_pairs(Settings())
