@@ -1,5 +1,8 @@
 """The bounds of a search: time and its phases, memory, batches, and finals that are cut short."""
 
+import threading
+from multiprocessing import Pipe
+
 import msgspec
 import numpy as np
 import pytest
@@ -383,6 +386,20 @@ def test_a_slow_model_is_run_once_in_each_round(monkeypatch, took_s, seconds, ru
     monkeypatch.setattr(trial_process, "perf_counter_ns", lambda: now_ns[0])
     monkeypatch.setattr(bench, "_run", lambda _: now_ns.__setitem__(0, now_ns[0] + int(took_s * 1e9)))
     assert bench.clock({}, seconds, 100) == [int(took_s * 1e9)] * runs
+
+
+def test_what_a_candidate_needs_and_is_not_installed_is_told_with_the_command_to_install_it():
+    search, trial = Pipe()
+    served = threading.Thread(target=trial_process.serve, args=(trial,))
+    served.start()
+    search.send(("call", ("no_such_module:thing", {})))
+    assert search.recv() == (
+        False,
+        "not installed: No module named 'no_such_module'; pip install 'headrace[optimize]'",
+    )
+    search.close()
+    served.join()
+    trial.close()
 
 
 @pytest.mark.parametrize(("in_the_last_race", "threads"), [(0.98, 0), (1.02, 0), (1.2, 1)])

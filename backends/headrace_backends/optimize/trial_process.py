@@ -102,7 +102,7 @@ def serve(connection: Connection) -> None:
         except MemoryError:
             reply = (False, "out of memory")
         except ImportError as error:
-            reply = (False, f"not installed: {error}")
+            reply = (False, f"not installed: {error}; pip install 'headrace[optimize]'")
         except Exception as error:  # noqa: BLE001 - a framework may raise anything: it is a row of the report
             text = " ".join(str(error).split())
             reply = (False, f"{type(error).__name__}: {text[:500]}")
