@@ -118,26 +118,34 @@ def _explain_folder(folder: ModelFolder, say: Say) -> None:
     else:
         policy = "all"
     others = sorted(set(folder.versions) - set(selected))
-    say(f"  versions: {selected} are served (policy: {policy})" + (f"; {others} are not" if others else ""))
+    say(f"  versions: {selected or 'none'} are served (policy: {policy})" + (f"; {others} are not" if others else ""))
 
 
 def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
-    config, info = served.folder.config, served.info
-    say(f"version {served.version}: {served.files.model_path}")
-    chosen = "configured" if config.backend else f"from the file's ending '{served.files.model_path.suffix}'"
+    config, info, path = served.folder.config, served.info, served.files.model_path
+    if config.ensemble:  # it has no file
+        chosen = "configured"
+        read = rows = no_rows = "as its models have it"
+        say(f"version {served.version}")
+    else:
+        chosen = "configured" if config.backend else f"from the file's ending '{path.suffix}'"
+        read, no_rows = "read from the file", "found while it was loaded"
+        rows = read if info.backend == "python" else "inferred from the shapes"
+        say(f"version {served.version}: {path}")
     say(f"  backend: {info.backend} ({chosen})")
     for kind, specs, configured in (
         ("input", info.signature.inputs, config.inputs),
         ("output", info.signature.outputs, config.outputs),
     ):
         for spec in specs:
-            say(f"  {kind}: {_tensor(spec)} ({'configured' if configured else 'read from the file'})")
+            say(f"  {kind}: {_tensor(spec)} ({'configured' if configured else read})")
     if info.signature.max_batch_size:
-        how = "configured" if config.max_batch_size is not None else "inferred from the shapes"
+        how = "configured" if config.max_batch_size is not None else rows
         say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
-        say(_queue(config.batching))
+        if not config.ensemble:  # which has no queue
+            say(_queue(config.batching))
     else:
-        say(f"  batching: none ({'configured' if config.max_batch_size == 0 else 'found while it was loaded'})")
+        say(f"  batching: none ({'configured' if config.max_batch_size == 0 else no_rows})")
     if config.batching.p99_objective_ms is not None:
         say(
             f"  objective: {config.batching.p99_objective_ms:g} ms for 99 in 100 requests (configured); "

@@ -147,12 +147,29 @@ def test_explain_says_what_is_served_and_why(good):
     assert re.search(r"\[2\] are served .*latest 1.*\[1\] are not", text)
 
 
+def test_explain_says_where_an_ensemble_and_a_python_model_have_theirs_from(tmp_path):
+    onnx_model(tmp_path, "adder")
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "config.yaml").write_text("ensemble: [{model: adder, inputs: {x: x}, outputs: {y: y}}]\n")
+    assert run("explain", "both", "-r", tmp_path).stdout.splitlines()[2:8] == [
+        "version 1",
+        "  backend: ensemble (configured)",
+        "  input: x FP32[-1, -1] (as its models have it)",
+        "  output: y FP32[-1, -1] (as its models have it)",
+        "  batching: up to 32 rows (as its models have it)",
+        "  note: runs adder, each as soon as its tensors are there",
+    ]
+    python_model(tmp_path, "mirror")
+    assert re.search(r"batching: up to \d+ rows \(read from the file\)", run("explain", "mirror", "-r", tmp_path).stdout)
+
+
 def test_explain_says_why_a_model_is_refused(bad):
     ended = run("explain", f"{bad}/garbage/")  # as a shell completes it
     assert ended.returncode == 1
     assert re.search(r"refused: .*model\.onnx", ended.stdout)
     ended = run("explain", "misspelled", "-r", bad)
     assert ended.returncode == 1
+    assert "versions: none are served" in ended.stdout
     assert "did you mean max_batch_size?" in ended.stdout
 
 
