@@ -118,10 +118,7 @@ def not_batchable(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor])
         shape = tensor.spec.shape
         if not shape or shape[0] != -1:
             declared = "no declared shape" if shape is None else f"shape {list(shape)}"
-            return (
-                "the leading dimensions are not one of any size: "
-                f"'{tensor.spec.name}' has {declared}, without a leading dimension of any size"
-            )
+            return f"'{tensor.spec.name}' has {declared}, without a leading dimension of any size"
     leading = {tensor.spec.name: tensor.symbols[0] if tensor.symbols else "" for tensor in tensors}
     if len(set(leading.values())) != 1:
         return f"the leading dimensions are not one of any size: they have different names, {leading}"

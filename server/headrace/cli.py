@@ -35,6 +35,11 @@ app = typer.Typer(
 
 def main() -> None:
     """The ``headrace`` command."""
+    for (
+        command
+    ) in app.registered_commands:  # typer would keep the line ends of a docstring, whatever the terminal's width
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
     app()
 
 

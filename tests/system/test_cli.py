@@ -58,6 +58,10 @@ def test_help_lists_the_commands():
         assert re.search(rf"\b{command}\b", ended.stdout)
 
 
+def test_help_fills_the_lines_of_any_terminal():
+    assert "bring no more answers a second. Each client waits" in run("bench", "--help", env={"COLUMNS": "300"}).stdout
+
+
 def test_serve_shows_a_flag_and_a_variable_for_every_setting():
     ended = run("serve", "--help")
     assert ended.returncode == 0
@@ -160,7 +164,9 @@ def test_explain_says_where_an_ensemble_and_a_python_model_have_theirs_from(tmp_
         "  note: runs adder, each as soon as its tensors are there",
     ]
     python_model(tmp_path, "mirror")
-    assert re.search(r"batching: up to \d+ rows \(read from the file\)", run("explain", "mirror", "-r", tmp_path).stdout)
+    assert re.search(
+        r"batching: up to \d+ rows \(read from the file\)", run("explain", "mirror", "-r", tmp_path).stdout
+    )
 
 
 def test_explain_says_why_a_model_is_refused(bad):
