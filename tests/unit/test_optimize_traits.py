@@ -7,40 +7,51 @@ import warnings
 
 import numpy as np
 import onnx
-import torch
+import pytest
 from onnx import TensorProto, helper
 from unit.onnx_nets import convolutions, save, task_for, two_layers, value
 
 from headrace_backends.optimize.quiet import hushed
 from headrace_backends.optimize.steps import int8_static
-from headrace_backends.optimize.traits import Traits, operator_counts, traits_of
+from headrace_backends.optimize.traits import kind_of, layer_macs, operator_counts
+
+
+def macs(path):
+    return layer_macs(onnx.shape_inference.infer_shapes(onnx.load(path)))
 
 
 def test_a_convolutional_net(tmp_path):
-    traits = traits_of(convolutions(tmp_path))
-    assert (traits.convolutions, traits.products, traits.free_products, traits.depthwise) == (3, 1, 0, 1)
-    assert traits.convolution_macs == 36 * 16 * (27 + 9 + 16)
-    assert traits.product_macs == 80
-    assert traits.mostly_convolutions
-    assert (traits.quantized, traits.transformer, traits.control_flow, traits.opset) == (False, False, False, 17)
-    assert traits.dynamic_batch
-    assert traits.parameter_types == ("FLOAT",)
-    assert traits.parameter_bytes == 4 * (16 * 27 + 16 * 9 + 16 * 16 + 5 * 16 + 16 * 3 + 5 + 2)
-    assert traits.operators["Conv"] == 3
-
-
-def test_a_quantised_net_is_known_and_its_layers_still_count(tmp_path):
     path = convolutions(tmp_path)
-    traits = traits_of(int8_static.apply(task_for(path, tmp_path)))
-    assert traits.quantized
-    assert (traits.convolutions, traits.products) == (3, 1)
-    assert traits.convolution_macs == traits_of(path).convolution_macs
+    assert kind_of(path) == "convolutional"
+    assert macs(path) == {"first": 36 * 16 * 27, "depthwise": 36 * 16 * 9, "last": 36 * 16 * 16, "gemm": 80}
+    assert operator_counts(path)["Conv"] == 3
+
+
+def test_the_layers_of_a_quantised_net_still_count(tmp_path):
+    path = convolutions(tmp_path)
+    quantized = int8_static.apply(task_for(path, tmp_path))
+    assert kind_of(quantized) == "convolutional"
+    before, after = macs(path), macs(quantized)
+    assert [after[layer] for layer in ("first", "depthwise", "last")] == list(before.values())[:3]
 
 
 def test_a_net_of_products(tmp_path):
-    traits = traits_of(two_layers(tmp_path))
-    assert (traits.convolutions, traits.products, traits.product_macs) == (0, 2, 32 * 64 + 64 * 8)
-    assert not traits.mostly_convolutions
+    assert kind_of(two_layers(tmp_path)) == "dense"
+
+
+@pytest.mark.parametrize(("size", "kind"), [(4, "dense"), ("h", "convolutional")])
+def test_where_shapes_are_not_known_numbers_of_layers_decide(tmp_path, size, kind):
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Conv", ["c", "w"], ["d"]),
+        node("GlobalAveragePool", ["d"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        node("MatMul", ["f", "v"], ["y"]),
+    ]
+    weights = {"w": np.ones((1, 1, 1, 1), np.float32), "v": np.ones((1, 500), np.float32)}
+    inputs = [value("x", TensorProto.FLOAT, "n", 1, size, size)]
+    assert kind_of(save(tmp_path, nodes, inputs, [value("y", TensorProto.FLOAT, "n", 500)], weights)) == kind
 
 
 def test_attention_makes_a_transformer(tmp_path):
@@ -48,55 +59,46 @@ def test_attention_makes_a_transformer(tmp_path):
     nodes = [
         node("LayerNormalization", ["x", "one"], ["n"], axis=-1),
         node("Transpose", ["n"], ["t"], perm=[0, 2, 1]),
-        node("MatMul", ["n", "t"], ["scores"]),
+        node("MatMul", ["n", "t"], ["scores"], name="scores"),
         node("Softmax", ["scores"], ["share"]),
         node("MatMul", ["share", "n"], ["y"]),
     ]
     inputs, outputs = ([value(name, TensorProto.FLOAT, "n", "s", 8)] for name in "xy")
-    traits = traits_of(save(tmp_path, nodes, inputs, outputs, {"one": np.ones(8, np.float32)}))
-    assert traits.transformer
-    assert traits.free_products == 2
-    assert traits.product_macs is None  # as many as there are tokens
+    path = save(tmp_path, nodes, inputs, outputs, {"one": np.ones(8, np.float32)})
+    assert kind_of(path) == "transformer"
+    assert macs(path)["scores"] is None  # as many as there are tokens
 
 
-def test_control_flow_and_fixed_batches_are_seen(tmp_path):
+def test_operators_inside_of_control_flow_count(tmp_path):
     inner = [
         helper.make_graph([helper.make_node("Relu", ["x"], ["q"])], name, [], [value("q", TensorProto.FLOAT, 2, 2)])
         for name in ("yes", "no")
     ]
     nodes = [helper.make_node("If", ["b"], ["y"], then_branch=inner[0], else_branch=inner[1])]
     inputs = [value("x", TensorProto.FLOAT, 2, 2), value("b", TensorProto.BOOL)]
-    traits = traits_of(save(tmp_path, nodes, inputs, [value("y", TensorProto.FLOAT, 2, 2)]))
-    assert traits.control_flow
-    assert traits.dynamic_batch is False
-    assert traits.operators == {"Relu": 2, "If": 1}
+    path = save(tmp_path, nodes, inputs, [value("y", TensorProto.FLOAT, 2, 2)])
+    assert operator_counts(path) == {"Relu": 2, "If": 1}
+    assert kind_of(path) == "dense"
 
 
-def test_weights_in_other_files_are_counted_and_not_read(tmp_path):
+def test_weights_in_other_files_are_not_read(tmp_path):
     path = convolutions(tmp_path)
     onnx.save(onnx.load(path), tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     (tmp_path / "weights").unlink()
-    assert traits_of(tmp_path / "m.onnx") == traits_of(path)
+    assert kind_of(tmp_path / "m.onnx") == "convolutional"
+    assert operator_counts(tmp_path / "m.onnx") == operator_counts(path)
 
 
 def test_other_files_tell_what_they_can(tmp_path):
-    module = torch.nn.Linear(64, 32)
-    torch.export.save(torch.export.export(module, (torch.zeros(2, 64),)), tmp_path / "m.pt2")
-    traits = traits_of(tmp_path / "m.pt2")
-    assert traits.parameter_bytes is not None
-    assert traits.parameter_bytes >= 4 * 65 * 32
-    assert traits.convolutions is None
-    assert traits.mostly_convolutions is None
     (tmp_path / "m.xml").write_text(
         '<net><layers><layer type="Parameter"/><layer type="MatMul"/>'
         '<layer type="Const"/><layer type="MatMul"/></layers></net>'
     )
-    (tmp_path / "m.bin").write_bytes(b"x" * 40)
-    assert traits_of(tmp_path / "m.xml") == Traits(operators={"MatMul": 2}, parameter_bytes=40)
+    assert operator_counts(tmp_path / "m.xml") == {"MatMul": 2}
     (tmp_path / "m.param").write_text("7767517\n3 3\nInput x 0 1 x\nReLU r 1 1 x y\nReLU s 1 1 y z\n")
     assert operator_counts(tmp_path / "m.param") == {"ReLU": 2}
     assert operator_counts(tmp_path / "model.plan") == {}
-    assert traits_of(tmp_path / "model.plan") == Traits()
+    assert {kind_of(tmp_path / f"m.{ending}") for ending in ("xml", "param", "pt2", "plan")} == {"dense"}
 
 
 def test_the_module_imports_no_framework():

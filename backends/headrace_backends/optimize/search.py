@@ -41,7 +41,6 @@ from headrace_backends.optimize.listener import Listener
 from headrace_backends.optimize.mixing import Mixing
 from headrace_backends.optimize.sensitivity import ranked
 from headrace_backends.optimize.subject import Subject
-from headrace_backends.optimize.traits import Traits
 from headrace_backends.optimize.trial import OutOfTime, Trial, TrialFailed
 from headrace_backends.optimize.workshop import Workshop
 
@@ -148,11 +147,11 @@ class Search:
     def _kind(self, contest: Contest) -> Kind:
         """What the model is made of. PyTorch's files tell it only as ONNX."""
         try:
-            traits: Traits = self._aside("headrace_backends.optimize.traits:traits_of", path=self._as_onnx(contest))
+            kind: Kind = self._aside("headrace_backends.optimize.traits:kind_of", path=self._as_onnx(contest))
         except TrialFailed as error:
             self.listener.progress(f"what the model is made of is not known: {error}")
             return "dense"
-        return "transformer" if traits.transformer else "convolutional" if traits.mostly_convolutions else "dense"
+        return kind
 
     def _as_onnx(self, contest: Contest) -> Path:
         """The model as an ONNX file where there is a way to one, else as it was dropped in.

@@ -1,76 +1,44 @@
-"""What a model file is like, as far as it decides which forms are worth trying. Never imports a framework by itself.
+"""What a model file is made of, as far as it decides which forms are worth trying. Imports no framework by itself.
 
-``traits_of`` and ``operator_counts`` read ONNX files with the onnx package, in the process that asks.
+ONNX files are read with the onnx package, in the process that asks.
 """
 
-import math
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from headrace_backends.ncnn_graph import NcnnGraph
+from headrace_backends.optimize.facts import Kind
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "QGemm"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedAttention"})
 _NORMS = frozenset({"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization", "RMSNormalization"})
-_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "QGemm"})
-_QUANTIZED_PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-class Traits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """None is what cannot be told of a file of this kind. MACs are multiplications for one row."""
-
-    operators: dict[str, int] = {}  # how many of each, also inside of control flow; empty where the file does not tell
-    parameter_bytes: int | None = None
-    parameter_types: tuple[str, ...] = ()  # of weights with more than one element, as "FLOAT" and "INT8"
-    convolutions: int | None = None
-    products: int | None = None  # matrix products with constant weights
-    free_products: int | None = None  # matrix products of two computed values
-    recurrent: int | None = None
-    convolution_macs: float | None = None  # None also where shapes are not known
-    product_macs: float | None = None
-    quantized: bool | None = None
-    transformer: bool | None = None
-    dynamic_batch: bool | None = None  # every input and output has a leading dimension of any size
-    control_flow: bool | None = None
-    opset: int | None = None
-    depthwise: int | None = None  # convolutions of one channel each, which lose most in int8
-
-    @property
-    def mostly_convolutions(self) -> bool | None:
-        """Whether most of the arithmetic is in convolutions."""
-        if self.convolutions is None or self.products is None:
-            return None
-        if self.convolution_macs is None or self.product_macs is None:
-            return self.convolutions > self.products
-        return self.convolution_macs > self.product_macs
-
-
-def traits_of(path: Path) -> Traits:
-    """The traits of a file: all of them for .onnx, a few for .pt2, .pt and .xml.
+def kind_of(path: Path) -> Kind:
+    """What most of the arithmetic is in; a file that does not tell counts as dense.
 
     Raises:
         ImportError: an ONNX file, and onnx is not installed.
         OSError, ValueError: the file cannot be read.
     """
-    if path.suffix == ".onnx":
-        return _onnx_traits(path)
-    if path.suffix in {".pt2", ".pt"} and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            held = [one for one in archive.infolist() if "/data/" in one.filename or "/constants/" in one.filename]
-        return Traits(parameter_bytes=sum(one.file_size for one in held))
-    if path.suffix in {".xml", ".param"}:
-        weights = path.with_suffix(".bin")
-        return Traits(
-            operators=operator_counts(path), parameter_bytes=weights.stat().st_size if weights.exists() else None
-        )
-    return Traits()
+    if path.suffix != ".onnx":
+        return "dense"
+    model = _graph_only(path)
+    nodes = list(_nodes(model))
+    convolutions = [node for node in nodes if node.op_type in _CONVOLUTIONS]
+    products = [node for node in nodes if node.op_type in _PRODUCTS]
+    stored = {one.name for one in model.graph.initializer}
+    constant = stored | _derived(nodes, stored)
+    weighted = [node for node in products if any(name in constant for name in node.input[:2])]
+    if _is_transformer(operator_counts(path), len(products) - len(weighted)):
+        return "transformer"
+    shapes = _shapes(_inferred(model))
+    in_convolutions, in_products = _total(convolutions, shapes), _total(products, shapes)
+    if in_convolutions is None or in_products is None:  # shapes are not known, numbers of layers are
+        in_convolutions, in_products = len(convolutions), len(weighted)
+    return "convolutional" if in_convolutions > in_products else "dense"
 
 
 def operator_counts(path: Path) -> dict[str, int]:
@@ -107,38 +75,6 @@ def layer_macs(model: Any) -> dict[str, float | None]:
     }
 
 
-def _onnx_traits(path: Path) -> Traits:
-    import onnx
-
-    model = _graph_only(path)
-    counts = operator_counts(path)
-    constants = {one.name: one for one in model.graph.initializer}
-    shapes = _shapes(_inferred(model))
-    nodes = list(_nodes(model))
-    convolutions = [node for node in nodes if node.op_type in _CONVOLUTIONS]
-    products = [node for node in nodes if node.op_type in _PRODUCTS]
-    constant = {*constants, *_derived(nodes, constants)}
-    weighted = [node for node in products if any(name in constant for name in node.input[:2])]
-    weights = [one for one in constants.values() if math.prod(one.dims) > 1]
-    return Traits(
-        operators=counts,
-        parameter_bytes=sum(_tensor_bytes(one) for one in constants.values()),
-        parameter_types=tuple(sorted({onnx.TensorProto.DataType.Name(one.data_type) for one in weights})),
-        convolutions=len(convolutions),
-        products=len(weighted),
-        free_products=len(products) - len(weighted),
-        recurrent=sum(counts.get(kind, 0) for kind in _RECURRENT),
-        convolution_macs=_total(convolutions, shapes),
-        product_macs=_total(products, shapes),
-        quantized=any(one in _QUANTIZED or one.startswith(_QUANTIZED_PREFIXES) for one in counts),
-        transformer=_is_transformer(counts, len(products) - len(weighted)),
-        dynamic_batch=_has_dynamic_batch(model, constants),
-        control_flow=bool(_CONTROL_FLOW & counts.keys()),
-        opset=max((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), default=None),
-        depthwise=sum(_is_depthwise(node, shapes) for node in convolutions),
-    )
-
-
 def _graph_only(path: Path) -> Any:
     import onnx
 
@@ -165,7 +101,7 @@ def _nodes(model: Any) -> list[Any]:
     return found
 
 
-def _derived(nodes: list[Any], constants: Mapping[str, Any]) -> set[str]:
+def _derived(nodes: list[Any], constants: Container[str]) -> set[str]:
     """What is computed of constants alone in one step: weights that are stored in int8, or turned round."""
     plain = {"DequantizeLinear", "Transpose", "Cast", "Identity"}
     made = {node.output[0] for node in nodes if node.op_type == "Constant"}
@@ -217,35 +153,9 @@ def _flag(node: Any, name: str) -> int:
     return next((int(one.i) for one in node.attribute if one.name == name), 0)
 
 
-def _is_depthwise(node: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> bool:
-    weight = shapes.get(node.input[1])
-    return _flag(node, "group") > 1 and weight is not None and weight[1] == 1
-
-
 def _is_transformer(counts: Mapping[str, int], free_products: int) -> bool:
     """Softmax between products of computed values is attention, in whatever other words a file puts it."""
     if _ATTENTION & counts.keys():
         return True
     norms = any(kind in counts for kind in _NORMS) or counts.get("ReduceMean", 0) >= 2 * counts.get("Softmax", 0) > 0
     return counts.get("Softmax", 0) > 0 and free_products >= 2 and norms
-
-
-def _has_dynamic_batch(model: Any, constants: Mapping[str, Any]) -> bool:
-    values = [*(one for one in model.graph.input if one.name not in constants), *model.graph.output]
-    return bool(values) and all(
-        one.type.tensor_type.HasField("shape")
-        and len(one.type.tensor_type.shape.dim) > 0
-        and not one.type.tensor_type.shape.dim[0].HasField("dim_value")
-        for one in values
-    )
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    import onnx
-
-    outside = sum(int(one.value) for one in tensor.external_data if one.key == "length")
-    if outside:
-        return outside
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(len(one) for one in tensor.string_data)
-    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
