@@ -456,6 +456,22 @@ async def test_closing_ends_ensembles_before_their_models(explicit):
     assert explicit.log == ["load a 1", "end a 1"]
 
 
+# ---- what the log says of a load that fails ----
+
+
+async def test_the_log_tells_a_version_that_does_not_serve_from_one_that_serves_as_before(polled, caplog):
+    polled.plain("m", says="out of memory")
+    await polled.repository.refresh("m")
+    assert [one.getMessage() for one in caplog.records] == ["model m version 1 is not served: out of memory"]
+    polled.plain("m")
+    await polled.repository.refresh("m")
+    caplog.clear()
+    polled.plain("m", config=f"{PLAIN}parameters: {{changed: 1}}\n", says="out of memory")
+    await polled.repository.refresh("m")
+    assert [one.getMessage() for one in caplog.records] == ["model m version 1 could not be loaded anew: out of memory"]
+    assert polled.serves("m", "1")
+
+
 # ---- a disk that fails ----
 
 

@@ -137,7 +137,7 @@ class Transition:
         """An ensemble cannot be planned. One that was planned before goes on only while its models allow it."""
         for version in versions:
             if record.statuses.get(version) != VersionStatus(State.UNAVAILABLE, reason):
-                log.error("model %s version %d is not served: %s", name, version, reason)
+                _log_failure(name, record, version, reason)
             record.note(version, LoadFailed(reason))
         serving = record.serving.items()
         gone = [version for version, served in serving if not still_holds(served, self._records, self._shelf.find)]
@@ -194,7 +194,7 @@ class Transition:
                 reason = unplanned
         if reason:
             record.note(version, LoadFailed(reason))
-            log.error("model %s version %d is not served: %s", name, version, reason)
+            _log_failure(name, record, version, reason)
             return None
         return started
 
@@ -227,6 +227,11 @@ async def _why_not_started(name: str, version: int, served: Served) -> str:
         log.exception("model %s version %d could not be loaded", name, version)
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _log_failure(name: str, record: ModelRecord, version: int, reason: str) -> None:
+    what = "could not be loaded anew" if version in record.serving else "is not served"
+    log.error("model %s version %d %s: %s", name, version, what, reason)
 
 
 def _form(served: Served) -> str:
