@@ -93,7 +93,8 @@ def test_a_driver_that_is_too_old_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [(0, True), (700, False), (719, False), (226, False), (721, False), (999, False), (201, None), (2, None)]
+    ("status", "expected"),
+    [(0, True), (700, False), (719, False), (226, False), (721, False), (999, False), (201, None), (2, None)],
 )
 def test_whether_the_context_is_well(library, monkeypatch, status, expected):
     monkeypatch.setenv("FAKE_CUDA", f"cuCtxSynchronize={status}")

@@ -21,8 +21,8 @@ class Stamp(NamedTuple):
 def fingerprint(path: Path, *, everything: bool = False) -> str:
     """A print of every file below ``path``: its place, size, time of change and inode, but not its contents.
 
-    Whether it may be read counts too. Hidden and temporary files and Python's caches do not, unless ``everything`` does:
-    what writes them does not mean to change a model.
+    Whether it may be read counts too. Hidden and temporary files and Python's caches do not, unless ``everything``
+    does: what writes them does not mean to change a model.
     """
     return digest(stamps(path, everything=everything))
 
