@@ -29,10 +29,13 @@ def repository(tmp_path):
     onnx_model(tmp_path, "adder")
     onnx_model(tmp_path, "built", config="backend: tensorrt\n")
     onnx_model(tmp_path, "on_gpu", config="instances: [{device: gpu:0}]\n")
-    (tmp_path / "engine" / "1").mkdir(parents=True)
-    header = struct.pack("<4sIQQ4B", b"ftrt", 0, 2, 28, 10, 13, 3, 9)
-    (tmp_path / "engine" / "1" / "model.plan").write_bytes(header)
+    engine_file(tmp_path, "engine", struct.pack("<4sIQQ4B", b"ftrt", 0, 2, 28, 10, 13, 3, 9))
     return tmp_path
+
+
+def engine_file(repository, name, data):
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "1" / "model.plan").write_bytes(data)
 
 
 def reasons(server):
@@ -57,11 +60,24 @@ def test_without_the_library(repository, tmp_path_factory):
 
 
 def test_without_a_driver(repository):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'headrace[tensorrt-rtx]'")
+    rtx = pytest.importorskip("tensorrt_rtx", reason="pip install 'headrace[tensorrt-rtx]'")
+    onnx, engine = repository / "built" / "1" / "model.onnx", repository / "model.plan"
+    build = [sys.executable, "-m", "headrace_backends.tensorrt", str(onnx), str(engine)]
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    whole = engine.read_bytes()
+    engine_file(repository, "whole", whole)
+    engine_file(repository, "cut_short", whole[:-100])
+    engine_file(repository, "stale", whole[:24] + bytes([0, 9]) + whole[26:])
+    engine_file(repository, "something_else", b"PK" + bytes(100))
     with RunningServer(repository) as server:
         found = reasons(server)
-        for name in ("engine", "built"):
+        for name in ("whole", "built"):
             assert "there is no NVIDIA driver here" in found[name]
+        # What is wrong with a file is told also where there is no GPU.
+        assert f"it was built by TensorRT 10.13.3.9, and here is TensorRT-RTX {rtx.__version__}" in found["engine"]
+        assert "it was built by TensorRT-RTX 0.9." in found["stale"]
+        assert f"has {len(whole) - 100} bytes, and its header speaks of {len(whole)}" in found["cut_short"]
+        assert "'model.plan' is no TensorRT engine" in found["something_else"]
         assert infer(server.http, "adder", [1.0]).values == [2.0]
 
 

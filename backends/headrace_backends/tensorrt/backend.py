@@ -17,7 +17,7 @@ from headrace_backends.tensorrt import capability
 from headrace_backends.tensorrt.builder import BuildOptions, Parsed, build, parse_onnx, read_options
 from headrace_backends.tensorrt.cuda import CudaDriver, Device
 from headrace_backends.tensorrt.engine_cache import EngineCache, default_folder, engine_key, model_hash
-from headrace_backends.tensorrt.engine_file import misfit, read_engine, read_header, rebuild_advice
+from headrace_backends.tensorrt.engine_file import EngineHeader, misfit, read_engine, read_header, rebuild_advice
 from headrace_backends.tensorrt.execution import Execution, read_profiles, read_tensors
 from headrace_backends.tensorrt.library import Library, find_library, make_logger, register_plugins
 from headrace_backends.tensorrt.profiles import Profile, asked_batches, asked_ranges, derive, least_rows, most_rows
@@ -35,6 +35,8 @@ BUILD_PARAMETERS = (
 )
 _PARAMETERS = ("library", "cuda_graphs", "allow_engine_host_code", *BUILD_PARAMETERS)
 _NO_CACHE = "off"
+
+_Stored = tuple[EngineHeader, bytes]
 
 
 class TensorRtBackend(Backend):
@@ -59,8 +61,9 @@ class TensorRtBackend(Backend):
         notes: list[str] = []
         if source.gpu is None:
             notes.append("TensorRT runs on GPUs only, so on gpu:0; set instances to choose another")
+        stored = _stored(source, library)  # before the GPU: what is wrong with a file is told also where there is none
         device = CudaDriver().open(source.gpu or 0)
-        return load_on(source, library, options, device, notes)
+        return load_on(source, library, options, stored, device, notes)
 
     @property
     def signature(self) -> Signature:
@@ -83,16 +86,21 @@ class TensorRtBackend(Backend):
 
 
 def load_on(
-    source: ModelSource, library: Library, options: BuildOptions, device: Device, notes: list[str]
+    source: ModelSource,
+    library: Library,
+    options: BuildOptions,
+    stored: _Stored | None,
+    device: Device,
+    notes: list[str],
 ) -> TensorRtBackend:
-    """Load a model on a GPU that is in use already.
+    """Load a model on a GPU that is in use already. ``stored`` is the engine in its file, None if it is to be built.
 
     Raises:
         LoadError: it cannot be served; nothing of it is left on the GPU.
     """
     with ExitStack() as undo:
         undo.callback(device.close)
-        ready = _engine(source, library, options, device, notes)
+        ready = _engine(source, library, options, stored, device, notes)
         runtime = _Runtime(library, allow_host_code=parameters.flag(source.parameters, "allow_engine_host_code"))
         advice = rebuild_advice(library) if ready.symbols is None else _built_advice(device)
         engine = runtime.load(ready.data, source.path.name, advice)
@@ -172,10 +180,32 @@ class _Runtime:
 # -- the engine -------------------------------------------------------------------------------------------
 
 
-def _engine(source: ModelSource, library: Library, options: BuildOptions, device: Device, notes: list[str]) -> _Ready:
+def _stored(source: ModelSource, library: Library) -> _Stored | None:
+    """The engine in the model's file; None if that is ONNX.
+
+    Raises:
+        LoadError: it is no engine, or none that this library can load, and there is no ONNX file to build one of.
+    """
     if source.path.suffix.lower() == ".onnx":
-        return _built(source, source.path, library, options, device, notes)
+        return None
     header, data = read_engine(source.path)
+    reason = misfit(header, library, None)
+    if reason is not None and not _origin(source).exists():
+        raise _unfit(source, library, reason)
+    return header, data
+
+
+def _engine(
+    source: ModelSource,
+    library: Library,
+    options: BuildOptions,
+    stored: _Stored | None,
+    device: Device,
+    notes: list[str],
+) -> _Ready:
+    if stored is None:
+        return _built(source, source.path, library, options, device, notes)
+    header, data = stored
     reason = misfit(header, library, device.gpu.capability)
     if reason is None:
         unused = sorted(set(source.parameters) & set(BUILD_PARAMETERS))
@@ -184,11 +214,20 @@ def _engine(source: ModelSource, library: Library, options: BuildOptions, device
                 f"parameters {', '.join(unused)} are for building, and '{source.path.name}' is built already"
             )
         return _Ready(data)
-    origin = source.path.with_suffix(".onnx")
+    origin = _origin(source)
     if origin.exists():
         notes.append(f"'{source.path.name}' is stale: {reason}; '{origin.name}' beside it is built instead")
         return _built(source, origin, library, options, device, notes)
-    raise LoadError(f"'{source.path.name}' does not fit: {reason}; {rebuild_advice(library)}")
+    raise _unfit(source, library, reason)
+
+
+def _origin(source: ModelSource) -> Path:
+    """Where the ONNX file of an engine lies, if it was kept."""
+    return source.path.with_suffix(".onnx")
+
+
+def _unfit(source: ModelSource, library: Library, reason: str) -> LoadError:
+    return LoadError(f"'{source.path.name}' does not fit: {reason}; {rebuild_advice(library)}")
 
 
 def _built(
