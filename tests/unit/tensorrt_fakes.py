@@ -17,6 +17,7 @@ ENUM = {
     "DataType": ["FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8", "FP8"],
     "CudaGraphStrategy": ["DISABLED", "WHOLE_GRAPH_CAPTURE"],
     "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
+    "DynamicShapesKernelSpecializationStrategy": ["LAZY", "EAGER", "NONE"],
     "EngineValidity": ["VALID", "SUBOPTIMAL", "INVALID"],
 }
 _NOT_WHILE_CAPTURING = {"allocate", "free", "allocate_pinned", "wait", "begin_capture"}
@@ -174,7 +175,8 @@ class FakeEngine:
         return self.tensors[name].profiles[index]
 
     def create_runtime_config(self):
-        return SimpleNamespace(cuda_graph_strategy=None)
+        lazy = self.module.DynamicShapesKernelSpecializationStrategy.LAZY
+        return SimpleNamespace(cuda_graph_strategy=None, dynamic_shapes_kernel_specialization_strategy=lazy)
 
     def create_execution_context(self, config=None):
         self.configs.append(config)

@@ -456,6 +456,28 @@ def test_requests_are_merged_only_where_rows_are_their_own(on_fake_gpu, tmp_path
     assert "requests are not merged into batches" in backend.notes()[-1]
 
 
+def test_kernels_that_are_replaced_meanwhile_do_not_keep_rows_apart(on_fake_gpu, tmp_path, rtx):
+    """TensorRT-RTX compiles others in the background, which round otherwise."""
+    none = rtx.module.DynamicShapesKernelSpecializationStrategy.NONE
+    made = []
+
+    class Engine(FakeEngine):
+        def computed(self, at):
+            made.append(self)
+            replaced = self.configs[-1].dynamic_shapes_kernel_specialization_strategy != none
+            return {"y": at["x"] @ WEIGHTS + (1e-2 * len(made) if replaced else 0)}
+
+    on_fake_gpu.runtime.deserialize_cuda_engine = lambda self, data: Engine(
+        self.device, Library("tensorrt-rtx", self.module, "1"), self.tensors, None, lambda to: {"y": (to["x"][0], 3)}
+    )
+    Engine.compute = property(Engine.computed.__get__, lambda *_: None)
+    backend = on_fake_gpu(linear(tmp_path), device="gpu:0")
+    assert backend.signature.max_batch_size == 32
+    assert [config.dynamic_shapes_kernel_specialization_strategy == none for config in made[0].configs] == [False, True]
+    backend.close()
+    assert on_fake_gpu.runtime.device.empty
+
+
 def test_configured_tensors_are_held_against_the_engine(on_fake_gpu, tmp_path):
     path = linear(tmp_path)
     with pytest.raises(LoadError, match="input 'x' is configured as FP16; the file has FP32"):

@@ -355,7 +355,8 @@ def _batched(
         return signature
     trial_inputs = [_at_best(one, profiles) for one in inputs]
     limit = usual if source.path.suffix.lower() == ".onnx" else most
-    size, note = inferred_batching(execution.run, trial_inputs, outputs, limit, checks_indices=False)
+    with execution.steady():
+        size, note = inferred_batching(execution.run, trial_inputs, outputs, limit, checks_indices=False)
     if note is not None:
         notes.append(note)
     return msgspec.structs.replace(signature, max_batch_size=size)

@@ -18,7 +18,9 @@ class Context:
 class Contexts:
     """Makes them. What lies between inputs and outputs is in one piece of memory, because one of them runs at a time.
 
-    TensorRT-RTX gives each of them its own; with ``captures`` it captures graphs by itself. One thread uses this.
+    TensorRT-RTX gives each of them its own; with ``captures`` it captures graphs by itself, and while it runs it
+    replaces kernels by others that it compiles for the shapes that come, unless they are ``steady``. One thread uses
+    this.
 
     Raises:
         MemoryError: from each method, the GPU has not enough.
@@ -26,7 +28,15 @@ class Contexts:
     """
 
     def __init__(
-        self, library: Library, engine: Any, log: Any, device: Device, stream: int, *, captures: bool = False
+        self,
+        library: Library,
+        engine: Any,
+        log: Any,
+        device: Device,
+        stream: int,
+        *,
+        captures: bool = False,
+        steady: bool = False,
     ) -> None:
         self._library = library
         self._engine = engine
@@ -34,8 +44,13 @@ class Contexts:
         self._device = device
         self._stream = stream
         self._captures = captures
+        self._steady = steady
         self._of_profiles: dict[int, Context] = {}
         self._workspace = 0  # on the GPU
+
+    def steady(self) -> "Contexts":
+        """Others of the engine, whose kernels stay what they are."""
+        return Contexts(self._library, self._engine, self._log, self._device, self._stream, steady=True)
 
     def of(self, profile: int) -> Context:
         """The profile's own."""
@@ -75,10 +90,12 @@ class Contexts:
         )
 
     def _make_of_rtx(self) -> Any:
-        if not self._captures:
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self._library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        module, config = self._library.module, self._engine.create_runtime_config()
+        if self._captures:
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._steady:
+            none = module.DynamicShapesKernelSpecializationStrategy.NONE
+            config.dynamic_shapes_kernel_specialization_strategy = none
         return self._engine.create_execution_context(config)
 
 

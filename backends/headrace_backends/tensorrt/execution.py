@@ -1,8 +1,8 @@
 """An engine at work: named tensors, copies through pinned memory, one stream, CUDA graphs for shapes seen before."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -136,6 +136,19 @@ class Execution:
         self._device.launch(graph.executable, self._stream)
         self._device.wait(self._stream)
         return {tensor.spec.name: self._array(tensor, graph.outputs[tensor.spec.name]) for tensor in self._outputs}
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Have equal inputs get equal answers within, also from TensorRT-RTX: from the kernels that it begins with."""
+        if not self._library.is_rtx:
+            yield
+            return
+        usual, self._contexts = self._contexts, self._contexts.steady()
+        try:
+            yield
+        finally:
+            self._contexts.close()
+            self._contexts = usual
 
     def close(self) -> None:
         """Give everything back that is on the GPU."""
