@@ -478,6 +478,20 @@ def test_kernels_that_are_replaced_meanwhile_do_not_keep_rows_apart(on_fake_gpu,
     assert on_fake_gpu.runtime.device.empty
 
 
+def test_an_engine_for_one_number_of_rows_is_served_with_that(on_fake_gpu, tmp_path):
+    """TensorRT tells a dimension whose range is one size as that size."""
+    on_fake_gpu.runtime.tensors = (
+        FakeTensor("x", "INPUT", (1, 6), ((1, 6), (1, 6), (1, 6))),
+        FakeTensor("y", "OUTPUT", (1, 3)),
+    )
+    backend = on_fake_gpu(linear(tmp_path), device="gpu:0", max_batch_size=1)
+    assert backend.signature.max_batch_size == 1
+    assert [spec.shape for spec in (*backend.signature.inputs, *backend.signature.outputs)] == [(-1, 6), (-1, 3)]
+    np.testing.assert_allclose(
+        backend.execute({"x": np.ones((1, 6), np.float32)}, ())["y"][0], WEIGHTS.sum(0), rtol=1e-5
+    )
+
+
 def test_configured_tensors_are_held_against_the_engine(on_fake_gpu, tmp_path):
     path = linear(tmp_path)
     with pytest.raises(LoadError, match="input 'x' is configured as FP16; the file has FP32"):

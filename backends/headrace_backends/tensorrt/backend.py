@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.core.model import Signature
+from headrace.core.model import Signature, TensorSpec
 from headrace_backends import parameters
 from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
 from headrace_backends.row_trial import inferred_batching
@@ -102,11 +102,10 @@ def load_on(
         undo.callback(device.close)
         ready = _engine(source, library, options, stored, device, notes)
         runtime = _Runtime(library, allow_host_code=parameters.flag(source.parameters, "allow_engine_host_code"))
-        advice = rebuild_advice(library) if ready.symbols is None else _built_advice(device)
+        advice = rebuild_advice(library) if ready.declared is None else _built_advice(device)
         engine = runtime.load(ready.data, source.path.name, advice)
         tensors = read_tensors(engine)
-        symbols = ready.symbols or {}
-        found = [FoundTensor(tensor.spec, symbols.get(tensor.spec.name, ())) for tensor in tensors]
+        found = [_as_declared(tensor.spec, ready.declared or {}) for tensor in tensors]
         inputs, outputs = agreed(
             source,
             [one for one, tensor in zip(found, tensors, strict=True) if tensor.is_input],
@@ -128,10 +127,10 @@ def load_on(
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An engine's bytes, and the names of dimensions, which engines do not keep: None for an engine file."""
+    """An engine's bytes, and what the ONNX file says of its tensors: None for an engine file."""
 
     data: bytes
-    symbols: Mapping[str, tuple[str, ...]] | None = None
+    declared: Mapping[str, FoundTensor] | None = None
 
 
 class _Runtime:
@@ -236,7 +235,7 @@ def _built(
     """The engine of an ONNX file, from the cache if it is there."""
     parsed = parse_onnx(library, path, "fp32")
     profiles = derive_profiles(source, parsed, notes)
-    symbols = _symbols(parsed)
+    declared = _declared(parsed)
     gpu = device.gpu
     if library.is_rtx and not options.capabilities and gpu.capability < capability.OLDEST_OF_RTX_BY_ITSELF:
         options = replace(options, capabilities=(gpu.capability,))
@@ -248,7 +247,7 @@ def _built(
     try:
         cache = None if asked == _NO_CACHE else EngineCache(Path(asked) if asked else default_folder())
         if cache is None:
-            return _Ready(build_engine(library, path, parsed, options, profiles)[0], symbols)
+            return _Ready(build_engine(library, path, parsed, options, profiles)[0], declared)
         key = engine_key(model_hash(path), library, hardware, options, profiles)
         with cache.building(key):
             data, wrong = cache.get(key)
@@ -258,10 +257,10 @@ def _built(
                 data = _build_and_keep(cache, key, library, hardware, path, parsed, options, profiles, notes)
             else:
                 notes.append(f"engine {key} from the cache, {options.precision}")
-            return _Ready(data, symbols)
+            return _Ready(data, declared)
     except OSError as error:
         notes.append(_not_cached(error))
-        return _Ready(build_engine(library, path, parsed, options, profiles)[0], symbols)
+        return _Ready(build_engine(library, path, parsed, options, profiles)[0], declared)
 
 
 def _build_and_keep(
@@ -322,14 +321,28 @@ def derive_profiles(source: ModelSource, parsed: Parsed, notes: list[str]) -> tu
     return derived.profiles
 
 
-def _symbols(parsed: Parsed) -> dict[str, tuple[str, ...]]:
-    """The names of dimensions, by tensor. The parser drops those of outputs; their rows are taken for the inputs'."""
+def _declared(parsed: Parsed) -> dict[str, FoundTensor]:
+    """The file's tensors. The parser drops the names of outputs' dimensions; their rows are taken for the inputs'."""
     leading = {one.symbols[0] for one in parsed.inputs if one.symbols}
     rows = leading.pop() if len(leading) == 1 else ""
-    symbols = {one.spec.name: one.symbols for one in parsed.inputs}
+    declared = {one.spec.name: one for one in parsed.inputs}
     for one in parsed.outputs:
-        symbols[one.spec.name] = (one.symbols[0] or rows, *one.symbols[1:]) if one.symbols else ()
-    return symbols
+        symbols = (one.symbols[0] or rows, *one.symbols[1:]) if one.symbols else ()
+        declared[one.spec.name] = FoundTensor(one.spec, symbols)
+    return declared
+
+
+def _as_declared(spec: TensorSpec, declared: Mapping[str, FoundTensor]) -> FoundTensor:
+    """An engine's tensor with what it does not keep of the file's.
+
+    That is names of dimensions, and that rows are of any number where the engine is for one number of them.
+    """
+    one = declared.get(spec.name)
+    if one is None:
+        return FoundTensor(spec, ())
+    if spec.shape and one.spec.shape and one.spec.shape[0] == -1:
+        spec = msgspec.structs.replace(spec, shape=(-1, *spec.shape[1:]))
+    return FoundTensor(spec, one.symbols)
 
 
 # -- the signature ----------------------------------------------------------------------------------------
