@@ -33,8 +33,8 @@ def room(**options):
     return GpuRoom(GpuLimits(nbytes=100), find, **options)
 
 
-async def load(gpus, instance, expected, measured=0):
-    async with gpus.loading(instance, expected):
+async def load(gpus, instance, expected, measured=0, device=None):
+    async with gpus.loading(instance, device or instance.load.device, expected):
         instance.loaded = SimpleNamespace(gpu_bytes=measured)
 
 
@@ -49,6 +49,15 @@ async def test_a_load_is_measured_on_its_gpu_and_holds_what_it_took():
     with pytest.raises(LoadRefused, match="model 'm3' needs about 1 MiB of the memory of gpu:0"):
         await load(gpus, Instance.of(3), 11)
     await load(gpus, Instance.of(4, "gpu:1"), 100)
+
+
+async def test_what_runs_on_a_gpu_though_it_is_configured_for_the_cpu_has_its_room_there():
+    gpus = room()
+    engine = Instance.of(1, "cpu")
+    await load(gpus, engine, 80, device="gpu:0")
+    assert (engine.load.device, engine.load.gpu_uuid) == ("cpu", "GPU-1")
+    with pytest.raises(LoadRefused, match="model 'm2' needs about 1 MiB of the memory of gpu:0"):
+        await load(gpus, Instance.of(2, "cpu"), 80, device="gpu:0")
 
 
 async def test_what_turns_out_too_large_is_refused_until_it_is_unloaded():
@@ -71,7 +80,7 @@ async def test_without_such_a_gpu_the_load_goes_on_and_says_why_itself():
 async def test_loads_on_one_gpu_take_turns_and_others_do_not_wait():
     gpus = room()
     async with AsyncExitStack() as first:
-        await first.enter_async_context(gpus.loading(Instance.of(1), 10))
+        await first.enter_async_context(gpus.loading(Instance.of(1), "gpu:0", 10))
         waiting = asyncio.create_task(load(gpus, Instance.of(2, "gpu:UUID"), 10))
         await load(gpus, Instance.of(3, "gpu:1"), 10)
         assert not waiting.done()

@@ -31,8 +31,8 @@ class GpuRoom:
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @asynccontextmanager
-    async def loading(self, instance: Instance, expected_bytes: int) -> AsyncIterator[None]:
-        """Hold room while the instance is loaded within, and what it turns out to take after that.
+    async def loading(self, instance: Instance, device: str, expected_bytes: int) -> AsyncIterator[None]:
+        """Hold room on its device while the instance is loaded within, and what it turns out to take after that.
 
         Nothing is held where there is no such GPU: the load fails, and its backend knows best why. Who unloads the
         instance says ``release``, also when this raises.
@@ -41,13 +41,13 @@ class GpuRoom:
             LoadRefused: there is no room.
         """
         load = instance.load
-        gpu = await self._gpu(load.device)
+        gpu = await self._gpu(device)
         if gpu is None:
             yield
             return
         async with self._lines[gpu.uuid]:
             try:
-                await self._admit(load, gpu, expected_bytes)
+                await self._admit(load, device, gpu, expected_bytes)
                 instance.load = msgspec.structs.replace(load, gpu_uuid=gpu.uuid)
                 yield
                 taken_bytes = instance.loaded.gpu_bytes if instance.loaded is not None else 0
@@ -66,11 +66,11 @@ class GpuRoom:
         self.budget.release(number)
         self._changed.set()
 
-    async def _admit(self, load: Load, gpu: Gpu, expected_bytes: int) -> None:
+    async def _admit(self, load: Load, device: str, gpu: Gpu, expected_bytes: int) -> None:
         ends = monotonic() + self._room_timeout_s
         while True:
             try:
-                self.budget.admit(load.instance, load.name, load.device, gpu, expected_bytes)
+                self.budget.admit(load.instance, load.name, device, gpu, expected_bytes)
             except NoGpuRoom as error:
                 if not error.soon or monotonic() >= ends:
                     raise

@@ -214,7 +214,7 @@ class Supervisor:
         if self._gpus is None or needs.device == CPU:
             return nullcontext()
         self._gpu_needs[instance.load.instance] = needs
-        return self._gpus.loading(instance, needs.gpu_bytes)
+        return self._gpus.loading(instance, needs.device, needs.gpu_bytes)
 
     def _limit(self, limiter: RateLimiter, instance: Instance, claim: Claim) -> None:
         try:
