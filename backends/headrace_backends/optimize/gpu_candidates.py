@@ -74,10 +74,12 @@ def _torch(facts: Facts) -> Iterator[Candidate]:
     forms = [(plain, 1.0), (_with(plain, **_GRAPHS), 1.3)]
     if facts.ending == ".pt2":
         forms.append((_with(plain, compile=True), 1.4))
-        # Launches of whole graphs; the second also measures kernels against each other, which takes long.
+        # Launches of whole graphs, for sizes that are fixed but for the rows; the others also measure kernels against
+        # each other, which takes long.
         forms.append((_with(plain, compile=True, compile_mode="reduce-overhead"), 1.7))
         if facts.exhaustive:
             forms.append((_with(plain, compile=True, compile_mode="max-autotune"), 1.8))
+            forms.append((_with(plain, compile=True, compile_mode="max-autotune-no-cudagraphs"), 1.5))
     if facts.kind == "convolutional":
         forms += [(_with(form, channels_last=True), gain * 1.05) for form, gain in forms]
     package = packaged(facts)
