@@ -291,7 +291,7 @@ def _terms(served: Served, request: InferRequest) -> tuple[int, int, int]:
     parameters = request.parameters
     if not parameters and not served.default_timeout_us:
         return served.default_priority, request.deadline_ns, 0
-    priority = served.priority(parameters)
+    priority = served.priority(parameters, for_another=bool(request.callers))
     policy = served.policies.get(priority, served.policy)
     given_us = parameters.get("timeout", 0)
     if not given_us and not policy.default_timeout_us:

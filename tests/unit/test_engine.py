@@ -44,7 +44,7 @@ class Served:
         self.checker = InputChecker("m", Signature(inputs, (TensorSpec("y", DataType.UINT8, None),), max_batch_size))
         self.queue = BatchQueue("m", BatchLimits(max(1, max_batch_size)), max_size, **more)
 
-    def priority(self, parameters):
+    def priority(self, parameters, *, for_another=False):
         return parameters.get("priority", 7)
 
     async def answer(self, shape=None):

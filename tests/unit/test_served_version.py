@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.core.errors import NotReady
+from headrace.core.errors import InvalidRequest, NotReady
 from headrace.core.fingerprint import fingerprint
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
@@ -145,3 +145,13 @@ async def test_an_instance_is_known_by_its_files_before_its_first_batch_and_so_i
     both = served.identity
     old.replaced_by(twin)
     assert len({before, both, served.identity}) == 3
+
+
+def test_a_step_of_an_ensemble_may_have_fewer_levels_than_its_request_names(tmp_path):
+    made = version(tmp_path, Supervisor(), "batching: {priority_levels: 3, default_priority: 2}\n")
+    for wanted, level in ((0, 2), (1, 1), (3, 3)):
+        assert made.priority({"priority": wanted}) == made.priority({"priority": wanted}, for_another=True) == level
+    assert made.priority({"priority": 4}, for_another=True) == 2
+    for wanted in (4, -1, "1", True, 1.0):
+        with pytest.raises(InvalidRequest, match="served first"):
+            made.priority({"priority": wanted}, for_another=wanted != 4)

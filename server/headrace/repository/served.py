@@ -136,13 +136,18 @@ class ServedVersion:
         """What it took in memory when it was loaded last: its workers', or its share of theirs. 0: not measured."""
         return self._residence.nbytes if self._residence is not None else 0
 
-    def priority(self, parameters: Parameters) -> int:
-        """The request's level: 1 is served first; 0 or none asks for the default."""
+    def priority(self, parameters: Parameters, *, for_another: bool = False) -> int:
+        """The request's level: 1 is served first; 0 or none asks for the default.
+
+        So does a level beyond the last where the request is made ``for_another`` model's, which may have more of them.
+        """
         levels = self._priority_levels
         wanted = parameters.get("priority", 0)
         if not levels or not wanted:
             return self.default_priority
         if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 < wanted <= levels:
+            if for_another and type(wanted) is int and wanted > levels:
+                return self.default_priority
             raise InvalidRequest(
                 f"model '{self.folder.name}': parameter 'priority' is {wanted!r}, expected 1 (served first) to {levels}"
             )

@@ -85,7 +85,7 @@ class ServedEnsemble:
         order = ", ".join(str(planned.step.model) for planned in self.plan.steps)
         return (f"runs {order}, each as soon as its tensors are there",)
 
-    def priority(self, _: Parameters) -> int:
+    def priority(self, _: Parameters, *, for_another: bool = False) -> int:  # noqa: ARG002 - as a model's
         """The request's level: none of its own, as each model has its levels."""
         return self.default_priority
 
