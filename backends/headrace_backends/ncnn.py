@@ -1,6 +1,7 @@
 """Models on ncnn, whose convolutions by Winograd's method take fewer multiplications than those of other runtimes."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from headrace.core.tensor import DataType
 from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.ncnn_graph import Layer, NcnnGraph, NotNcnn
-from headrace_backends.ncnn_sizes import is_checked, refusal
+from headrace_backends.ncnn_rule import MOST_NUMBERS
+from headrace_backends.ncnn_sizes import is_checked, refusal, unserved
+from headrace_backends.ncnn_weights import missing
 from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "precision")
@@ -28,8 +31,8 @@ class NcnnBackend(Backend):
     So a row's answer is its own whatever the model does, and merging requests brings nothing but a wait for the first
     of them. They are merged only where the configuration says so. All numbers are FP32.
 
-    ncnn looks at no sizes: given others than its weights are for, it computes with whatever lies behind them in memory,
-    or dies. So the layers' inputs are looked at before rows of new shapes are run.
+    ncnn looks at few sizes: given others than its weights are for, it computes with whatever lies behind them in
+    memory, or dies. So files are looked at before it reads them, and layers' inputs before rows of new shapes are run.
     """
 
     warms_up = True
@@ -53,13 +56,15 @@ class NcnnBackend(Backend):
         precision = parameters.one_of(source.parameters, "precision", _PRECISIONS, "f32")
         inputs, outputs = agreed(source, [_found(*one) for one in graph.inputs.items()], _any_shapes(graph.outputs))
         _refuse_untold(source, inputs)
-        backend = cls(_opened(source.path, first, precision), graph.layers, signature_of(source, inputs, outputs))
+        backend = cls(
+            _opened(source.path, graph, first, precision), graph.layers, signature_of(source, inputs, outputs)
+        )
         backend._learn_shapes()
         row_ms = threads.time_row(backend._run_made_up, inputs, batches=True)
         choice = threads.choose(source.threads, asked, row_ms)
         if choice.count != first:  # weights are laid out for a number of threads
             backend._net = None  # before the other is made: the weights need not be there twice
-            backend._net = _opened(source.path, choice.count, precision)
+            backend._net = _opened(source.path, graph, choice.count, precision)
         backend.cpu_threads = choice.busy
         if source.max_batch_size is None:
             backend._notes.append("requests are not merged into batches: ncnn runs one row after the other anyway")
@@ -164,35 +169,41 @@ class NcnnBackend(Backend):
 
 
 def _read(path: Path) -> NcnnGraph:
+    """The layers, once it is clear that all of them are served and that their weights are there."""
+    weights = path.with_suffix(".bin")
     try:
         graph = NcnnGraph.parse(path.read_text(encoding="utf-8"))
+        counts = (len(graph.inputs), len(graph.outputs))
+        if not all(counts):
+            raise LoadError(f"'{path.name}' has {counts[0]} inputs and {counts[1]} outputs")
+        for problem in filter(None, map(unserved, graph.layers)):
+            raise LoadError(f"'{path.name}' is not served: {problem}")
+        if not weights.is_file():
+            raise LoadError(f"'{path.name}' needs its weights beside it, in '{weights.name}', which is not there")
+        lacking = missing(graph.layers, weights)
     except OSError as error:
         raise LoadError(f"cannot read '{path.name}': {error.strerror or error}") from error
     except ValueError as error:  # also where it is no text at all
         why = str(error) if isinstance(error, NotNcnn) else "it is no text"
         raise LoadError(f"'{path.name}' is no ncnn model: {why}") from error
-    if not graph.inputs or not graph.outputs:
-        raise LoadError(f"'{path.name}' has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs")
+    if lacking:
+        raise LoadError(f"'{weights.name}' does not have the weights of '{path.name}': {lacking}")
     return graph
 
 
-def _opened(path: Path, count: int, precision: str) -> Any:
+def _opened(path: Path, graph: NcnnGraph, count: int, precision: str) -> Any:
     """The net, ready to run on so many threads."""
-    weights = path.with_suffix(".bin")
-    if not weights.is_file():
-        raise LoadError(f"'{path.name}' needs its weights beside it, in '{weights.name}', which is not there")
     net = ncnn.Net()
     options = net.opt
     options.num_threads = count
     # By default it computes with 16 bits wherever the CPU can.
     options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
     options.use_bf16_packed = options.use_bf16_storage = precision == "bf16"
-    for what, code in (("layers", net.load_param(str(path))), ("weights", net.load_model(str(weights)))):
+    weights = path.with_suffix(".bin")
+    # What was looked at, not what the file may have become.
+    for what, code in (("layers", net.load_param_mem(str(graph))), ("weights", net.load_model(str(weights)))):
         if code:
-            raise LoadError(
-                f"ncnn does not take the {what} of '{path.name}': a kind of layer that it does not know, or a file "
-                "that is not whole; its own words are in the log"
-            )
+            raise LoadError(f"ncnn does not take the {what} of '{path.name}'; its own words are in the log")
     return net
 
 
@@ -214,10 +225,14 @@ def _refuse_untold(source: ModelSource, inputs: Sequence[FoundTensor]) -> None:
                 f"input '{spec.name}' is configured with shape {list(spec.shape)}; its first dimension is to be that "
                 "of the rows, -1 or 1, and the others the shape of one, of one to four dimensions"
             )
+        if prod(spec.shape[1:]) > MOST_NUMBERS:
+            raise LoadError(
+                f"input '{spec.name}' has the shape {list(spec.shape)}; a row has {MOST_NUMBERS} numbers at most"
+            )
 
 
-def _found(name: str, row: tuple[int, ...] | None) -> FoundTensor:
-    return FoundTensor(TensorSpec(name, DataType.FP32, None if row is None else (-1, *row)))
+def _found(name: str, shape: tuple[int, ...] | None) -> FoundTensor:
+    return FoundTensor(TensorSpec(name, DataType.FP32, shape))
 
 
 def _any_shapes(names: Sequence[str]) -> list[FoundTensor]:

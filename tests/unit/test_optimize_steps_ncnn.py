@@ -102,28 +102,57 @@ def test_tensors_that_ncnn_does_not_have(tmp_path, inputs, outputs, why):
         taken(tmp_path, cnn(tmp_path), signature)
 
 
-def test_rows_that_may_have_to_do_with_each_other(tmp_path):
-    """Examples of one row each would not show that ncnn answers each row by itself."""
-    free, scores = TensorSpec("image", DataType.FP32, (-1, 3, 17, 15)), TensorSpec("scores", DataType.FP32, (-1, 4))
+def test_rows_are_independent_where_the_owner_does_not_want_them_merged(tmp_path):
+    """As max_batch_size 0 in the configuration says it, or an exporter that names dimensions as it likes."""
     source = cnn(tmp_path)
-    with pytest.raises(
-        StepFailed, match=r"rows of its input image FP32\[-1, 3, 17, 15\] may have to do with each other"
-    ):
-        taken(tmp_path, source, Signature((free,), (scores,), 0))
+    merged = OnnxRuntimeBackend.load(ModelSource("m", "1", source)).signature
+    path, _ = taken(tmp_path, source, Signature(merged.inputs, merged.outputs, 0))
+    assert NcnnBackend.load(ModelSource("m", "1", path)).signature == Signature(merged.inputs, merged.outputs, 0)
+
+
+def test_rows_that_have_to_do_with_each_other(tmp_path):
+    """Examples of one row each would not show that ncnn answers each row by itself."""
+    source = cnn(tmp_path)
+    model = onnx.load(source)
+    model.graph.node[-1].input[0] = "apart"
+    model.graph.node.insert(6, helper.make_node("ReduceMean", ["features"], ["mean"], axes=[0], keepdims=1))
+    model.graph.node.insert(7, helper.make_node("Sub", ["features", "mean"], ["apart"]))
+    onnx.save(model, source)
+    free, scores, features = (
+        TensorSpec(name, DataType.FP32, (-1, *shape))
+        for name, shape in (("image", (3, 17, 15)), ("scores", (4,)), ("features", (16,)))
+    )
+    with pytest.raises(StepFailed, match=r"rows may have to do with each other: output 'scores' differs between rows"):
+        taken(tmp_path, source, Signature((free,), (scores, features), 0))
 
 
 def test_a_model_that_takes_one_row_alone(tmp_path):
-    one, scores, features = (
-        TensorSpec(name, DataType.FP32, (1, *shape))
-        for name, shape in (("image", (3, 17, 15)), ("scores", (4,)), ("features", (16,)))
+    signature = Signature(
+        (TensorSpec("image", DataType.FP32, (1, 3, 17, 15)),),
+        (TensorSpec("scores", DataType.FP32, (1, 4)), TensorSpec("features", DataType.FP32, (1, 16))),
+        0,
     )
     source = cnn(tmp_path)
-    path, _ = taken(tmp_path, source, Signature((one,), (scores, features), 0))
-    right, answers = (
-        kind.load(ModelSource("m", "1", file)).execute({"image": IMAGES[:1]}, [])["scores"]
-        for kind, file in ((OnnxRuntimeBackend, source), (NcnnBackend, path))
-    )
-    np.testing.assert_allclose(answers, right, rtol=1e-4, atol=1e-5)
+    path, _ = taken(tmp_path, source, signature)
+    made = NcnnBackend.load(ModelSource("m", "1", path))
+    assert made.signature == signature
+    right = OnnxRuntimeBackend.load(ModelSource("m", "1", source)).execute({"image": IMAGES[:1]}, [])["scores"]
+    np.testing.assert_allclose(made.execute({"image": IMAGES[:1]}, [])["scores"], right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_pnnx_has_left_as_it_was(tmp_path):
+    """ncnn has no slice with a step."""
+    source = cnn(tmp_path)
+    model = onnx.load(source)
+    for name, array in (("start", [0]), ("end", [17]), ("axis", [2]), ("step", [2])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(array), name))
+    model.graph.node[0].input[0] = "half"
+    model.graph.node.insert(0, helper.make_node("Slice", ["image", "start", "end", "axis", "step"], ["half"]))
+    onnx.save(model, source)
+    with pytest.raises(
+        StepFailed, match=r"of what pnnx made of the model, layer '.*' is a Tensor.slice, a kind that is n"
+    ):
+        taken(tmp_path, source)
 
 
 def test_names_that_ncnn_cannot_have(tmp_path):

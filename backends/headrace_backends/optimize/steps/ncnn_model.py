@@ -1,7 +1,7 @@
 """An ONNX file as an ncnn model: ``model.param`` and ``model.bin``, by ncnn's converter pnnx, in full precision.
 
 ncnn knows no batches, so the model is converted for one row. Examples are often of one row too, so only a model whose
-rows are known to be independent is converted, or one that takes a single row.
+rows are proved to be independent is converted, or one that takes a single row.
 """
 
 import subprocess
@@ -12,12 +12,16 @@ from typing import Any
 
 import onnx
 
-from headrace.core.model import Signature, TensorSpec
+from headrace.core.model import TensorSpec
 from headrace.core.parent_death import die_with_parent
 from headrace.core.tensor import DataType
+from headrace_backends.base import Array, InputError
 from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
+from headrace_backends.ncnn_sizes import unserved
 from headrace_backends.optimize import onnx_model
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
+from headrace_backends.row_trial import trial
+from headrace_backends.specs import FoundTensor
 
 _MOST_DIMENSIONS = 5  # with that of the rows
 _WORDS = 300
@@ -32,18 +36,18 @@ def apply(task: StepTask) -> Path:
     """
     if task.options:
         raise StepFailed(f"the step ncnn has no options, got {', '.join(task.options)}")
-    rows = {spec.name: _row(spec) for spec in task.signature.inputs}
+    shapes = {spec.name: _shape(spec) for spec in task.signature.inputs}
     unfit = [spec for spec in task.signature.outputs if spec.datatype is not DataType.FP32]
     if unfit:
         raise StepFailed(f"ncnn computes FP32 alone, and the output is {unfit[0].describe()}")
-    _refuse_mixing(task.signature)
+    _refuse_mixing(task)
     converter, model = _converter(), onnx_model.read(task.source)
     whole = task.folder / "whole.onnx"  # pnnx writes beside what it reads, and takes no weights from other files
     onnx.save(model, whole)
     names = _names(model)
-    shapes = ",".join(f"[{','.join(map(str, (1, *rows[name])))}]f32" for name in names if name in rows)
+    told = ",".join(f"[{','.join(map(str, (1, *shapes[name][1:])))}]f32" for name in names if name in shapes)
     done = subprocess.run(  # noqa: S603 - the converter that is installed beside us
-        [converter, whole.name, f"inputshape={shapes}", "fp16=0"],
+        [converter, whole.name, f"inputshape={told}", "fp16=0"],
         cwd=task.folder,
         capture_output=True,
         text=True,
@@ -54,12 +58,14 @@ def apply(task: StepTask) -> Path:
     try:
         graph = NcnnGraph.parse((task.folder / "whole.ncnn.param").read_text())
         named = graph.with_names(_renaming(graph, names, [one.name for one in model.graph.output]))
-        made = named.with_shapes(rows).with_outputs([spec.name for spec in task.signature.outputs])
+        made = named.with_shapes(shapes).with_outputs([spec.name for spec in task.signature.outputs])
     except FileNotFoundError:
         words = " ".join((done.stderr or done.stdout).split())[-_WORDS:]
         raise StepFailed(f"pnnx cannot convert the model (exit code {done.returncode}): {words}") from None
     except NotNcnn as error:
         raise StepFailed(f"what pnnx made of the model is of no use: {error}") from error
+    for problem in filter(None, map(unserved, made.layers)):
+        raise StepFailed(f"of what pnnx made of the model, {problem}")
     path = task.folder / "model.param"
     path.write_text(str(made))
     (task.folder / "whole.ncnn.bin").rename(path.with_suffix(".bin"))
@@ -69,8 +75,8 @@ def apply(task: StepTask) -> Path:
     return path
 
 
-def _row(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of one row."""
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape, where ncnn can have such an input."""
     shape = spec.shape or ()
     if spec.datatype is not DataType.FP32:
         raise StepFailed(f"ncnn computes FP32 alone, and the input is {spec.describe()}")
@@ -78,16 +84,30 @@ def _row(spec: TensorSpec) -> tuple[int, ...]:
         raise StepFailed(
             f"ncnn takes rows of one to four dimensions of fixed sizes, and the input is {spec.describe()}"
         )
-    return tuple(shape[1:])
+    return shape
 
 
-def _refuse_mixing(signature: Signature) -> None:
-    """Rows that are not known to be independent, which ncnn would answer each by itself, are not for it."""
-    several = [spec for spec in signature.inputs if (spec.shape or ())[:1] != (1,)]
-    if several and not signature.max_batch_size:
+def _refuse_mixing(task: StepTask) -> None:
+    """Rows that have to do with each other are not for ncnn, which answers each by itself.
+
+    Where requests are merged that is proved already. They may not be because the owner does not want it.
+    """
+    signature = task.signature
+    if signature.max_batch_size or all((spec.shape or ())[:1] == (1,) for spec in signature.inputs):
+        return
+    session = onnx_model.session_of(task.source, task)
+
+    def run(rows: dict[str, Array]) -> dict[str, Array]:
+        try:
+            return onnx_model.run(session, rows)
+        except StepFailed as error:
+            raise InputError(str(error)) from error
+
+    inputs, outputs = ([FoundTensor(spec) for spec in specs] for specs in (signature.inputs, signature.outputs))
+    problem, doubt = trial(run, inputs, outputs)
+    if problem or doubt:
         raise StepFailed(
-            f"ncnn runs one row after the other, and requests of this model are not merged: the rows of its input "
-            f"{several[0].describe()} may have to do with each other"
+            f"ncnn runs one row after the other, and rows may have to do with each other: {problem or doubt}"
         )
 
 
