@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from headrace_backends.onnxruntime_libraries import load_libraries
@@ -77,12 +78,13 @@ def _nvml_gpu(pynvml: Any, index: int) -> dict[str, Any]:
 
 def onnxruntime() -> dict[str, Any]:
     """Whether a session really runs on a GPU: ONNX Runtime lists providers that do not work."""
-    installed = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version_of(name))}
+    installed = installed_into(None)
     try:
         import numpy as np
         import onnxruntime as library
     except (ImportError, OSError) as error:
         return {"installed": installed, "error": str(error)}
+    installed = installed_into(Path(library.__file__).parent)
     load_libraries(library, tensorrt=True)
     offered = library.get_available_providers()
     working, reasons = [], {}
@@ -143,10 +145,15 @@ PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def _version_of(distribution: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(distribution)
-    return None
+def installed_into(folder: Path | None) -> dict[str, str]:
+    """The versions of ONNX Runtime, by the packages' names, that were installed into one folder; None for any."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(metadata.PackageNotFoundError):
+            package = metadata.distribution(name)
+            if folder is None or Path(str(package.locate_file("onnxruntime"))).resolve() == folder.resolve():
+                found[name] = package.version
+    return found
 
 
 def _text(value: Any) -> str:

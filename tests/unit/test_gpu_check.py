@@ -124,6 +124,19 @@ def test_metrics_and_mig():
     assert told(nvml=mig)["MIG"].text == "on for GPU 0 NVIDIA H200: MIG-1, MIG-2"
 
 
+def test_two_builds_are_one_over_the_other_only_in_one_folder(tmp_path, monkeypatch):
+    for folder, *names in (("a", "onnxruntime_gpu"), ("b", "onnxruntime", "onnxruntime_gpu")):
+        for name in names:
+            about = tmp_path / folder / f"{name}-9.0.dist-info"
+            about.mkdir(parents=True)
+            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 9.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "b")
+    both = {"onnxruntime": "9.0", "onnxruntime-gpu": "9.0"}
+    assert gpu_probe.installed_into(tmp_path / "b" / "onnxruntime") == gpu_probe.installed_into(None) == both
+    monkeypatch.syspath_prepend(tmp_path / "a")
+    assert gpu_probe.installed_into(tmp_path / "a" / "onnxruntime") == {"onnxruntime-gpu": "9.0"}
+
+
 async def test_a_probe_that_breaks_is_told_and_the_others_go_on(monkeypatch):
     async def facts_of(name):
         return broken(name, "ended with status -11") if name != "driver" else WORKING["driver"]
