@@ -61,6 +61,26 @@ def test_onnxruntime(model, parameters):
     backend.close()
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_onnxruntime_with_outputs_whose_values_decide_their_shape(tmp_path, cuda_graphs):
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDAExecutionProvider")
+    nodes = [NODE("NonZero", ["x"], ["places"]), NODE("Add", ["x", "x"], ["y"])]
+    outputs = [VALUE("places", TensorProto.INT64, [2, "k"]), VALUE("y", TensorProto.FLOAT, ["n", 16])]
+    graph = helper.make_graph(nodes, "graph", [VALUE("x", TensorProto.FLOAT, ["n", 16])], outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    parameters = {"cuda_graphs": cuda_graphs}
+    source = ModelSource("m", "1", tmp_path / "model.onnx", device="gpu:0", threads=2, parameters=parameters)
+    backend = OnnxRuntimeBackend.load(source)
+    for seed in range(12):
+        x = (np.random.default_rng(seed).random((1 + seed % 2, 16)) < 0.3).astype(np.float32)
+        answer = backend.execute({"x": x}, ())
+        np.testing.assert_array_equal(answer["places"], np.array(np.nonzero(x)))
+        np.testing.assert_array_equal(answer["y"], x * 2)
+    backend.close()
+
+
 def linear(device):
     """A layer on the CPU, and the same on the device as a program for batches of up to 64 rows."""
     torch = pytest.importorskip("torch")

@@ -88,6 +88,15 @@ def test_a_profile_for_each_size_of_batch(tmp_path, library):
     backend.close()
 
 
+def test_batches_of_one_row(tmp_path, library):
+    parameters = {"library": library, "engine_cache": str(tmp_path / "cache")}
+    source = ModelSource("m", "1", mlp(tmp_path), device="gpu:0", max_batch_size=1, parameters=parameters)
+    backend = TensorRtBackend.load(source)
+    assert backend.signature.max_batch_size == 1
+    check(backend, 1, 1, 1e-5)
+    backend.close()
+
+
 def test_outputs_whose_values_decide_their_shape(tmp_path, library):
     path = save(
         tmp_path,
