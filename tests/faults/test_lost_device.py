@@ -96,3 +96,13 @@ def test_one_of_several_answers_that_lost_the_gpu(server):
     assert "device-side assert" in str(failed)
     server.wait_for(lambda: infer(server.http, "answering", [2.0]).values == [2.0])
     assert ends(server) == before + 1
+
+
+def test_a_load_that_lost_its_gpu_is_refused_and_its_worker_ends(tmp_path):
+    fake_model(tmp_path, "never", f"parameters: {{fake_load_fail: '{ILLEGAL}'}}")
+    onnx_model(tmp_path, "adder")
+    with RunningServer(tmp_path) as running:
+        running.wait_for(lambda: ends(running))
+        running.wait_for(lambda: ILLEGAL in str(running.post("/v2/repository/index")[1]))
+        assert not running.model_ready("never")
+        assert infer(running.http, "adder", [1.0]).values == [2.0]
