@@ -130,3 +130,11 @@ def test_a_module_takes_batches_also_where_there_is_one_example_and_stays_in_its
     assert backend.signature.inputs == (TensorSpec("x", DataType.FP32, (-1, 2)),)
     assert [one.name for one in backend.signature.outputs] == ["y", "best"]
     assert backend.signature.max_batch_size > 1
+
+
+def test_a_module_is_exported_where_it_is(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    net = torch.nn.Linear(2, 3, device="meta")  # which stands for a GPU: it is another device than the examples'
+    program = torch.export.load(file_of(net, torch.ones(4, 2), tmp_path))
+    given = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    assert [value.device.type for value in given] == ["meta"] * 3  # two of them are the net's own

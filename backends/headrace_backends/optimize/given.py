@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,19 @@ def _exported(module: Any, example_inputs: Any) -> Any:
         raise TypeError("a module is exported with example inputs, expected tensors or arrays, got a path")
     named = example_inputs if isinstance(example_inputs, Mapping) else None
     values = list(named.values()) if named else list(_several(example_inputs))
+    held = next(chain(module.parameters(), module.buffers()), None)
+    device = torch.device("cpu") if held is None else held.device
     training = [one for one in module.modules() if one.training]
     module.eval()
     try:
         # Of two rows, also where there is only one: the exporter would take the 1 for fixed.
-        two = [_rows(torch, value, 2) for value in values]
+        two = [_rows(torch, value, 2).to(device) for value in values]
         batch = torch.export.Dim("batch", min=1)
         shapes: Any = {name: {0: batch} for name in named} if named else tuple({0: batch} for _ in two)
         try:
             return _program(torch, module, two, named, shapes)
         except Exception:  # noqa: BLE001 - no batch dimension, or one tied to others; the exporter's types are many
-            return _program(torch, module, [_rows(torch, value, 1) for value in values], named, None)
+            return _program(torch, module, [_rows(torch, value, 1).to(device) for value in values], named, None)
     finally:
         for one in training:
             one.training = True

@@ -95,10 +95,12 @@ class Optimized:
 
     def close(self) -> None:
         """Let go of the model, and of its folder where that was made for it."""
-        self._place.run(self._backend.close)
-        self._place.close()
-        if isinstance(self._held, tempfile.TemporaryDirectory):
-            self._held.cleanup()
+        try:
+            self._place.run(self._backend.close)
+        finally:
+            self._place.close()
+            if isinstance(self._held, tempfile.TemporaryDirectory):
+                self._held.cleanup()
 
 
 def optimize(
