@@ -106,13 +106,21 @@ def load_exported(source: ModelSource, device: torch.device = torch.device("cpu"
 
 
 def on_device(program: Any, device: torch.device) -> Any:
-    """The program with everything of it on the device. It may have been exported on another one."""
+    """The program with everything of it on the device. It may have been exported on another one.
+
+    Regions where it turns autocast on or off, as rotary embeddings do to stay in float, are about the new device then.
+    """
     values = _pytree.tree_leaves([node.meta.get("val") for node in program.graph.nodes])
     if all(value.device == device for value in values if isinstance(value, torch.Tensor)):
         return program
     from torch.export.passes import move_to_device_pass
 
-    return move_to_device_pass(program, device)
+    moved = move_to_device_pass(program, device)
+    for module in moved.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if node.target is torch.ops.higher_order.wrap_with_autocast:
+                node.args = (device.type, *node.args[1:])
+    return moved
 
 
 def _on_missing_gpu(path: Path) -> str:

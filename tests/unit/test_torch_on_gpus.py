@@ -125,6 +125,22 @@ def test_a_program_is_moved_from_where_it_was_exported(tmp_path):
         on_device(exported(META), CPU)
 
 
+def test_what_keeps_autocast_out_keeps_out_that_of_the_device_it_is_moved_to():
+    class Careful(torch.nn.Module):
+        def forward(self, x):
+            with torch.autocast(x.device.type, enabled=False):
+                return x @ x.T
+
+    def regions(program):
+        nodes = program.graph.nodes
+        return [node.args[0] for node in nodes if node.target is torch.ops.higher_order.wrap_with_autocast]
+
+    program = torch.export.export(Careful(), (torch.ones(3, 3),))
+    assert regions(program) == ["cpu"]
+    assert regions(on_device(program, CPU)) == ["cpu"]
+    assert regions(on_device(program, META)) == ["meta"]
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_program_on_a_gpu_that_is_not_here(tmp_path, monkeypatch, number):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
