@@ -9,7 +9,7 @@ from time import monotonic_ns
 from headrace.batching.queue_policy import MAX_TIMEOUT_US
 from headrace.batching.response_stream import ResponseStream
 from headrace.batching.room import Room
-from headrace.core.errors import Cancelled, HeadraceError, InternalError, InvalidRequest, Kind
+from headrace.core.errors import Cancelled, HeadraceError, InternalError, InvalidRequest, Kind, released
 from headrace.core.plain_text import plain
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import DATATYPE_BY_NAME, Buffer, Tensor
@@ -175,7 +175,7 @@ class CallDesk:
         try:
             parameters = await self._obey(frame)
         except HeadraceError as refusal:
-            error = refusal
+            error = released(refusal)
         except Exception as failure:  # noqa: BLE001 - as in ``take``
             error = _unexpected(failure)
         if self._open.get(key) is not asyncio.current_task():

@@ -8,7 +8,7 @@ from time import monotonic_ns
 
 from headrace.batching.pending import OutputForm, count_failure
 from headrace.core.ensemble import EnsemblePlan, PlannedStep
-from headrace.core.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
+from headrace.core.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError, released
 from headrace.core.request import InferRequest, InferResponse, Parameters, RequestedOutput
 from headrace.core.tensor import Tensor
 from headrace.core.validation import ModelInputs
@@ -95,7 +95,7 @@ class Pipeline:
         try:
             running = self._infer(step_request(planned, self._tensors, self._request, self._deadline_ns))
         except HeadraceError as error:
-            self._fail(error)
+            self._fail(released(error))
             return
         except Exception as bug:  # noqa: BLE001 - whoever waits for the whole is told
             self._break(bug)
@@ -154,7 +154,7 @@ class Pipeline:
             self._fail(InternalError(f"model '{request.model}': no step gave the output {error}"))
             return
         except HeadraceError as error:
-            self._fail(error)
+            self._fail(released(error))
             return
         duration_ns = monotonic_ns() - self._started_ns
         self._served.statistics.executed(1, self._rows, 0, duration_ns, 0)

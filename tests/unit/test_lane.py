@@ -1,12 +1,15 @@
 """The fast lane over a made-up transport and a made-up engine."""
 
 import asyncio
+import gc
 import gzip
 import json
+import weakref
 import zlib
 from time import monotonic_ns
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
@@ -976,3 +979,21 @@ async def test_a_connection_that_is_to_end_ends_with_an_offer_too(client):
     await settle()
     assert client.answers[0].headers["connection"] == "close"
     assert client.transport.closed
+
+
+async def test_a_response_that_cannot_be_written_is_held_by_nobody(client):
+    """An error that is kept where it was caught refers to itself, by way of all that was at hand there."""
+    client.send(infer())
+    memory = np.zeros(2, np.uint8)
+    freed = weakref.ref(memory)
+    gc.disable()
+    try:
+        ((_, future),) = client.engine.accepted
+        future.set_result(InferResponse("m", "1", "", (Tensor("y", DataType.FP16, (1,), memory.data),)))
+        client.engine.accepted.clear()
+        del future, memory, _
+        await settle()
+        assert client.statuses == [400]
+        assert freed() is None
+    finally:
+        gc.enable()

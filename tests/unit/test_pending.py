@@ -1,8 +1,11 @@
 """A request that was accepted is answered once, on every path."""
 
 import asyncio
+import gc
+import weakref
 from time import monotonic_ns
 
+import numpy as np
 import pytest
 
 from headrace.batching.pending import Pending
@@ -142,3 +145,18 @@ async def test_a_part_of_a_request_is_not_counted_as_one(accept, statistics):
     failed.fail(InternalError("no"))
     assert failed.future.exception()
     assert (statistics.success, statistics.failures) == (0, {})
+
+
+async def test_one_whose_outputs_cannot_be_given_is_held_by_nobody(accept):
+    pending = accept(outputs="z")
+    memory = np.zeros(1, np.uint8)
+    freed = weakref.ref(memory)
+    pending.inputs = ModelInputs((Tensor("x", DataType.UINT8, (1, 1), memory.data),), 1, None)
+    gc.disable()
+    try:
+        pending.resolve((X, Y), 0)
+        assert isinstance(pending.future.exception(), InternalError)
+        del pending, memory
+        assert freed() is None
+    finally:
+        gc.enable()

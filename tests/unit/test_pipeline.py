@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import weakref
 from time import monotonic_ns
 
+import numpy as np
 import pytest
 
 from headrace.core.ensemble import Step, plan_ensemble
@@ -370,3 +372,30 @@ async def test_a_step_may_have_answered_already():
     await settle()
     assert result(pipeline) == {"c": 7}
     over(models)
+
+
+async def test_a_step_that_is_refused_leaves_its_tensors_to_nobody():
+    """An error that is raised refers to whoever has raised it, and so to the tensors: under overload that is much."""
+    models = Models("a>b", "b>c")
+    answers = {"a>b": asyncio.get_running_loop().create_future()}
+
+    def infer(request):
+        if request.model not in answers:
+            raise Overloaded("Exceeds maximum queue size")
+        return answers[request.model]
+
+    models.infer = infer
+    memory = np.zeros(1, np.uint8)
+    freed = weakref.ref(memory)
+    gc.disable()
+    try:
+        whole = models.start(1).future
+        made = Tensor("b_out", DataType.UINT8, (1, 1), memory.data)
+        answers["a>b"].set_result(InferResponse("a>b", "1", "", (made,)))
+        await settle()
+        assert isinstance(whole.exception(), Overloaded)
+        answers.clear()
+        del whole, made, memory
+        assert freed() is None
+    finally:
+        gc.enable()

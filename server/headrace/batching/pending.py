@@ -6,7 +6,7 @@ from time import monotonic_ns
 
 import msgspec
 
-from headrace.core.errors import DeadlineExceeded, HeadraceError, InternalError, Kind
+from headrace.core.errors import DeadlineExceeded, HeadraceError, InternalError, Kind, released
 from headrace.core.request import InferRequest, InferResponse, Parameters
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import Tensor
@@ -141,7 +141,7 @@ class Pending:
             try:
                 outputs = self.chosen(outputs)
             except HeadraceError as error:
-                self.fail(error)
+                self.fail(released(error))
                 return False
         if self.statistics is not None:
             self.statistics.succeeded(now_ns - self.queued_at_ns, self.taken_at_ns - self.queued_at_ns)

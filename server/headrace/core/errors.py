@@ -137,3 +137,13 @@ def of_kind(kind: Kind, message: str) -> HeadraceError:
 def at(where: str, error: HeadraceError) -> HeadraceError:
     """The same error, whose message says first where it is: which model, which tensor."""
     return type(error)(f"{where}: {error}")
+
+
+def released(error: HeadraceError) -> HeadraceError:
+    """The same error, which refers no more to where it was raised, and so to the tensors that were at hand there.
+
+    For one that is kept: where it is, or in an object that was at hand as well, both would keep each other until the
+    collector comes. Under overload that was thousands of tensors.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)

@@ -6,7 +6,7 @@ The same conformance cases run over it as over every other way in.
 import asyncio
 import logging
 
-from headrace.core.errors import HeadraceError, InternalError
+from headrace.core.errors import HeadraceError, InternalError, released
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends.device_tensors import DeviceTensors
@@ -67,7 +67,7 @@ class InferCall(UnaryCall):
             try:
                 self.respond(*self._lane.reader.encode(future.result(), asked))
             except HeadraceError as refusal:
-                error = refusal
+                error = released(refusal)
             except Exception:
                 log.exception("could not write the response of model %s", asked.model)
                 error = InternalError("the response could not be written; the server's log says why")

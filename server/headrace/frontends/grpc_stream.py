@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from headrace.batching.response_stream import ResponseStream
-from headrace.core.errors import HeadraceError, InternalError, NotReady
+from headrace.core.errors import HeadraceError, InternalError, NotReady, released
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends.device_tensors import DeviceTensors
@@ -141,7 +141,7 @@ class _Conversation:
 
     def _fail(self, error: HeadraceError) -> None:
         if self.failure is None:
-            self.failure = error
+            self.failure = released(error)
             self._failed.set()
 
     async def _answer(self, stream: ResponseStream, asked: InferRequest, final: bool) -> None:

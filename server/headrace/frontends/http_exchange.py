@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Protocol
 
-from headrace.core.errors import HeadraceError, InternalError
+from headrace.core.errors import HeadraceError, InternalError, released
 from headrace.core.request import InferRequest, InferResponse
 from headrace.frontends.infer import HttpInfer, InferHeaders, InferReply
 from headrace.frontends.known_heads import KnownHead, KnownHeads
@@ -108,7 +108,7 @@ class Exchange:
             try:
                 reply = reader.encode(future.result(), self.request, self.headers)
             except HeadraceError as refusal:
-                error = refusal
+                error = released(refusal)
             except Exception:
                 log.exception("could not write the response of model %s", self.model)
                 error = InternalError("the response could not be written; the server's log says why")

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from headrace.batching.response_stream import ResponseStream, StreamItem
-from headrace.core.errors import HeadraceError, InternalError, InvalidRequest
+from headrace.core.errors import HeadraceError, InternalError, InvalidRequest, released
 from headrace.core.request import InferRequest, InferResponse
 from headrace.engine import Engine
 from headrace.frontends import schemas
@@ -169,7 +169,7 @@ def _event(item: StreamItem, encode: Encode) -> bytes:
         try:
             return encode(item)
         except HeadraceError as error:
-            item = error
+            item = released(error)
         except Exception:
             log.exception("could not write a response of model %s", item.model)
             item = InternalError("the response could not be written; the server's log says why")
