@@ -168,7 +168,7 @@ class App:
             metrics,
             [
                 lambda app: add_statistics(app, self.repository, readings.workers),
-                lambda app: add_settings(app, log_settings, self.tracer, self._has_model),
+                lambda app: add_settings(app, log_settings, self.tracer, self.repository.has),
                 lambda app: add_shared_memory(app, self.regions, self.cuda_regions),
                 lambda app: add_recording(app, self.recorder, self.repository),
                 lambda app: add_plans(
@@ -183,7 +183,7 @@ class App:
             InferenceService(self.repository, self.state),
             StreamService(self.engine, grpc_infer, device_tensors),
             StatisticsService(self.repository, readings.workers),
-            SettingsService(log_settings, self.tracer, self._has_model),
+            SettingsService(log_settings, self.tracer, self.repository.has),
             SharedMemoryService(self.regions, self.cuda_regions),
         ]
         ports = [
@@ -252,9 +252,6 @@ class App:
             await self.cache.close()
         await asyncio.gather(loading, *watching, return_exceptions=True)
         announce("stopped")
-
-    def _has_model(self, name: str) -> bool:
-        return name in self.repository.names()
 
     async def _check_plans(self) -> None:
         if self.drift_guard is not None:

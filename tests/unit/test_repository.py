@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from headrace.repository.declared import config_json, declared_signature
 from headrace.repository.form import version_print
 from headrace.repository.layout import read_folder
 from headrace.repository.overrides import read_override
-from headrace.repository.repository import Repository
+from headrace.repository.repository import IndexEntry, Repository
 from headrace.workers.loads import LoadRefused
 
 X = "{name: x, datatype: FP32, shape: [-1, 2]}"
@@ -148,6 +149,31 @@ def private_folders():
 
 
 # ---- ensembles: what they need is loaded first ----
+
+
+async def test_the_log_says_whether_what_could_not_be_loaded_anew_goes_on(polled, caplog):
+    polled.plain("a", says="bad file")
+    await polled.repository.load_all(["a"])
+    assert "model a version 1 is not served: bad file" in caplog.text
+    polled.plain("a")
+    await polled.repository.refresh("a")
+    caplog.clear()
+    polled.plain("a", says="worse file")
+    await polled.repository.refresh("a")
+    assert polled.serves("a")
+    assert "model a version 1 could not be loaded anew and goes on as it was: worse file" in caplog.text
+
+
+async def test_the_event_loop_does_not_wait_while_the_disk_is_looked_at(explicit):
+    explicit.plain("a")
+    disk, released = explicit.repository._disk, threading.Event()
+    names = disk.names
+    disk.names = lambda: names() if released.wait(20) else ["waited for"]
+    asked = asyncio.gather(explicit.repository.names(), explicit.repository.on_disk())
+    await asyncio.sleep(0)
+    released.set()
+    assert await asked == [["a"], ["a"]]
+    assert explicit.repository.index(on_disk=["a", "b"]) == [IndexEntry("a"), IndexEntry("b")]
 
 
 async def test_a_repository_behind_a_link_that_is_led_elsewhere(tmp_path):
@@ -571,7 +597,7 @@ async def test_files_of_the_load_request(explicit, on_disk):
     (private,) = private_folders() - before
     assert private.stat().st_mode & 0o77 == 0
     assert explicit.states() == {"a 3": "READY"}
-    assert "a" in explicit.repository.names()
+    assert "a" in await explicit.repository.names()
     await explicit.repository.unload("a")
     await explicit.quiet()
     assert private_folders() == before
@@ -681,7 +707,8 @@ async def test_a_bad_first_override_leaves_nothing(explicit):
         await explicit.repository.load("a", config_of(), {"1/says": b"no memory"})
     await explicit.quiet()
     assert explicit.states() == {}
-    assert explicit.repository.names() == []
+    assert await explicit.repository.names() == []
+    assert not explicit.repository.has("a")
     assert private_folders() == before
 
 

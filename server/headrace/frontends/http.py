@@ -168,7 +168,7 @@ def _add_models(app: FastAPI, repository: Repository, state: ServerState) -> Non
     @app.get(path, tags=["metadata"], response_model=schemas.ModelListBody, **schemas.operation(path))
     async def models() -> Response:
         """The names of the models in the repository."""
-        return json_response({"models": repository.names()})
+        return json_response({"models": await repository.names()})
 
     async def model_metadata(request: Request) -> Response:
         """A model's versions, inputs and outputs."""
@@ -243,7 +243,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     async def index(request: Request) -> Response:
         """Every model in the repository, its versions and their states, with the reason where one is not served."""
         wanted = read_body(await request.body(), _IndexRequest)
-        entries = repository.index(wanted.ready)
+        entries = repository.index(wanted.ready, await repository.on_disk())
         return json_response(
             [
                 {"name": one.name}

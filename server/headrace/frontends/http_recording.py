@@ -99,5 +99,5 @@ def add_recording(app: FastAPI, recorder: Recorder, repository: Repository) -> N
 
 
 def _check(repository: Repository, name: str) -> None:
-    if name not in repository.names():
+    if not repository.has(name):
         raise NotFound(f"Request for unknown model: '{name}' is not found")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -110,13 +110,24 @@ class Repository:
         served = self._shelf.find(name, version)
         return served is not None and served.ready
 
-    def names(self) -> list[str]:
-        """Every model that is on disk or serves, sorted."""
-        return sorted({*self._disk.names(), *(name for name, record in self._records.items() if record.serving)})
+    def has(self, name: str) -> bool:
+        """Whether there is such a model, on disk or serving."""
+        record = self._records.get(name)
+        return (record is not None and bool(record.serving)) or self._disk.has(name)
 
-    def index(self, only_ready: bool = False) -> list[IndexEntry]:
-        """The repository index, sorted by name and version."""
-        names = sorted({*self._disk.names(), *(name for name, record in self._records.items() if record.known)})
+    async def on_disk(self) -> list[str]:
+        """The models that lie on disk, sorted. Looking takes long where there are many, or a network is in between."""
+        return await asyncio.to_thread(self._disk.names)
+
+    async def names(self) -> list[str]:
+        """Every model that is on disk or serves, sorted."""
+        on_disk = await self.on_disk()
+        return sorted({*on_disk, *(name for name, record in self._records.items() if record.serving)})
+
+    def index(self, only_ready: bool = False, on_disk: Sequence[str] | None = None) -> list[IndexEntry]:
+        """The repository index, sorted by name and version; without ``on_disk`` the event loop waits for that."""
+        found = self._disk.names() if on_disk is None else on_disk
+        names = sorted({*found, *(name for name, record in self._records.items() if record.known)})
         entries = [entry for name in names for entry in index_entries(name, self._records.get(name))]
         return [entry for entry in entries if entry.state == State.READY] if only_ready else entries
 
