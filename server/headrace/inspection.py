@@ -94,8 +94,8 @@ def _names(path: Path, say: Say) -> list[str] | None:
 
 
 def _problems(repository: Repository, folder: ModelFolder) -> list[str]:
-    entries = [entry for entry in repository.index() if entry.name == folder.name and entry.state != State.READY]
-    return [_problem(entry) for entry in entries]
+    entries = repository.index(on_disk=[folder.name])  # the others need not be looked for each time
+    return [_problem(entry) for entry in entries if entry.name == folder.name and entry.state != State.READY]
 
 
 def _optimize_problems(folder: ModelFolder) -> list[str]:

@@ -147,3 +147,15 @@ async def test_a_model_file_that_does_not_come_is_not_waited_for_for_ever(follow
     while followed.found.get("second") is None:
         assert await followed.next() == "second"
     assert followed.found["second"] == []
+
+
+async def test_hidden_folders_are_not_followed(followed, monkeypatch):
+    """A large model that is copied under a hidden name need not be walked through again and again."""
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    followed.follow()
+    for name in "second", "third", "fourth":  # the first may be found without being told, and so without the hidden one
+        model(followed.path, ".copying", name.encode())
+        model(followed.path, name)
+        while await followed.next() != name:
+            pass
+    assert ".copying" not in followed.found

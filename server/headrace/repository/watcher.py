@@ -9,7 +9,7 @@ from pathlib import Path
 from watchfiles import awatch
 
 from headrace.core.fingerprint import fingerprint
-from headrace.repository.layout import has_model, list_models, read_folder
+from headrace.repository.layout import has_model, is_model_name, list_models, read_folder
 from headrace.repository.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Watcher:
         self._begin({name for name in {*now, *self._prints} if now.get(name) != self._prints.get(name)})
 
     def _begin(self, names: set[str]) -> None:
-        for name in names:
+        for name in filter(is_model_name, names):  # a hidden folder is being copied, and no model yet
             if name not in self._settling:
                 self._settling[name] = asyncio.get_running_loop().create_task(self._follow(name))
 
