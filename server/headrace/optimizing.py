@@ -21,7 +21,7 @@ from headrace_backends.optimize.accuracy import Budget, MetricFailed
 from headrace_backends.optimize.basis import model_digest, searched_versions, versions
 from headrace_backends.optimize.calibration import BadCalibration, made_up_examples, read_examples
 from headrace_backends.optimize.examples import Examples
-from headrace_backends.optimize.form import Technique
+from headrace_backends.optimize.form import TRAINED, Technique
 from headrace_backends.optimize.goal import Aim, Goal
 from headrace_backends.optimize.hardware import hardware, why_not_on
 from headrace_backends.optimize.imported import as_onnx, is_imported
@@ -93,6 +93,9 @@ def run(arguments: OptimizeArguments, listener: Listener, say: Say, complain: Sa
     """Optimise, and write the plan and its report. Returns the exit status; what fails is complained of."""
     try:
         job = job_of(arguments)
+        untrained = sorted(job.goal.allow & TRAINED) if job.subject.training is None else []
+        if untrained:
+            say(f"there is no training code (--training FILE.py), so nothing is tried of {', '.join(untrained)}")
         with claimed(job.work.parent, job.work.name, _UNFINISHED if job.cache else "") as work:
             if arguments.anew:
                 shutil.rmtree(work, ignore_errors=True)
@@ -146,6 +149,8 @@ def job_of(arguments: OptimizeArguments) -> Job:
         LoadError: the file is none of a model.
     """
     path = Path(arguments.target)
+    if arguments.training is not None and not arguments.training.is_file():
+        raise CannotOptimize(f"there is no training code '{arguments.training}'")
     if path.is_file():
         return _file_job(arguments, path.resolve())
     if arguments.device is not None:
@@ -184,7 +189,8 @@ def _model_job(arguments: OptimizeArguments) -> Job:
     if folder.model_problems:
         raise CannotOptimize(f"model '{folder.name}': {'; '.join(folder.model_problems)}")
     served = selected_versions(folder)
-    number = int(arguments.version) if arguments.version.isdigit() else served[-1] if served else None
+    asked = arguments.version or (served[-1] if served else "")
+    number = int(asked) if str(asked).isdecimal() else None
     if number is None or number not in folder.versions:
         reasons = "; ".join(folder.problems) or f"it has {sorted(folder.versions)}"
         raise CannotOptimize(f"model '{folder.name}' has no version {arguments.version or 'to serve'}: {reasons}")

@@ -8,11 +8,11 @@ import typer
 from typer.testing import CliRunner
 
 from headrace import optimizing
-from headrace.optimizing import Job, OptimizeArguments, job_of, run
+from headrace.optimizing import CannotOptimize, Job, OptimizeArguments, job_of, run
 from headrace.optimizing_flags import optimize
 from headrace_backends.optimize.accuracy import Errors
 from headrace_backends.optimize.findings import Fate, Findings, Hardware, Row
-from headrace_backends.optimize.form import Form, Step
+from headrace_backends.optimize.form import Form, Step, Technique
 from headrace_backends.optimize.goal import Goal
 from headrace_backends.optimize.listener import SilentListener
 from headrace_backends.optimize.plan import Basis, Plan, write_plan
@@ -93,6 +93,24 @@ def test_changes_of_weights_beside_a_model_and_of_a_version_are_noticed(tmp_path
     assert not any(job.changed() for job in jobs)
     (version / "model.bin").write_bytes(b"others")
     assert all(job.changed() for job in jobs)
+
+
+@pytest.mark.parametrize("version", ["2", "newest", "²"])
+def test_a_version_that_is_not_there_is_not_taken_for_the_newest(tmp_path, version):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"model")
+    with pytest.raises(CannotOptimize, match=rf"model 'm' has no version {version}: it has \[1\]"):
+        job_of(OptimizeArguments("m", tmp_path, tmp_path / "plans", version=version))
+    assert job_of(OptimizeArguments("m", tmp_path, tmp_path / "plans")).subject.version == "1"
+
+
+def test_training_code_that_is_not_there_is_told(command, tmp_path):
+    command.job = replace(command.job, goal=Goal(allow=frozenset({Technique.QAT, Technique.PRUNE, Technique.BF16})))
+    command.outcome = outcome(REFERENCE, command.job.subject.path)
+    command.run()
+    assert command.said[0] == "there is no training code (--training FILE.py), so nothing is tried of prune, qat"
+    with pytest.raises(CannotOptimize, match=r"there is no training code '.*nobody\.py'"):
+        job_of(OptimizeArguments("m", tmp_path, tmp_path / "plans", training=tmp_path / "nobody.py"))
 
 
 def test_beside_a_server_a_search_without_time_leaves_no_plan_that_says_nothing_is_better(command):

@@ -21,6 +21,9 @@ class Technique(StrEnum):
     QAT = "qat"
 
 
+TRAINED = frozenset({Technique.PRUNE, Technique.SPARSE, Technique.DISTILL, Technique.QAT})  # by the owner's code
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change of a model's file. ``kind`` is a name in ``steps/registry.py``, which says what it does."""
 
