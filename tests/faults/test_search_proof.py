@@ -6,9 +6,11 @@ import pytest
 from headrace_backends.optimize import probes
 from headrace_backends.optimize.contest import Contest
 from headrace_backends.optimize.examples import Examples
-from headrace_backends.optimize.findings import Fate, Row
+from headrace_backends.optimize.findings import Fate, Hardware, Row
 from headrace_backends.optimize.form import Form
 from headrace_backends.optimize.goal import Goal
+from headrace_backends.optimize.listener import SilentListener
+from headrace_backends.optimize.search import Search
 from headrace_backends.optimize.subject import Subject
 from headrace_backends.optimize.trial import TrialFailed
 from headrace_backends.optimize.workshop import Artifact, Workshop
@@ -19,14 +21,14 @@ EXAMPLES = Examples(
 )
 
 
-def net(path, *nodes, weights=()):
+def net(path, *nodes, weights=(), opset=17):
     """A file with x and y, FP32 [rows, 4] each."""
     value, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights]
     graph = onnx.helper.make_graph(
         list(nodes), "net", [value("x", kind, ["n", 4])], [value("y", kind, ["n", 4])], tensors
     )
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8), path)
     return path
 
 
@@ -74,6 +76,12 @@ def shown(path, *before):
     graph = onnx.helper.make_graph(nodes, "net", inputs, [value("y", kinds.FLOAT, ["n", 4])], weights)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+def search_of(path, tmp_path, examples):
+    subject = Subject("net", "1", path, "onnxruntime", tmp_path)
+    workshop = Workshop(tmp_path / "work", subject, 1)
+    return Search(subject, Goal(), lambda _: examples, workshop, SilentListener(), 1, Hardware("cpu", 1, ()), {})
 
 
 def contest_of(path, tmp_path):
@@ -142,3 +150,19 @@ def test_answers_that_tell_nothing_are_no_proof(tmp_path):
         contest.load_reference()
         with pytest.raises(TrialFailed, match=r"output 'y' is empty, or has no finite number, .* \(test\)"):
             contest.measure_reference(*EXAMPLES.halves(), [], 0.0)
+
+
+def test_examples_that_the_model_refuses_are_left_out(tmp_path):
+    node = onnx.helper.make_node
+    table = np.arange(40, dtype=np.float32).reshape(10, 4)
+    nodes = [
+        node("ReduceMax", ["x", "axes"], ["most"], keepdims=0),
+        node("Cast", ["most"], ["place"], to=onnx.TensorProto.INT64),
+        node("Gather", ["table", "place"], ["row"]),
+        node("Add", ["x", "row"], ["y"]),
+    ]
+    path = net(tmp_path / "m.onnx", *nodes, weights=[("table", table), ("axes", np.array([1]))], opset=18)
+    with contest_of(path, tmp_path) as contest:
+        row, told = search_of(path, tmp_path, EXAMPLES)._prepare(contest)
+    assert row.held_back.examples == 5
+    assert told == "9 (test, without 3 that it refuses); 4 to choose with, 5 held back to decide"

@@ -105,6 +105,17 @@ class Contest:
         (outputs,) = trial.answer([example], halves.ANSWER_TIMEOUT_S)
         return monotonic() - started, sum(array.nbytes for array in (*example.values(), *outputs.values()))
 
+    def accepted(self, examples: Examples) -> Examples:
+        """Those that the reference answers: recorded traffic may have requests in it that were refused."""
+        places = []
+        for place, one in enumerate(examples.inputs):
+            try:
+                self._reference.trials[0].answer([one], halves.ANSWER_TIMEOUT_S)
+                places.append(place)
+            except TrialFailed:
+                self._revive()
+        return examples.some(places)
+
     def measure_reference(self, first: Examples, held_back: Examples, notes: Sequence[str], load_s: float) -> Row:
         """The reference's answers, and its own row of the report.
 

@@ -22,7 +22,7 @@ from headrace_backends import parameters
 from headrace_backends.compiled_package import CONSENT
 from headrace_backends.optimize import candidates as forms
 from headrace_backends.optimize.accuracy import own_metric, untold
-from headrace_backends.optimize.affordable import affordable
+from headrace_backends.optimize.affordable import MOST_EXAMPLES, affordable
 from headrace_backends.optimize.batch_forms import (
     Growing,
     larger_rows,
@@ -115,22 +115,35 @@ class Search:
     def _prepare(self, contest: Contest) -> tuple[Row, str]:
         self.listener.progress("loading the model as it was dropped in")
         signature, notes, seconds = contest.load_reference()
-        examples = self.examples(signature)
-        self._alone = len(examples) < 2  # what was calibrated with it cannot be judged by it
-        most = affordable(self.goal.time_limit_s, *contest.pace(examples.inputs[0]))
-        first, held_back = (half.first(most) for half in examples.halves())
-        self.listener.progress(f"running it on {len(first)} + {len(held_back)} examples")
-        reference = contest.measure_reference(first, held_back, notes, seconds)
+        given = examples = self.examples(signature)
+        try:
+            reference = self._measure(contest, examples, notes, seconds)
+        except TrialFailed:
+            self.listener.progress("looking for examples that it refuses")
+            given = examples.first(2 * MOST_EXAMPLES)
+            examples = contest.accepted(given)
+            if len(examples) in (0, len(given)):
+                raise
+            reference = self._measure(contest, examples, notes, seconds)
         self.listener.row(reference)
-        kind = examples.origin
+        refused = len(given) - len(examples)
+        kind = f"{examples.origin}, without {refused} that it refuses" if refused else examples.origin
         if not examples.real or self._alone:
             why = "there is only one" if examples.real else "no real ones"
             kind = f"{kind}: {why}, so only faithful forms are tried"
-        told = f"{len(examples)} ({kind}); {len(first)} to choose with, {len(held_back)} held back to decide"
+        halves = f"{contest.first.count} to choose with, {contest.held_back.count} held back to decide"
+        told = f"{len(examples)} ({kind}); {halves}"
         budget = self.goal.budget
         if budget is not None and (silent := untold(budget, contest.held_back.answers)):
             told += f"; {budget.metric} says nothing of {', '.join(map(repr, silent))}"
         return reference, told
+
+    def _measure(self, contest: Contest, examples: Examples, notes: list[str], seconds: float) -> Row:
+        self._alone = len(examples) < 2  # what was calibrated with it cannot be judged by it
+        most = affordable(self.goal.time_limit_s, *contest.pace(examples.inputs[0]))
+        first, held_back = (half.first(most) for half in examples.halves())
+        self.listener.progress(f"running it on {len(first)} + {len(held_back)} examples")
+        return contest.measure_reference(first, held_back, notes, seconds)
 
     def _facts(self, contest: Contest) -> Facts:
         return Facts(
