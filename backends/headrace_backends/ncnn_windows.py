@@ -1,6 +1,6 @@
 """What pictures the layers of ncnn can be given that move windows over them, enlarge them or cut them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -237,7 +237,7 @@ def channels(layer: Layer) -> int:
 
 
 def _windows(
-    layer: Layer, dimensions: int, keys: dict[str, tuple[int, ...]], paddings: tuple[tuple[int, int], ...]
+    layer: Layer, dimensions: int, keys: Mapping[str, tuple[int, ...]], paddings: tuple[tuple[int, int], ...]
 ) -> list[_Window]:
     """How windows move along each dimension, the innermost first; empty where that is impossible."""
     along = {

@@ -84,6 +84,18 @@ def test_a_gpu_is_used_by_one_thread_whoever_calls(tmp_path, device, threads):
     assert (len(used), len(set(used))) == (3, threads)
 
 
+def test_a_form_that_was_proved_for_single_rows_is_given_them_singly(tmp_path, monkeypatch):
+    tensor = (TensorSpec("x", DataType.FP32, (-1, 2)),)
+    source = ModelSource("m", "1", tmp_path, inputs=tensor, outputs=tensor, max_batch_size=1)
+    backend, sizes = FakeBackend.load(source), []
+    run = backend.execute
+    monkeypatch.setattr(backend, "execute", lambda arrays, _: sizes.append(len(arrays["x"])) or run(arrays, ()))
+    with library.Optimized(backend, None, tmp_path, None, library.Place("cpu")) as function:
+        assert function(ROWS[:, :2]).tolist() == ROWS[:, :2].tolist()
+        assert sizes == [1] * len(ROWS)
+        assert function(ROWS[:0, :2]).shape == (0, 2)
+
+
 def test_the_metric_of_a_model_that_is_no_file_lies_in_the_working_directory(tmp_path, monkeypatch):
     asked = []
 

@@ -76,14 +76,25 @@ class Optimized:
             for spec in specs
         }
         with self._lock:
-            outputs = self._place.run(self._backend.execute, arrays, ())
-            assert isinstance(outputs, Mapping)
-            values: list[Any] = [np.array(outputs[spec.name]) for spec in self._backend.signature.outputs]
+            values: list[Any] = self._outputs(arrays)
         if any(hasattr(value, "detach") for value in given.values()):
             from headrace_backends.torch_model import tensor_of
 
             values = [value if value.dtype.kind == "O" else tensor_of(value) for value in values]  # texts stay arrays
         return values[0] if len(values) == 1 else tuple(values)
+
+    def _outputs(self, arrays: Mapping[str, Array]) -> list[Array]:
+        """Copies of the outputs, in their order; a form that was proved for single rows is given them singly."""
+        signature = self._backend.signature
+        count = min(map(len, arrays.values()), default=1) if signature.max_batch_size == 1 else 1
+        if count > 1:
+            rows = [
+                self._outputs({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(count)
+            ]
+            return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        outputs = self._place.run(self._backend.execute, arrays, ())
+        assert isinstance(outputs, Mapping)
+        return [np.array(outputs[spec.name]) for spec in signature.outputs]
 
     def __enter__(self) -> Self:
         return self
