@@ -140,7 +140,11 @@ def _explain_version(served: Served, supervisor: Supervisor, say: Say) -> None:
         for spec in specs:
             say(f"  {kind}: {_tensor(spec)} ({'configured' if configured else read})")
     if info.signature.max_batch_size:
-        how = "configured" if config.max_batch_size is not None else rows
+        planned = served.planned if isinstance(served, ServedVersion) else None
+        if planned is not None and planned.plan.form.max_batch_size:
+            how = "as planned"
+        else:
+            how = "configured" if config.max_batch_size is not None else rows
         say(f"  batching: up to {info.signature.max_batch_size} rows ({how})")
         if not config.ensemble:  # which has no queue
             say(_queue(config.batching))
