@@ -227,7 +227,7 @@ class App:
         await stop.wait()
         for task in (*watching, optimizing):
             task.cancel()
-        announce("stopping: draining accepted requests")
+        announce(f"stopping: accepted requests have {self._settings.drain_timeout:g} s to be answered")
         deadline = monotonic() + self._settings.drain_timeout
         self.state.stopping = True
         self.watcher.stop()

@@ -65,13 +65,16 @@ class RedisCache:
             ValueError: ``url`` is none of Redis.
         """
         redis = _package()
-        self._pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS,
-            timeout=patience_s,
-            socket_timeout=patience_s,
-            socket_connect_timeout=patience_s,
-        )
+        try:
+            self._pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=patience_s,
+                socket_timeout=patience_s,
+                socket_connect_timeout=patience_s,
+            )
+        except ValueError as error:  # the URL is not told: it may hold a password
+            raise ValueError(f"--cache-redis: {error}") from None
         self._redis = redis.Redis(connection_pool=self._pool)
         self._ttl_s = ttl_s
         self._max_entry_bytes = max_entry_bytes

@@ -1,6 +1,7 @@
 """What a server needs before it starts: its repository, its ports, options that go together. Else it says so."""
 
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import Iterable
@@ -75,7 +76,7 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
         raise _taken(host, port, flag, error) from error
 
 
-def _taken(host: str, port: int, flag: str, error: Exception) -> CannotStart:
-    if isinstance(error, socket.gaierror):
+def _taken(host: str, port: int, flag: str, error: OSError) -> CannotStart:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return CannotStart(f"cannot listen on '{host}' ({error}): expected an address of this machine, with --host")
     return CannotStart(f"cannot listen on {host}:{port} ({error}); choose another port with {flag}, 0 for a free one")

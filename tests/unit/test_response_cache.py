@@ -235,3 +235,9 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(RedisMissing, match=r"headrace\[redis\]"):
         RedisCache("redis://127.0.0.1:1")
+
+
+def test_an_address_that_is_none_of_redis_is_told_with_the_option_and_without_the_address():
+    with pytest.raises(ValueError, match=r"^--cache-redis: .*redis://") as refused:
+        RedisCache("sesame@127.0.0.1:6379")
+    assert "sesame" not in str(refused.value)

@@ -24,12 +24,14 @@ class Listening:
 
 @pytest.fixture
 def bound(monkeypatch):
-    """The sockets that were bound; port 2 is taken, and there is no host ``nowhere``."""
+    """The sockets that were bound; port 2 is taken, there is no host ``nowhere``, 192.0.2.1 is another machine."""
     made = []
 
     def bind(host, port):
         if host == "nowhere":
             raise socket.gaierror(-2, "Name or service not known")
+        if host == "192.0.2.1":
+            raise OSError(99, "Cannot assign requested address")
         if port == 2:
             raise OSError(98, "Address already in use")
         made.append(Listening())
@@ -50,9 +52,10 @@ def test_where_one_is_taken_none_stays_bound_and_the_flag_to_change_is_told(boun
     assert [one.closed for one in bound] == [True]
 
 
-def test_an_address_of_another_machine_is_told_as_that(bound):
-    with pytest.raises(CannotStart, match=r"cannot listen on 'nowhere' .*an address of this machine, with --host"):
-        bind_all("nowhere", [(1, "--http-port")])
+@pytest.mark.parametrize("host", ["nowhere", "192.0.2.1"])
+def test_an_address_of_another_machine_is_told_as_that(bound, host):
+    with pytest.raises(CannotStart, match=f"cannot listen on '{host}' .*an address of this machine, with --host"):
+        bind_all(host, [(1, "--http-port")])
 
 
 def test_a_repository_is_a_folder_even_an_empty_one(tmp_path):
