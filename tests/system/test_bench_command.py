@@ -26,6 +26,7 @@ def repository(tmp_path_factory):
         "narrow",
         "max_batch_size: 1\nparameters: {fake_delay_ms: 20}\nbatching: {max_queue_size: 1}\n",
     )
+    fake_model(folder, "picky", "parameters: {fake_fail: out of cheese}\n")
     return folder
 
 
@@ -87,6 +88,12 @@ def test_refusals_under_load_are_results(server):
     refused = [line for line in ended.stdout.splitlines() if re.match(r"\d+ x (503|UNAVAILABLE): ", line)]
     assert len(refused) == 2
     assert all("queue" in line for line in refused)
+
+
+def test_where_inputs_that_were_made_up_are_refused_real_ones_are_asked_for(server):
+    ended = bench("picky", *at(server))
+    assert ended.returncode == 1
+    assert "out of cheese; that input was made up from the model's metadata, --input NAME=VALUE gives" in ended.stderr
 
 
 def test_an_unknown_model_and_unfit_inputs_are_told(server):

@@ -28,7 +28,14 @@ from headrace.client.command_values import (
     parse_parameter,
     read_input,
 )
-from headrace.client.errors import ClientError, ConnectionFailed, ForbiddenError, UnsupportedError
+from headrace.client.errors import (
+    ClientError,
+    ConnectionFailed,
+    ForbiddenError,
+    InferenceError,
+    InvalidRequestError,
+    UnsupportedError,
+)
 from headrace.client.request import build_request
 from headrace.core.request import InferRequest
 
@@ -169,7 +176,14 @@ class _Bench:
             key: parse_parameter(text) for key, text in parse_pairs(arguments.parameters, "parameter").items()
         }
         version = arguments.version
-        await client.infer(arguments.model, inputs, version=version, parameters=parameters)
+        try:
+            await client.infer(arguments.model, inputs, version=version, parameters=parameters)
+        except InferenceError as error:
+            if arguments.inputs or type(error) not in {InferenceError, InvalidRequestError}:
+                raise
+            raise BadArgument(
+                f"{error}; that input was made up from the model's metadata, --input NAME=VALUE gives a real one"
+            ) from error
         return build_request(arguments.model, inputs, metadata, version=version, parameters=parameters)
 
     async def _inputs(self, client: AsyncClient, metadata: ModelMetadata) -> dict[str, object]:
