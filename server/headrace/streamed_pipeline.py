@@ -50,12 +50,12 @@ class StreamedPipeline:
         self.stream.on_room = self._room.give
         served.running += 1
         tensors = {tensor.name: tensor for tensor in inputs.tensors if tensor is not None}
-        self.task = asyncio.get_running_loop().create_task(self._run(tensors))
+        task = self.task = asyncio.get_running_loop().create_task(self._run(tensors))
         # Not in the task: one that is cancelled before its first step never comes to its end.
-        self.task.add_done_callback(self._on_end)
+        task.add_done_callback(self._on_end)
 
         def on_cancel() -> None:
-            self.task.cancel()
+            task.cancel()
 
         self.stream.on_cancel = on_cancel
 
@@ -81,6 +81,7 @@ class StreamedPipeline:
             self.stream.put(InternalError(f"model '{self._request.model}': {error}"))
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
+        del self.task  # one that was cancelled has its frames, and by them all tensors: nobody here is to have it
         if task.cancelled():
             self._served.statistics.failed("CANCELED", monotonic_ns() - self._started_ns)
         self.stream.end()

@@ -19,6 +19,7 @@ from headrace.frontends.grpc_infer import GrpcInfer
 from headrace.frontends.grpc_lane import InferLane
 from headrace.frontends.grpc_message import prefixed
 from headrace.frontends.grpc_server import GrpcServer
+from headrace.frontends.grpc_streaming_call import StreamingCall
 from headrace.frontends.status import StatusCode
 from headrace.http2 import frames
 from headrace.http2.client_frames import STREAM_WINDOW
@@ -647,3 +648,24 @@ async def test_what_has_arrived_is_forgotten_with_its_call(world, method):
     world.server.connection.connection_lost(None)
     await turns()
     assert world.arrivals.bytes == 0
+
+
+async def test_a_stream_whose_client_has_left_is_held_by_nobody():
+    gc.disable()
+    try:
+        before = streaming_calls()
+        world = World()
+        world.begin(1, "ModelStreamInfer")
+        world.data(1, prefixed(infer_message()))
+        await turns()
+        assert streaming_calls() == before + 1
+        world.say(frame(frames.RST_STREAM, 0, 1, ErrorCode.CANCEL.to_bytes(4, "big")))
+        await turns()
+        assert world.service.cancelled == 1
+        assert streaming_calls() == before
+    finally:
+        gc.enable()
+
+
+def streaming_calls() -> int:
+    return sum(isinstance(one, StreamingCall) for one in gc.get_objects())

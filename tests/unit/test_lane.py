@@ -817,7 +817,6 @@ async def test_an_answer_that_comes_as_the_client_leaves_is_dropped_quietly(clie
     client.hang_up()
     del future
     client.engine.accepted.clear()
-    client.protocol.cycle.future = client.protocol._running = None
     await settle()
     assert client.transport.sent == b""
 
@@ -995,5 +994,23 @@ async def test_a_response_that_cannot_be_written_is_held_by_nobody(client):
         await settle()
         assert client.statuses == [400]
         assert freed() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("sent", ["a whole request", "a part of one", "two", "one for the application"])
+async def test_a_connection_that_is_gone_is_held_by_nobody(loop_errors, sent):
+    client = Connection()
+    gone = weakref.ref(client.protocol)
+    gc.disable()
+    try:
+        pieces = {"a whole request": infer(), "a part of one": infer()[:-9], "two": infer() * 2}
+        client.send(pieces.get(sent, b"POST /other HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\n\r\n{"))
+        await settle()
+        client.hang_up()
+        client.engine.accepted.clear()
+        del client.protocol
+        await settle()
+        assert gone() is None
     finally:
         gc.enable()

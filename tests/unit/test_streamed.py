@@ -1,8 +1,11 @@
 """A request to a decoupled model, from the queue to its last response."""
 
 import asyncio
+import gc
+import weakref
 from time import monotonic_ns
 
+import numpy as np
 import pytest
 
 from headrace.batching.response_stream import WINDOW_BYTES
@@ -12,6 +15,8 @@ from headrace.core.request import InferRequest, InferResponse, RequestedOutput
 from headrace.core.statistics import Statistics
 from headrace.core.tensor import DataType, Tensor
 from headrace.core.validation import ModelInputs
+from headrace.workers.frames import Begun, Ended, Part
+from headrace.workers.open_streams import OpenStreams
 
 Y, Z = Tensor("y", DataType.UINT8, (1,), b"\1"), Tensor("z", DataType.UINT8, (1,), b"\2")
 
@@ -200,3 +205,28 @@ async def test_what_the_queue_may_do_with_any_request_works_with_this_one():
     assert (pending.rows, pending.alone) == (1, False)
     pending.stream.cancel()
     assert pending.dead
+
+
+@pytest.mark.parametrize("how", ["ended", "failed", "left", "left before it was begun"])
+async def test_one_that_is_over_is_held_by_nobody(how):
+    pending = streamed()
+    memory = np.zeros(1, np.uint8)
+    freed = weakref.ref(memory)
+    pending.inputs = ModelInputs((Tensor("x", DataType.UINT8, (1,), memory.data),), 1, None)
+    streams = OpenStreams("m")
+    gc.disable()
+    try:
+        if how == "left before it was begun":
+            pending.stream.cancel()
+        streams.begin(Begun(7, 0), pending, lambda _: None)
+        streams.part(Part(7, (), {}))
+        if how == "left":
+            pending.stream.cancel()
+        await settle()
+        streams.end(Ended(7, "internal" if how == "failed" else "", ""))
+        await settle()
+        await read(pending)
+        del pending, memory
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -1,6 +1,8 @@
 """One request to an ensemble with a decoupled step, over made-up steps."""
 
 import asyncio
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -28,9 +30,9 @@ class Whole:
         self.served.notice_idle = self._count
         self.step = ResponseStream(decoupled=True)
         request = InferRequest("e", "", "", (N,))
-        self.stream = StreamedPipeline(
-            self.served, request, ModelInputs((N,), 1, None), deadline_ns, None, self._ask
-        ).stream
+        inputs = ModelInputs((N,), 1, None)
+        self.pipeline = StreamedPipeline(self.served, request, inputs, deadline_ns, None, self._ask)
+        self.stream = self.pipeline.stream
 
     def _ask(self, request):
         self.asked.append(request)
@@ -98,3 +100,24 @@ async def test_a_deadline_holds_until_the_first_response():
     whole.step.end()
     assert [item.outputs[0].name async for item in whole.stream] == ["d"] * 3
     assert [asked.deadline_ns for asked in whole.asked] == [9, 9, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["ended", "left", "left before it has begun"])
+async def test_one_that_is_over_is_held_by_nobody(how):
+    whole = Whole()
+    gone = weakref.ref(whole.pipeline)
+    gc.disable()
+    try:
+        if how != "left before it has begun":
+            whole.respond()
+            await anext(whole.stream)
+        if how == "ended":
+            whole.step.end()
+        else:
+            whole.stream.cancel()
+        await settle()
+        assert whole.served.running == 0
+        whole.pipeline = whole.stream = None
+        assert gone() is None
+    finally:
+        gc.enable()

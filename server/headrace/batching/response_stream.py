@@ -24,8 +24,8 @@ class ResponseStream:
 
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
-        self.on_room: Callable[[int, int], None] = lambda *_: None  # told of responses and their bytes
-        self.on_cancel: Callable[[], None] = lambda: None
+        self.on_room: Callable[[int, int], None] = _tell_nobody  # told of responses and their bytes
+        self.on_cancel: Callable[[], None] = _tell_nobody
         self._items: deque[tuple[StreamItem, int]] = deque()
         self._read = 0  # since ``on_room`` was told last
         self._read_bytes = 0
@@ -41,6 +41,7 @@ class ResponseStream:
     def end(self) -> None:
         """There will be no more."""
         self._ended = True
+        self._release()
         self._wake()
 
     def cancel(self) -> None:
@@ -49,6 +50,7 @@ class ResponseStream:
             self._ended = True
             self._items.clear()
             self.on_cancel()
+            self._release()
             self._wake()
 
     def __aiter__(self) -> "ResponseStream":
@@ -69,9 +71,17 @@ class ResponseStream:
             self.on_room(read, read_bytes)
         return item
 
+    def _release(self) -> None:
+        """Let go of those who are told, as they have this: a request's tensors are not to wait for the collector."""
+        self.on_room = self.on_cancel = _tell_nobody
+
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+def _tell_nobody(*_: int) -> None:
+    """Nobody wants to know."""
 
 
 def single_response(future: asyncio.Future[InferResponse]) -> ResponseStream:

@@ -98,6 +98,7 @@ class Call(Stream):
             self.hold(0)
         if self._work is not None:
             self._work.cancel()
+            self._work = None  # a task that was cancelled has its frames, and by them this
 
     def stop(self) -> None:
         """The server's time is over."""

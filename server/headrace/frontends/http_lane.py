@@ -53,6 +53,9 @@ class LaneProtocol(Incoming):
             served.message_event.set()
         self._hold(0)
         super().connection_lost(exc)
+        # They have this, and with it requests and what there is of their bodies, which are not to wait for a collector.
+        self.cycle = self._running = self._served = None  # type: ignore[assignment] # as it is before the first one
+        self.pipeline.clear()
 
     def eof_received(self) -> bool:  # type: ignore[override] # uvicorn's never keeps the connection
         """The client sends no more; whether the connection is kept for what it has asked.

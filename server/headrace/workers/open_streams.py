@@ -59,7 +59,8 @@ class OpenStreams:
             if sequence in self._open:
                 send(Cancel(sequence))
 
-        pending.stream.on_room = on_room
+        if not pending.dead:
+            pending.stream.on_room = on_room
         pending.future.add_done_callback(on_done)
 
     def part(self, frame: Part) -> None:
