@@ -17,9 +17,11 @@ class Repository:
         self.path = path
         self.refreshed = asyncio.Queue()
         self.found = {}  # the model files that were there
+        self.while_loading = lambda name: None
 
     async def refresh(self, name):
         self.refreshed.put_nowait(name)
+        self.while_loading(name)
         self.found[name] = sorted(path.name for path in (self.path / name).rglob("model.*"))
 
 
@@ -49,6 +51,7 @@ async def followed(tmp_path, monkeypatch):
         path=tmp_path,
         next=lambda: asyncio.wait_for(repository.refreshed.get(), 20),
         found=repository.found,
+        repository=repository,
     )
     follower.stop()
     for task in running:
@@ -159,3 +162,42 @@ async def test_hidden_folders_are_not_followed(followed, monkeypatch):
         while await followed.next() != name:
             pass
     assert ".copying" not in followed.found
+
+
+@pytest.fixture
+def writing(followed, monkeypatch):
+    """Followed as well, with models that write to their own folder whenever they are loaded."""
+
+    def write(name):
+        cache = followed.path / name / "1" / "engine.cache"
+        cache.write_bytes(cache.read_bytes() + b"1" if cache.exists() else b"")
+
+    followed.repository.while_loading = write
+    monkeypatch.setattr(watcher, "RESCAN_S", 1)
+    monkeypatch.setattr(watcher, "LOOK_S", 0.01)
+    return followed
+
+
+async def test_a_model_that_writes_to_its_own_folder_is_not_loaded_for_ever(writing, monkeypatch, caplog):
+    monkeypatch.setattr(watcher, "FIRST_REST_S", 60)
+    model(writing.path, "first", b"new")
+    writing.follow()
+    model(writing.path, "first", b"newer")
+    for _ in range(watcher.CALM_LOADS):
+        assert await writing.next() == "first"
+    async with asyncio.timeout(20):
+        while "engine.cache" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert "model first: 1/engine.cache changed again while it was loaded" in caplog.text
+    assert writing.repository.refreshed.empty()
+    model(writing.path, "first", b"newest")  # which nobody but its owner does
+    assert await writing.next() == "first"
+
+
+async def test_what_changes_right_behind_each_load_is_followed_more_and_more_rarely(writing, monkeypatch, caplog):
+    monkeypatch.setattr(watcher, "FIRST_REST_S", 0.02)
+    writing.follow()
+    model(writing.path, "second")
+    for _ in range(watcher.CALM_LOADS + 2):
+        assert await writing.next() == "second"
+    assert caplog.text.count("engine.cache") == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from headrace.core.fingerprint import fingerprint
+from headrace.core.fingerprint import Stamp, digest, fingerprint, stamps
 from headrace.repository.layout import has_model, is_model_name, list_models, read_folder
 from headrace.repository.repository import Repository
 
@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 0.6  # a folder that has not changed for so long is taken to be whole
 ARRIVAL_S = 5.0  # unless it lacks its model file: then nothing may have come for so long
+CALM_LOADS = 4  # that may come one right behind the other; from then on what keeps changing has to wait
+FIRST_REST_S = 4.0  # and twice as long each time
+LONGEST_REST_S = 600.0
+LOOK_S = 2.0  # meanwhile, for other changes
 AGAIN_S = 2  # after the repository could not be read
 RESCAN_S = 10  # network file systems do not tell of changes, so now and then everything is looked at
 
@@ -25,7 +29,8 @@ class Watcher:
 
     A model that is being copied changes all the time; it is loaded once it holds still. Should a copy pause
     longer than that, its load fails or not, and the next change leads to the next attempt. One whose model file is
-    not there yet, as while a tool writes to a hidden one that it renames at the end, is waited for.
+    not there yet, as while a tool writes to a hidden one that it renames at the end, is waited for. Files that change
+    whenever the model is loaded, since it writes them itself, have it loaded again more and more rarely.
     """
 
     def __init__(self, repository: Repository) -> None:
@@ -91,14 +96,20 @@ class Watcher:
     async def _follow(self, name: str) -> None:
         folder = self._repository.path / name
         try:
+            loads, rested, loaded_as = 0, False, list[Stamp]()
             while True:
-                settled = await _settled(folder)
-                if settled == self._prints.get(name):
+                found = await _settled(folder)
+                if found is not None and digest(found) == self._prints.get(name):
                     break
-                if settled is None or await self._is_arriving(name):
+                if found is None or await self._is_arriving(name):
                     continue
-                self._prints[name] = settled
+                if loads >= CALM_LOADS and not rested:
+                    await self._rest(name, found, changed_places(loaded_as, found), loads - CALM_LOADS)
+                    rested = True
+                    continue
+                self._prints[name] = digest(found)
                 await self._repository.refresh(name)  # and look again: it may have changed meanwhile
+                loads, rested, loaded_as = loads + 1, False, found
             if not folder.exists():
                 self._prints.pop(name, None)
         except Exception:
@@ -118,13 +129,38 @@ class Watcher:
                 return True
         return False
 
+    async def _rest(self, name: str, found: list[Stamp], restless: set[str], times: int) -> None:
+        """Wait before files that changed right behind a load cause another; any other change ends that."""
+        rest_s = min(FIRST_REST_S * 2**times, LONGEST_REST_S)
+        if not times:
+            log.warning(
+                "model %s: %s changed again while it was loaded, or right after; it is loaded anew in %.0f s, and more "
+                "rarely from then on. If the model writes there itself, have it write elsewhere, or to a hidden file",
+                name,
+                ", ".join(sorted(place.lstrip("/") for place in restless)[:5]),
+                rest_s,
+            )
+        for _ in range(math.ceil(rest_s / LOOK_S)):
+            await asyncio.sleep(LOOK_S)
+            if changed_places(found, await asyncio.to_thread(_stamps, self._repository.path / name)) - restless:
+                return
 
-async def _settled(folder: Path) -> str | None:
-    """Its print, if it has held still for ``SETTLE_S``."""
-    before = await asyncio.to_thread(fingerprint, folder)
+
+async def _settled(folder: Path) -> list[Stamp] | None:
+    """What it holds, if that has held still for ``SETTLE_S``."""
+    before = await asyncio.to_thread(_stamps, folder)
     await asyncio.sleep(SETTLE_S)
-    after = await asyncio.to_thread(fingerprint, folder)
+    after = await asyncio.to_thread(_stamps, folder)
     return after if after == before else None
+
+
+def changed_places(before: list[Stamp], after: list[Stamp]) -> set[str]:
+    """The places of files that came, went or changed."""
+    return {stamp.place for stamp in set(before) ^ set(after)}
+
+
+def _stamps(folder: Path) -> list[Stamp]:
+    return list(stamps(folder))
 
 
 def _identity(root: Path) -> tuple[int, int]:
