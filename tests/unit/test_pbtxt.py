@@ -766,6 +766,14 @@ def test_tritons_own_parameters_tune_tritons_runtimes_and_do_not_stop_a_model(ba
     assert parse_pbtxt(text, "m").parameters == kept
 
 
+def test_tritons_pytorch_has_its_threads_in_capitals():
+    text = 'platform: "pytorch_libtorch"' + "".join(
+        f' parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in (("INTRA_OP_THREAD_COUNT", "3"), ("INTER_OP_THREAD_COUNT", "2"), ("INFERENCE_MODE", "true"))
+    )
+    assert parse_pbtxt(text, "m").parameters == {"intra_op_threads": "3"}
+
+
 def test_tritons_openvino_parameters():
     text = 'backend: "openvino"' + "".join(
         f' parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'

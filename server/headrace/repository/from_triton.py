@@ -99,6 +99,7 @@ _SPELLING_IN: dict[tuple[str, str], tuple[str, ...]] = {
 # Ours by Triton's name, where it has another.
 _PARAMETER_NAMES = {
     "intra_op_thread_count": "intra_op_threads",
+    "INTRA_OP_THREAD_COUNT": "intra_op_threads",  # as the backend for PyTorch has it
     "graph_optimization_level": "graph_optimization_level",
     "allow_spinning": "allow_spinning",
     "allow_native_code": "allow_native_code",  # ours: what its owner agrees to has no name of Triton's
