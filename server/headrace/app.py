@@ -76,7 +76,7 @@ async def serve(
     announce: Callable[[str], None],
     optimize: Callable[[Subject], Sequence[str]] | None = None,
 ) -> None:
-    """Run a server until SIGTERM or SIGINT, and drain it.
+    """Run a server until SIGTERM or SIGINT, and drain it; a second SIGINT ends it at once.
 
     ``announce`` is given a line for each model and one when the server is ready. ``optimize`` makes the command line
     of the optimiser beside it, ``headrace optimize`` unless given.
@@ -89,9 +89,19 @@ async def serve(
     raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: _interrupt(loop, stop, announce))
     await App(settings, optimize).run(stop, announce)
+
+
+def _interrupt(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
+    """The first Ctrl-C asks for the drain. Whoever presses it again does not wait for that; workers end with us."""
+    if stop.is_set():
+        announce("stopped at once, by a second Ctrl-C")
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    stop.set()
 
 
 class App:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running_server import RunningServer
+from running_server import TIMEOUT_S, RunningServer
 from system.load import (
     Load,
     broken_onnx,
@@ -316,6 +316,23 @@ def test_a_signal_under_load_loses_no_accepted_request(tmp_path, number, whom):
         lost = [one for one in load.failed if one.status == "UNAVAILABLE" and one.sent_at < signalled_at]
         assert not lost
         assert server.output.splitlines()[-1] == "stopped"
+
+
+def test_a_second_interrupt_ends_it_at_once(tmp_path):
+    fake_model(tmp_path, "slow", f"parameters: {{fake_delay_ms: {TIMEOUT_S * 1000}}}\n")
+    with RunningServer(tmp_path, "--drain-timeout", str(TIMEOUT_S)) as server:
+        processes = family(server)
+        client = threading.Thread(target=infer, args=(server.http, "slow", [1.0]), daemon=True)
+        client.start()
+        server.wait_for(lambda: server.metric("headrace_executing_batches", model="slow"))
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for(lambda: "stopping: " in server.output)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(TIMEOUT_S / 2) == -signal.SIGINT
+        assert_gone(processes)
+        assert server.output.splitlines()[-1] == "stopped at once, by a second Ctrl-C"
+        client.join(TIMEOUT_S)
 
 
 def test_connections_made_anew_for_each_request_are_answered_or_refused(tmp_path):
