@@ -232,9 +232,12 @@ def test_what_the_owner_has_said_wins(cache, model):
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_what_is_measured_is_what_is_served(cache, model, tmp_path, backend):
     form = Form(backend, parameters={"a": 1, "b": 2}, threads=2)
-    served = formed(cache, model, form, "parameters: {intra_op_threads: 1, b: 3}").config
+    served = formed(cache, model, form, "parameters: {intra_op_threads: 1, c: 3}").config
     job = job_of(OptimizeArguments("m", model.parent, tmp_path / "plans"))
     assert job.subject.source(form, tmp_path, 4).parameters == served.parameters
+    assert job.subject.overruled(form) == []
+    other = msgspec.structs.replace(form, parameters={"a": 1, "c": 2})
+    assert job.subject.overruled(other) == (["c"] if backend == "onnxruntime" else [])
     assert job.goal.several
     (model / "config.yaml").write_text("instances: [{count: 1}]")
     assert not job_of(OptimizeArguments("m", model.parent, tmp_path / "plans")).goal.several

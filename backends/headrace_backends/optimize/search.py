@@ -190,6 +190,11 @@ class Search:
                 told = f"such forms bring {candidate.gain:.1f} times, and the best so far {self._best():.1f} times"
                 self._finish(Row(form, Fate.SKIPPED, told))
                 continue
+            overruled = self.subject.overruled(form)
+            if overruled:
+                told = f"the configuration says otherwise of {', '.join(overruled)}"
+                self._finish(Row(form, Fate.SKIPPED, told))
+                continue
             row = self._try(contest, form, earlier)
             if self._in_reach(row):
                 self._soften(contest, row, earlier)

@@ -10,6 +10,8 @@ from headrace.core.model import TensorSpec
 from headrace_backends.base import ModelSource
 from headrace_backends.optimize.form import Form
 
+_THREADS = "intra_op_threads"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -34,7 +36,7 @@ class Subject:
 
     def source(self, form: Form, path: Path, cpus: int) -> ModelSource:
         """What a backend is given to load one instance of the form, exactly as when it is served."""
-        asked = {"intra_op_threads": form.threads} if form.threads else {}
+        asked = {_THREADS: form.threads} if form.threads and _THREADS not in self.parameters else {}
         return ModelSource(
             self.name,
             self.version,
@@ -44,12 +46,17 @@ class Subject:
             inputs=self.inputs,
             outputs=self.outputs,
             max_batch_size=self.max_batch_size if form.max_batch_size is None else form.max_batch_size,
-            parameters={**form.parameters, **asked, **self._kept(form)},
+            parameters={**self._kept(form), **form.parameters, **asked},
         )
+
+    def overruled(self, form: Form) -> list[str]:
+        """Those of the form's parameters that it would be served without: the configuration says otherwise of them."""
+        kept = self._kept(form)
+        return [name for name, value in form.parameters.items() if kept.get(name, value) != value]
 
     def _kept(self, form: Form) -> Mapping[str, Any]:
         """The configured parameters; those of another backend would only be refused."""
         if form.backend == self.backend:
             return self.parameters
-        threads = self.parameters.get("intra_op_threads")
-        return {} if threads is None else {"intra_op_threads": threads}
+        threads = self.parameters.get(_THREADS)
+        return {} if threads is None else {_THREADS: threads}
