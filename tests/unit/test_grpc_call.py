@@ -3,14 +3,16 @@
 import asyncio
 import gc
 import gzip
+import weakref
 from time import monotonic_ns
+from types import SimpleNamespace
 from urllib.parse import unquote_to_bytes
 
 import pytest
 from hpack import Decoder
 from unit.http2_client import REQUEST, H2Client, Server, frame, turns
 
-from headrace.core.errors import InternalError, InvalidRequest, NotFound
+from headrace.core.errors import InternalError, InvalidRequest, NotFound, Overloaded
 from headrace.core.request import InferResponse
 from headrace.core.tensor import DataType, Tensor
 from headrace.frontends import grpc_call, grpc_lane
@@ -19,6 +21,7 @@ from headrace.frontends.grpc_infer import GrpcInfer
 from headrace.frontends.grpc_lane import InferLane
 from headrace.frontends.grpc_message import prefixed
 from headrace.frontends.grpc_server import GrpcServer
+from headrace.frontends.grpc_stream import ERRORS_AS_STATUS, StreamService
 from headrace.frontends.grpc_streaming_call import StreamingCall
 from headrace.frontends.status import StatusCode
 from headrace.http2 import frames
@@ -663,6 +666,34 @@ async def test_a_stream_whose_client_has_left_is_held_by_nobody():
         await turns()
         assert world.service.cancelled == 1
         assert streaming_calls() == before
+    finally:
+        gc.enable()
+
+
+async def test_a_stream_that_an_error_ends_is_held_by_nobody():
+    class Told:
+        metadata = ((ERRORS_AS_STATUS, "true"),)
+        failure = None
+
+        def fail(self, error):
+            self.failure = error
+
+    def refuse(_):
+        raise Overloaded("Exceeds maximum queue size")
+
+    async def requests():
+        yield infer_message()
+
+    call = Told()
+    gone = weakref.ref(call)
+    gc.disable()
+    try:
+        service = StreamService(SimpleNamespace(stream=refuse), GrpcInfer(lambda *_: None))
+        await service.ModelStreamInfer(requests(), call)
+        assert isinstance(call.failure, Overloaded)
+        await turns()
+        del call
+        assert gone() is None
     finally:
         gc.enable()
 

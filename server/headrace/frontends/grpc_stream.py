@@ -43,7 +43,7 @@ class StreamService:
             self._open.discard(conversation)
             conversation.close()
         if conversation.failure is not None:
-            raise conversation.failure
+            call.fail(conversation.failure)  # raised it would refer to the conversation, which has it
 
     def leave(self) -> None:
         """The server stops: end each stream as soon as everything on it is answered."""

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -67,7 +66,7 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
         """Run a model; each response is an event as it is made, in the form of an inference response."""
         headers = reader.headers(request.headers.raw)
         asked = await reader.fetched(reader.decode(*schemas.model_in(request), headers, await request.body()))
-        plain = msgspec.structs.replace(asked, outputs=(), parameters={})
+        plain = InferRequest(asked.model, asked.version, asked.id, ())  # its events outlive what was asked
         return await _event_stream(
             engine.stream(asked), lambda response: b"".join(encode_response(response, plain)[0]), request
         )
