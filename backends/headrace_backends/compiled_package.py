@@ -23,6 +23,8 @@ _MOST_SOURCE_BYTES = 64 << 20  # of one file: weights are not in there
 # What CPUs call the instructions that the compiler was told of.
 _INSTRUCTIONS = {"avx2": "avx2", "avx512": "avx512f", "avx512_vnni": "avx512_vnni", "amx_tile": "amx_tile"}
 _DEVICES = {"cpu": "device: cpu", "cuda": 'device: "gpu:0"'}
+# What the module zipfile raises of an archive that is not whole.
+_DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,22 @@ class Here:
 def is_package(path: Path) -> bool:
     """Whether the file holds compiled code, told by what lies in it."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(_CODE.fullmatch(name) for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+        return any(map(_CODE.fullmatch, names_in(path)))
+    except LoadError:
         return False
+
+
+def names_in(path: Path) -> list[str]:
+    """What a zip archive of PyTorch's holds.
+
+    Raises:
+        LoadError: it is damaged, or no archive at all.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except _DAMAGED as error:
+        raise LoadError(f"'{path.name}' is damaged: {error}; copy it anew") from error
 
 
 def opened(path: Path) -> Package:
@@ -87,7 +101,7 @@ def opened(path: Path) -> Package:
                 archive.read(one).decode(errors="replace") for one in sources if one.file_size <= _MOST_SOURCE_BYTES
             )
             told = [json.loads(archive.read(name)) for file, name in files.items() if file.endswith("_metadata.json")]
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except _DAMAGED as error:
         raise LoadError(f"'{path.name}' is damaged: {error}; copy it anew") from error
     if not any(file.endswith(".so") for file in files):
         raise LoadError(f"'{path.name}' holds source code alone: compile it, without package_cpp_only")

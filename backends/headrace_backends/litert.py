@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import NUMPY_DTYPES, DataType
 from headrace_backends import parameters, threads
-from headrace_backends.base import Array, Backend, LoadError, ModelSource, RequestInfo
+from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
 from headrace_backends.failures import blamed
 from headrace_backends.litert_signature import FileSignature, chosen
 from headrace_backends.row_trial import inferred_batching
@@ -92,6 +92,8 @@ class LiteRtBackend(Backend):
         self._runner = self._interpreter = None
 
     def _readable(self, spec: TensorSpec, array: Array) -> Array:
+        if not array.size:  # of which some of its operators die, as its Softmax does
+            raise InputError(f"input '{spec.name}' has the shape {list(array.shape)}; LiteRT takes no empty ones")
         if spec.datatype is DataType.BYTES:
             return np.asarray(array, dtype=np.object_)
         return np.ascontiguousarray(array).reshape(array.shape)

@@ -304,6 +304,10 @@ def _trimmed(message: str) -> str:
 
 def _file_tensors(source: ModelSource, session: Any) -> tuple[list[FoundTensor], list[FoundTensor]]:
     arguments = [*session.get_inputs(), *session.get_outputs()]
+    try:
+        names = [(argument.name, argument.shape) for argument in arguments]
+    except UnicodeDecodeError as error:
+        raise LoadError(f"cannot load '{source.path.name}': a name in it is no text ({error})") from error
     problems = [
         f"'{argument.name}' is a {argument.type}, which the protocol has no datatype for"
         for argument in arguments
@@ -315,7 +319,7 @@ def _file_tensors(source: ModelSource, session: Any) -> tuple[list[FoundTensor],
     if problems:
         raise LoadError(f"cannot serve '{source.path.name}': {'; '.join(problems)}")
     # ONNX Runtime reports [] both for a scalar and for a shape that is not known.
-    declared = declared_shapes(source.path) if any(not argument.shape for argument in arguments) else frozenset()
+    declared = declared_shapes(source.path) if any(not shape for _, shape in names) else frozenset()
     inputs = [_file_tensor(argument, declared) for argument in session.get_inputs()]
     return inputs, [_file_tensor(argument, declared) for argument in session.get_outputs()]
 

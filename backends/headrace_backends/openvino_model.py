@@ -45,7 +45,7 @@ def read_model(source: ModelSource, core: Any) -> Any:
     try:
         model = core.read_model(str(path))
         model.reshape(_configured_shapes(source, model))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # its own message may quote a damaged name
         raise LoadError(_why_unread(path, str(error))) from error
     if not model.outputs:
         raise LoadError(f"'{path.name}' has no outputs, so there is nothing to serve")

@@ -15,7 +15,7 @@ from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
 from headrace_backends.base import LoadError, ModelSource
-from headrace_backends.compiled_package import is_package
+from headrace_backends.compiled_package import is_package, names_in
 from headrace_backends.specs import FoundTensor, agreed, usual_rows
 from headrace_backends.torch_flow import buffer_flow
 from headrace_backends.torch_model import DATATYPES, TorchModel, gist, positions
@@ -82,8 +82,7 @@ def load_exported(source: ModelSource, device: torch.device = torch.device("cpu"
     """
     if not zipfile.is_zipfile(source.path):
         raise LoadError(f"'{source.path.name}' is no torch.export archive: it is not a zip file")
-    with zipfile.ZipFile(source.path) as archive:
-        names = archive.namelist()
+    names = names_in(source.path)
     if is_package(source.path):
         raise LoadError(
             f"'{source.path.name}' holds compiled code (AOTInductor), of which no other form can be made; "

@@ -25,5 +25,5 @@ def _holds_engines(path: Path) -> bool:
                 one for one in archive.infolist() if one.filename.endswith(_ENDINGS) and one.file_size <= _MOST_BYTES
             ]
             return any(mark in archive.read(one) for one in told for mark in _MARKS)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError):
         return False

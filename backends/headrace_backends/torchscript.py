@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from headrace_backends.base import LoadError, ModelSource
+from headrace_backends.compiled_package import names_in
 from headrace_backends.specs import FoundTensor, leading_problems
 from headrace_backends.torch_flow import BufferFlow
 from headrace_backends.torch_model import TORCH_DTYPES, TorchModel, gist, positions
@@ -62,19 +63,17 @@ def load_torchscript(source: ModelSource, device: torch.device) -> Any:
     Raises:
         LoadError: it is none.
     """
-    if zipfile.is_zipfile(source.path):
-        with zipfile.ZipFile(source.path) as archive:
-            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if not scripted:
-            raise LoadError(
-                f"'{source.path.name}' was made by torch.save: it is a pickle, which could run "
-                "any code and is not opened; save the model with torch.export.save (model.pt2) or torch.jit.script"
-            )
+    archived = zipfile.is_zipfile(source.path)
+    if archived and not any(name.endswith("/constants.pkl") for name in names_in(source.path)):
+        raise LoadError(
+            f"'{source.path.name}' was made by torch.save: it is a pickle, which could run "
+            "any code and is not opened; save the model with torch.export.save (model.pt2) or torch.jit.script"
+        )
     try:
         with warnings.catch_warnings():  # torch calls all of TorchScript deprecated; that is the model owner's choice
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(source.path, map_location=device).eval()  # type: ignore[no-untyped-call] # unannotated
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:  # it believes sizes in the file
         raise LoadError(
             refusal(source.path)
             or f"'{source.path.name}' is no TorchScript archive: {gist(str(error))[:300]}; "

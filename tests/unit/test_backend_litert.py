@@ -92,6 +92,13 @@ def test_a_wrong_shape_is_the_inputs_fault_and_the_model_goes_on(tmp_path):
     np.testing.assert_allclose(backend.execute({"x": ROWS}, [])["y"], ROWS @ WEIGHTS, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_inputs_without_elements(tmp_path, shape):
+    backend = load(linear(tmp_path / "m.tflite", WEIGHTS))
+    with pytest.raises(InputError, match=r"input 'x' has the shape \[\d, \d\]; LiteRT takes no empty ones"):
+        backend.execute({"x": np.ones(shape, np.float32)}, [])
+
+
 def test_threads(tmp_path, monkeypatch):
     path = linear(tmp_path / "m.tflite", WEIGHTS)
     assert load(path, threads=2).cpu_threads == 0

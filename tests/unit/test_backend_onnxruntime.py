@@ -378,6 +378,16 @@ def test_broken_files(tmp_path, content, problem):
         OnnxRuntimeBackend.load(ModelSource("m", "1", path))
 
 
+@pytest.mark.parametrize("name", [b"image", b"rows"])
+def test_names_that_are_no_text(tmp_path, name):
+    path = save(
+        tmp_path, [NODE("Relu", ["image"], ["y"])], [VALUE("image", FLOAT, ["rows", 3])], [VALUE("y", FLOAT, None)]
+    )
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(LoadError, match=r"^cannot load 'model\.onnx': a name in it is no text \('utf-8' codec can't"):
+        OnnxRuntimeBackend.load(ModelSource("m", "1", path))
+
+
 def test_missing_weights_file(tmp_path):
     path = save(
         tmp_path,

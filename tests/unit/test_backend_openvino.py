@@ -248,6 +248,8 @@ def broken(folder, kind):
             path.write_text(text[: len(text) // 2])
         case "unknown operator":
             path.write_text(text.replace('type="MatMul"', 'type="Frobnicate"'))
+        case "no text":
+            path.write_bytes(text.encode().replace(b'type="MatMul"', b'type="Frob\xff"'))
         case "no weights":
             path.with_suffix(".bin").unlink()
         case "short weights":
@@ -265,6 +267,7 @@ def broken(folder, kind):
         ("another kind of XML", r"^cannot load 'model\.xml': it is not in the format OpenVINO IR$"),
         ("cut", r"^cannot load 'model\.xml': .* at offset"),
         ("unknown operator", r"^cannot load 'model\.xml': .*Frobnicate"),
+        ("no text", r"^cannot load 'model\.xml': .* can't decode byte 0xff"),
         ("no weights", r"^'model\.xml' keeps its weights in 'model\.bin', and there is no such file beside it$"),
         ("short weights", r"^cannot load 'model\.xml': 'model\.bin' is shorter than the weights that it should have$"),
         ("no outputs", r"^'model\.xml' has no outputs"),

@@ -16,7 +16,7 @@ import pytest
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import NUMPY_DTYPES, DataType
-from headrace_backends import threads
+from headrace_backends import threads, torch_tensorrt_files
 from headrace_backends.base import InputError, LoadError, ModelSource
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
@@ -422,6 +422,21 @@ def test_broken_files(tmp_path):
         archive.writestr("m/data/aotinductor/model/a.so", "x")
     with pytest.raises(LoadError, match="AOTInductor"):
         load(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.pt"])
+@pytest.mark.parametrize(
+    ("was", "becomes", "why"),
+    [(b"PK\x01\x02", b"PK\xff\xff", "Bad magic number"), (b"\xc3\xa9", b"\xff\xff", "'utf-8' codec can't decode")],
+)
+def test_damaged_archives(tmp_path, name, was, becomes, why):
+    path = tmp_path / name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/é/constants.pkl", "x")
+    path.write_bytes(path.read_bytes().replace(was, becomes))
+    with pytest.raises(LoadError, match=rf"'{name}' is damaged: {why}.*; copy it anew"):
+        load(path, **TENSORS)
+    assert torch_tensorrt_files.refusal(path) == ""
 
 
 def test_devices(tmp_path):
