@@ -87,14 +87,14 @@ class _Moment:
     at_ns: int
 
 
-async def drive(settings: Settings, tensors: Sequence[Tensor]) -> Result:
-    """Warm up, measure, drain.
+async def drive(settings: Settings, tensors: Sequence[Tensor], client: Client | None = None) -> Result:
+    """Warm up, measure, drain; with a client that sends ``tensors``, or one that has its request already.
 
     Raises:
         BadResponse: the first answer is no good, or the window passed without a good one.
         OSError: nobody listens there, or the server's process is gone.
     """
-    client = make_client(settings, tensors)
+    client = client or make_client(settings, tensors)
     loop: ClosedLoop | OpenLoop | None = None
     try:
         await client.open(lambda slot, problem: loop.done(slot, problem) if loop else None)

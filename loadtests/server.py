@@ -100,6 +100,11 @@ class ServerProcess:
         """The root of the server's process tree."""
         return self._process.pid
 
+    @property
+    def answers(self) -> bool:
+        """Whether it runs and takes requests."""
+        return self._process.poll() is None and self._answers(self._ready_path)
+
     def pause(self) -> None:
         """Stop every process of the tree: it takes no CPU until ``resume``."""
         self._signal(signal.SIGSTOP)

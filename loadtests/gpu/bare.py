@@ -1,69 +1,64 @@
-"""The same work without a server: a backend's own loop, and PyTorch in eager mode, to measure the served forms by."""
+"""The same work without a server: a backend's own loop, and the engine by itself, to measure the served forms by."""
 
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-import torch
-
-from headrace_backends.base import Backend, ModelSource
-from headrace_backends.registry import resolve
-from loadtests.gpu.forms import Form
-from loadtests.gpu.subjects import MAX_ROWS, Subject, make_network
+from headrace_backends.base import Backend
+from loadtests.gpu.subjects import CHECKED, MAX_ROWS, Array, Subject, compare, first_rows
 
 _ROTATION = 4  # inputs that take turns, so that nothing is answered from a cache
+_AT_ONCE = 10  # launches of an engine before it is waited for
 
 
-def load(form: Form, subject: Subject, files: Path) -> Backend:
-    """One form in this process."""
-    parameters = dict(form.parameters)
-    if form.backend == "tensorrt":
-        parameters |= subject.shapes
-    source = ModelSource(
-        subject.name,
-        "1",
-        files / form.file,
-        device=form.device,
-        threads=4,
-        max_batch_size=MAX_ROWS,
-        parameters=parameters,
-    )
-    return resolve(form.backend).load(source)
+def check(backend: Backend, subject: Subject, wanted: Array) -> dict[str, float]:
+    """How far the answers are off, the worst of several sizes of batch."""
+    inputs = subject.inputs(MAX_ROWS, CHECKED)
+    found = []
+    for rows in (1, 3, MAX_ROWS, 3, 1, 3, 1, MAX_ROWS):  # graphs of several sizes in turn
+        answer = backend.execute(first_rows(inputs, min(rows, len(wanted))), ())
+        assert not isinstance(answer, list | tuple)
+        (array,) = answer.values()  # whatever the exporter called it
+        found.append(compare(array, wanted))
+    return {
+        "error": max(one["error"] for one in found),
+        "top1": min(one["top1"] for one in found),
+        "cosine": min(one["cosine"] for one in found),
+    }
 
 
 def rows_per_s(backend: Backend, subject: Subject, rows: int, seconds: float) -> float:
     """How many rows a loop of ``execute`` gets through, copies there and back included."""
     inputs = [subject.inputs(rows, seed) for seed in range(_ROTATION)]
-    for _ in range(3):
-        for one in inputs:
-            backend.execute(one, ())
-    done, started = 0, time.monotonic()
-    while time.monotonic() - started < seconds:
-        backend.execute(inputs[done % _ROTATION], ())
+    return rows * calls_per_s(lambda turn: backend.execute(inputs[turn % _ROTATION], ()), seconds)
+
+
+def calls_per_s(call: Callable[[int], object], seconds: float, warm_ups: int = 3 * _ROTATION) -> float:
+    """How often a second something that waits for its own end is done, after some times that are not counted."""
+    for turn in range(warm_ups):
+        call(turn)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds or not done:
+        call(done)
         done += 1
-    return done * rows / (time.monotonic() - started)
+    return done / (time.perf_counter() - started)
 
 
-def eager_ms(subject: Subject, rows: int, seconds: float) -> float:
-    """The median of PyTorch eager fp32 (no TF32) on inputs that lie on the GPU already, by CUDA events."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    network = make_network(subject).cuda()
-    inputs = [
-        [torch.from_numpy(array).cuda() for array in subject.inputs(rows, seed).values()] for seed in range(_ROTATION)
-    ]
-    times: list[float] = []
-    with torch.inference_mode():
-        for _ in range(10):
-            network(*inputs[0])
-        torch.cuda.synchronize()
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            network(*inputs[len(times) % _ROTATION])
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-    del network, inputs
-    torch.cuda.empty_cache()
-    return sorted(times)[len(times) // 2]
+def engine_ms(backend: Any, subject: Subject, seconds: float) -> float:
+    """What an engine of TensorRT takes for the largest batch without copies: many launches, one wait.
+
+    Raises:
+        AssertionError: what it has run last is no such batch, which is all that can be launched again.
+    """
+    execution = backend._execution  # noqa: SLF001 - no client can ask for that
+    contexts = execution._contexts  # noqa: SLF001
+    made = contexts.of(0) if hasattr(contexts, "of") else contexts[0]
+    rows = made.context.get_tensor_shape(next(iter(subject.free)))[0]
+    assert rows == MAX_ROWS, f"the engine has run a batch of {rows} rows last"
+
+    def run(_: int) -> None:
+        for _ in range(_AT_ONCE):
+            assert made.context.execute_async_v3(execution._stream)  # noqa: SLF001
+        execution._device.wait(execution._stream)  # noqa: SLF001
+
+    return 1000 / (calls_per_s(run, seconds, warm_ups=3) * _AT_ONCE)

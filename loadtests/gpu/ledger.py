@@ -1,6 +1,7 @@
 """What was to be shown and what came of it: rows for a table, and raw results for a file."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN, FAILED, NOT_SHOWN = "shown", "FAILED", "not shown"
+OVER = "the time of the run was over"
 
 # What no run on one GPU of today can show; it is printed beside what the run shows.
 BEYOND = {
@@ -36,18 +38,35 @@ class Entry:
 
 
 class Ledger:
-    """The entries of one run, in order. When the time is over nothing new is begun."""
+    """The entries of one run, in order. When the time is over nothing new is begun. Threads may share it.
 
-    def __init__(self, budget_s: float, say: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+    ``keep`` is the file that has the raw results after each of them, for a run that is cut off.
+    """
+
+    def __init__(
+        self,
+        ends_at: float,
+        say: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+        keep: Path | None = None,
+    ) -> None:
         self.entries: list[Entry] = []
+        self.machine: dict[str, Any] = {}
         self._now = now
-        self._ends_at = now() + budget_s
+        self._ends_at = ends_at
         self._say = say
+        self._keep = keep
+        self._adding = threading.Lock()
+
+    @property
+    def left_s(self) -> float:
+        """How much time is left of the run's."""
+        return max(0.0, self._ends_at - self._now())
 
     @contextmanager
     def showing(self, what: str) -> Iterator["Showing"]:
         """Try to show something. Whatever is raised inside becomes its outcome; use ``Showing.due`` to begin."""
-        showing, started = Showing(self._now() < self._ends_at), self._now()
+        showing, started = Showing(self.left_s > 0), self._now()
         outcome, text = SHOWN, ""
         try:
             yield showing
@@ -59,8 +78,15 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Keep and tell it."""
-        self.entries.append(entry)
-        self._say(f"[{entry.outcome}] {entry.what}: {entry.text}")
+        with self._adding:
+            self.entries.append(entry)
+            self._say(f"[{entry.outcome}] {entry.what}: {entry.text} ({entry.seconds:.0f} s)")
+            if self._keep is not None:
+                self.write(self._keep)
+
+    def outcome(self, what: str) -> str:
+        """What came of it; empty where it was not tried."""
+        return next((one.outcome for one in reversed(self.entries) if one.what == what), "")
 
     def table(self) -> str:
         """Everything, one line each, failures where they happened."""
@@ -74,11 +100,13 @@ class Ledger:
         """How many things that should have been shown were not."""
         return sum(one.outcome == FAILED for one in self.entries)
 
-    def write(self, path: Path, machine: dict[str, Any]) -> None:
-        """Keep the raw results."""
+    def write(self, path: Path) -> None:
+        """Keep the raw results; a file of them is whole at any time."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machine": machine, "entries": [asdict(one) for one in self.entries], "not_shown": BEYOND}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        found = {"machine": self.machine, "entries": [asdict(one) for one in self.entries], "not_shown": BEYOND}
+        new = path.with_name(f".{path.name}")
+        new.write_text(json.dumps(found, indent=1) + "\n")
+        new.replace(path)
 
 
 class Showing:
@@ -92,4 +120,4 @@ class Showing:
     def due(self) -> None:
         """Raise NotShown where the run's time is over."""
         if not self._in_time:
-            raise NotShown("the time of the run was over")
+            raise NotShown(OVER)

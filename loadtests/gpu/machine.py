@@ -1,10 +1,12 @@
 """The GPU machine: what is asked of it before anything is run, and what is written beside the results."""
 
+import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from headrace_backends import gpu_probe
+from headrace.workers import gpu_probing
 from loadtests.gpu.ledger import NotShown
 from loadtests.machine import describe_machine, describe_versions
 
@@ -24,8 +26,8 @@ def describe() -> dict[str, Any]:
         **describe_machine(),
         **describe_versions(),
         **versions,
-        "driver": gpu_probe.driver(),
-        "nvml": gpu_probe.nvml(),
+        "driver": asyncio.run(gpu_probing.ask("driver")),
+        "nvml": asyncio.run(gpu_probing.ask("nvml")),
     }
 
 
@@ -36,3 +38,13 @@ def require_gpu(facts: dict[str, Any]) -> None:
         raise NotShown(f"there is no GPU: {driver['error']}")
     if not driver["gpus"]:
         raise NotShown("there is no GPU: the driver shows none")
+
+
+def used_bytes() -> int | None:
+    """What is in use of the first GPU's memory, by all processes; None where nobody tells."""
+    with suppress(Exception):  # of a library that may be missing, or a driver that may not tell
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    return None

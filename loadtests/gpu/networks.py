@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+_MEAN, _DEVIATION = 114.0, 57.0  # of pixels in photographs, roughly
 _STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 _HIDDEN, _HEADS, _INNER, _LAYERS, _VOCABULARY, _POSITIONS = 384, 12, 1536, 6, 8192, 512
 
@@ -37,7 +38,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """``data`` [batch, 3, size, size] to ``logits`` [batch, 1000]."""
+    """``data`` [batch, 3, size, size], pixels of a byte each, to ``logits`` [batch, 1000]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +58,8 @@ class ResNet50(nn.Module):
 
     def forward(self, data: torch.Tensor) -> torch.Tensor:
         """Class scores."""
-        logits: torch.Tensor = self.classifier(self.features(data))
+        x = (data.to(self.classifier.weight.dtype) - _MEAN) / _DEVIATION
+        logits: torch.Tensor = self.classifier(self.features(x))
         return logits
 
 
@@ -101,3 +103,6 @@ class MiniLm(nn.Module):
             x = layer(x, bias)
         pooled: torch.Tensor = (x * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
         return pooled
+
+
+NETWORKS = {"resnet50": ResNet50, "minilm": MiniLm}

@@ -4,31 +4,37 @@ The machine may reach nothing: wheels that it lacks come along as parts (``--par
 """
 
 import argparse
+import atexit
 import os
-import subprocess
+import shutil
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from loadtests.gpu import parts
+from loadtests.gpu import gpu_tests, parts
 from loadtests.gpu.ledger import SHOWN, Ledger, NotShown
+from loadtests.gpu.own_process import ROOT, ended, last_line
 
-ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
     """Show what can be shown here; returns 1 where something failed, or there is no GPU at all."""
+    started = time.monotonic()
     asked = _arguments()
-    _bring_packages(asked.parts)
-    ledger = Ledger(asked.budget, lambda line: print(line, flush=True))
-    facts = _show(ledger, asked.seconds)
-    print("\n" + ledger.table())
-    path = asked.out / f"{str(facts['at'])[:19].replace(':', '')}.json"
-    ledger.write(path, facts)
-    print(f"raw results: {path}")
+    path = asked.out / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json"
+    ledger = Ledger(started + asked.budget, lambda line: print(line, flush=True), keep=path)
+    if asked.parts:
+        with ledger.showing("packages that were brought") as showing:
+            showing.text = _bring(asked.parts)
+    _find_headrace()
+    _show(ledger, asked.seconds, asked.only)
+    ledger.write(path)
+    print(f"\n{ledger.table()}\nraw results: {path}")
     nothing = all(entry.outcome != SHOWN for entry in ledger.entries)
     return 1 if ledger.failed or nothing else 0
 
@@ -36,97 +42,113 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     # Of the standard library: what the machine lacks is there only when this has been read.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=Path, action="append", default=[], help="a folder of parts with wheels")
+    parser.add_argument("--parts", type=Path, help="a folder with parts of wheels, from parts.py")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the raw results go")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of load for each measurement")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load for each measurement")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds of the whole run, the packages included")
+    parser.add_argument("--only", choices=("measurements", "tests"), help="one half of the run")
     return parser.parse_args()
 
 
-def _bring_packages(folders: list[Path]) -> None:
-    """Install what was brought, and have this process and those that it starts find it, and Headrace."""
-    paths = []
-    if folders:
-        site = tempfile.mkdtemp(prefix="headrace-gpu-site-")
-        for folder in folders:
-            parts.install(folder, Path(site))
-        paths.append(site)
+def _bring(folder: Path) -> str:
+    """Install what was brought, and have this process and those that it starts find it."""
+    site = tempfile.mkdtemp(prefix="headrace-gpu-site-")
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    _search_first([site])
+    found, problems = parts.install(folder, Path(site))
+    _bring_cuda(Path(site))
+    assert not problems, "; ".join(problems)
+    return f"{len(found)}, of them {', '.join(one.partition('-')[0] for one in found if one.startswith(_TOLD))}"
+
+
+_TOLD = ("tensorrt", "onnxruntime")
+
+
+def _bring_cuda(site: Path) -> None:
+    """Have the CUDA that came with the machine's PyTorch beside what was brought: ONNX Runtime looks for it there."""
+    found = find_spec("nvidia")
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    for place in places:
+        if any(Path(place).glob("*/lib")) and not (site / "nvidia").exists():
+            (site / "nvidia").symlink_to(place)
+
+
+def _find_headrace() -> None:
     if find_spec("headrace") is None:
-        paths += [str(ROOT / "server"), str(ROOT / "backends")]
+        _search_first([str(ROOT / "server"), str(ROOT / "backends")])
+
+
+def _search_first(paths: list[str]) -> None:
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _show(ledger: Ledger, seconds: float) -> dict[str, Any]:
-    from loadtests.gpu import machine
-
-    facts = machine.describe()
+def _show(ledger: Ledger, seconds: float, only: str | None) -> None:
     with ledger.showing("a GPU that can be used") as showing:
-        machine.require_gpu(facts)
-        showing.values = facts["driver"]
+        from loadtests.gpu import machine
+
+        ledger.machine = machine.describe()
+        machine.require_gpu(ledger.machine)
+        showing.values = ledger.machine["driver"]
         showing.text = ", ".join(
-            f"{gpu['name']}, compute capability {gpu['capability']}" for gpu in facts["driver"]["gpus"]
+            f"{gpu['name']}, compute capability {gpu['capability']}" for gpu in showing.values["gpus"]
         )
-    there = ledger.entries[-1].outcome == SHOWN
-    with ledger.showing("headrace check --gpu") as showing:
-        showing.due()
-        done = _run("-m", "headrace", "check", "--gpu", timeout_s=180)
-        showing.values["output"] = done.stdout
-        showing.text = (done.stdout.splitlines() or [done.stderr])[-1]
-        if there and done.returncode:
-            raise AssertionError(f"exit {done.returncode}: {showing.text}")
-        if not there:
-            raise NotShown(f"it says: {showing.text}")
-    _show_tests(ledger)
+    there = ledger.outcome("a GPU that can be used") == SHOWN
+    _check(ledger, there)
     if not there:
+        for name in gpu_tests.EVERY:
+            gpu_tests.run_file(ledger, name)
         for what in _LEFT:
             with ledger.showing(what):
                 raise NotShown("there is no GPU")
-        return facts
-    from loadtests.gpu import show
-
-    with tempfile.TemporaryDirectory(prefix="headrace-gpu-") as folder:
-        show.everything(ledger, Path(folder), seconds)
-    return facts
-
-
-# What each file of tests shows, the quick ones first: one that takes too long leaves the others their lines.
-_TESTS = {
-    "test_driver.py": "the driver: memory, streams, graphs",
-    "test_other_backends.py": "ONNX Runtime and PyTorch answer as on the CPU",
-    "test_tensorrt.py": "TensorRT: engines, profiles, graphs, the cache",
-    "test_shared_gpus.py": "a GPU by its UUID, a limit on its memory, full memory and a lost GPU",
-    "test_clients_memory.py": "clients' tensors in the memory of a GPU",
-    "test_serving.py": "workers that are killed, GPU metrics",
-    "test_optimizing.py": "a model is optimised on its GPU, and the plan is served; a file; larger batches",
-}
+        return
+    if only == "tests":
+        gpu_tests.run_beside(ledger, gpu_tests.BESIDE)
+    else:
+        with tempfile.TemporaryDirectory(prefix="headrace-gpu-", ignore_cleanup_errors=True) as folder:
+            _measure(ledger, Path(folder), seconds, with_tests=only is None)
+    if only != "measurements":
+        for name in gpu_tests.LONG if only is None else (*gpu_tests.ALONE, *gpu_tests.LONG):
+            gpu_tests.run_file(ledger, name)
 
 
-def _show_tests(ledger: Ledger) -> None:
-    for name, what in _TESTS.items():
-        _show_file(ledger, name, what)
-
-
-def _show_file(ledger: Ledger, name: str, what: str) -> None:
-    with ledger.showing(f"tests/gpu/{name}: {what}") as showing:
+def _check(ledger: Ledger, there: bool) -> None:
+    with ledger.showing("headrace check --gpu") as showing:
         showing.due()
-        done = _run("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"tests/gpu/{name}", timeout_s=300)
-        showing.values["output"] = done.stdout[-8000:]
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-        if done.returncode not in (0, 5):
-            raise AssertionError(last)
-        if " passed" not in last:
-            raise NotShown(last)
-        showing.text = last
+        status, said = ended([sys.executable, "-m", "headrace", "check", "--gpu"], min(120.0, ledger.left_s))
+        showing.values["output"] = said
+        showing.text = last_line(said)
+        if there and status:
+            raise AssertionError(f"exit {status}: {showing.text}")
+        if not there:
+            raise NotShown(f"it says: {showing.text}")
 
 
-def _run(*arguments: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+def _measure(ledger: Ledger, folder: Path, seconds: float, *, with_tests: bool) -> None:
+    """The chief forms, the tests that need the GPU for themselves, and the other forms."""
+    with ledger.showing("everything for the measurements imports"):
+        from loadtests.gpu import serving, show
+    if ledger.entries[-1].outcome != SHOWN:
+        return
+    run = show.Run(ledger, folder, seconds)
+    with ThreadPoolExecutor(1) as beside:
+        tests = beside.submit(gpu_tests.run_beside, ledger, gpu_tests.BESIDE if with_tests else ())
+        show.prepare(run)
+        tests.result()
+    repository = folder / "repository"
+    repository.mkdir()
+    with serving.Serving(repository, folder / "server.log") as first:
+        show.measure_chief(run, first, repository)
+    for name in gpu_tests.ALONE if with_tests else ():
+        gpu_tests.run_file(ledger, name)
+    with serving.Serving(repository, folder / "server.log") as second:
+        show.measure_others(run, second, repository)
+    with ledger.showing("servers end well"):
+        problems = [*first.ended_badly, *second.ended_badly]
+        assert not problems, "; ".join(problems)
 
 
-# What ``show.everything`` shows, as it is listed where there is no GPU.
+# What ``show.py`` shows, as it is listed where there is no GPU.
 _LEFT = (
     "every form answers within its budget of double precision",
     "throughput and p50/p99 of each form, beside its bare loop and PyTorch eager fp32",

@@ -1,210 +1,267 @@
-"""The things that are shown on a GPU, one after the other, the most telling first."""
+"""The things that are shown on a GPU, the most telling first: what a run is for is there if it is cut short."""
 
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace.core.tensor import Array
-from headrace_backends.base import BackendUnavailable, LoadError
-from loadtests.gpu import bare, served
-from loadtests.gpu.forms import FORMS, Form, place
-from loadtests.gpu.ledger import Ledger, NotShown
-from loadtests.gpu.subjects import MAX_ROWS, SUBJECTS, Subject, error, export, reference
-from loadtests.server import Server
+from loadtests.gpu import served
+from loadtests.gpu.forms import CHIEF, OTHERS, Form, place
+from loadtests.gpu.ledger import OVER, SHOWN, Ledger, NotShown, Showing
+from loadtests.gpu.own_process import StepFailed, run_step
+from loadtests.gpu.served import Address
+from loadtests.gpu.serving import SLACK_BYTES, Serving
+from loadtests.gpu.subjects import MAX_ROWS, SUBJECTS, Subject
 
 _EAGER_GOAL, _BARE_GOAL = 4.0, 0.95
-_MEMORY_SLACK_BYTES = 64 << 20  # that a driver may keep to itself
-_FAST = "tensorrt-fp16-graphs"
+_EXPORT_S, _BUILD_S, _STEP_S = 240.0, 150.0, 60.0  # what a step may take at most, beside its measuring
+_KILL_S = 12.0
+_FAST = CHIEF[0]
 
-Measured = dict[tuple[str, str], dict[str, float]]  # by subject and form
+
+@dataclass(slots=True)
+class Run:
+    """What is known so far. ``measured`` has rows/s and the like, by subject and form.
+
+    ``broken`` are the subjects of which a model has had its workers killed.
+    """
+
+    ledger: Ledger
+    folder: Path
+    seconds: float
+    measured: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+
+    def files(self, subject: Subject) -> Path:
+        """Where a subject's files are."""
+        return self.folder / subject.name
+
+    def step(self, step: str, subject: Subject, timeout_s: float, **given: Any) -> dict[str, Any]:
+        """Have something done in a process of its own, as long as the run's time allows."""
+        arguments = {"subject": subject.name, "files": str(self.files(subject)), "seconds": self.seconds, **given}
+        try:
+            return run_step(step, arguments, min(timeout_s, self.ledger.left_s))
+        except StepFailed:
+            if not self.ledger.left_s:
+                raise NotShown(OVER) from None
+            raise
 
 
-def everything(ledger: Ledger, folder: Path, seconds: float) -> None:
-    """Export, measure without a server, serve, measure, break."""
-    files: dict[str, Path] = {}
-    repository = folder / "repository"
-    repository.mkdir()
-    for subject in SUBJECTS:
-        with ledger.showing(f"{subject.name}: exported") as showing:
+# -- before anything is measured: all at once -----------------------------------------------------------------
+
+
+def prepare(run: Run, subjects: tuple[Subject, ...] = SUBJECTS) -> None:
+    """The files, and what forms keep of their first load; nobody is timed meanwhile."""
+    with ThreadPoolExecutor(2 * len(subjects)) as threads:
+        list(threads.map(lambda subject: _prepare(run, subject), subjects))
+
+
+def _prepare(run: Run, subject: Subject) -> None:
+    run.files(subject).mkdir()
+    with ThreadPoolExecutor(8) as threads:
+        exact = threads.submit(_reference, run, subject)
+        with run.ledger.showing(f"{subject.name}: exported") as showing:
             showing.due()
-            export(subject, folder / subject.name)
-            files[subject.name] = folder / subject.name
-            showing.text = ", ".join(sorted(one.name for one in files[subject.name].iterdir()))
-    measured: Measured = {}
-    here = [subject for subject in SUBJECTS if subject.name in files]
-    for subject in here:
-        _eager(ledger, subject, seconds, measured)
-        for form in FORMS:
-            _bare(ledger, subject, form, files[subject.name], seconds, measured)
-    for subject in here:
-        for form in FORMS:
-            place(form, subject, files[subject.name], repository)
-    options = ("--model-control", "explicit", "--load-model", "*", "--allow-client-shm")
-    with Server(repository, folder / "server.log", options, ready_timeout_s=600) as server:
-        for subject in here:
-            for form in FORMS:
-                _serve(ledger, server, subject, form, seconds, measured)
-        for subject in here:
-            _goals(ledger, subject, measured)
-            _lent(ledger, server, subject, seconds)
-            _mortality(ledger, server, subject, seconds)
-        if here:
-            _memory(ledger, server, here[0])
-        _metrics(ledger, server)
+            showing.text = ", ".join(run.step("export", subject, _EXPORT_S)["files"])
+        if run.ledger.outcome(f"{subject.name}: exported") == SHOWN:
+            suited = [form for form in (*CHIEF, *OTHERS) if form.suits(subject)]
+            list(threads.map(lambda form: _build(run, subject, form), suited))
+        exact.result()
 
 
-def _eager(ledger: Ledger, subject: Subject, seconds: float, measured: Measured) -> None:
-    with ledger.showing(f"{subject.name}: PyTorch eager fp32") as showing:
+def _reference(run: Run, subject: Subject) -> None:
+    with run.ledger.showing(f"{subject.name}: answers in double precision on the CPU") as showing:
         showing.due()
-        milliseconds = bare.eager_ms(subject, MAX_ROWS, seconds / 2)
-        rate = MAX_ROWS / milliseconds * 1000
-        measured[subject.name, "eager"] = {"bare": rate}
-        showing.values = {"ms": milliseconds, "rows_per_s": rate}
-        showing.text = f"{rate:.0f} rows/s in batches of {MAX_ROWS}, by CUDA events, without copies"
+        run.step("reference", subject, _EXPORT_S)
+        showing.text = f"{MAX_ROWS} rows"
 
 
-def _bare(ledger: Ledger, subject: Subject, form: Form, files: Path, seconds: float, measured: Measured) -> None:
-    """In this process: the answers against double precision, and the loop's speed."""
-    with ledger.showing(f"{subject.name}: {form.name} in a bare loop") as showing:
+def _build(run: Run, subject: Subject, form: Form) -> None:
+    if not form.takes_building:
+        return
+    with run.ledger.showing(f"{subject.name}: {form.name} built") as showing:
         showing.due()
-        try:
-            backend = bare.load(form, subject, files)
-        except BackendUnavailable as unavailable:
-            raise NotShown(str(unavailable)) from unavailable
-        except LoadError as refused:
-            if "needs an onnxruntime with CUDA" not in str(refused):
-                raise
-            raise NotShown(str(refused)) from refused
-        try:
-            worst = 0.0
-            for rows in (1, 3, MAX_ROWS, 3, 1, 3, 1, MAX_ROWS):  # graphs of several sizes in turn
-                inputs = subject.inputs(rows, 100 + rows)
-                answer = backend.execute(inputs, ())
-                assert not isinstance(answer, list | tuple)
-                worst = max(worst, error(_only(answer), reference(subject, inputs)))
-            rate = bare.rows_per_s(backend, subject, MAX_ROWS, seconds / 2)
-            single = bare.rows_per_s(backend, subject, 1, seconds / 4)
-            notes = backend.notes()
-        finally:
-            backend.close()
-        measured[subject.name, form.name] = {"bare": rate, "error": worst}
-        showing.values = {"rows_per_s": rate, "single_rows_per_s": single, "error": worst, "notes": notes}
-        showing.text = f"error {worst:.1e}, {rate:.0f} rows/s in batches of {MAX_ROWS}, {single:.0f} one by one"
-        assert worst <= form.budget, f"error {worst:.2e}, allowed are {form.budget:.0e}"
+        showing.values = run.step("build", subject, _BUILD_S, form=form.name)
+        showing.text = f"loads in {showing.values['load_s']:.0f} s: {'; '.join(showing.values['notes'])}"
 
 
-def _only(answer: Mapping[str, Array]) -> Array:
-    """The one output, whatever the exporter called it."""
-    (array,) = answer.values()
-    return array
+# -- one thing after the other --------------------------------------------------------------------------------
 
 
-def _serve(ledger: Ledger, server: Server, subject: Subject, form: Form, seconds: float, measured: Measured) -> None:
-    with ledger.showing(f"{subject.name}: {form.name} served") as showing:
+def measure_chief(run: Run, serving: Serving, repository: Path) -> None:
+    """The forms that a run is for: their loops, served, killed, unloaded, and the goals."""
+    for subject in _exported(run):
+        _eager(run, subject)
+        for form in CHIEF:
+            _measure(run, serving, repository, subject, form)
+        _twice(run, serving, repository, subject)
+        _goals(run, subject)
+
+
+def measure_others(run: Run, serving: Serving, repository: Path) -> None:
+    """The other forms: their loops, and served."""
+    for form in OTHERS:
+        for subject in _exported(run):
+            if form.suits(subject):
+                _measure(run, serving, repository, subject, form)
+
+
+def _exported(run: Run) -> list[Subject]:
+    return [one for one in SUBJECTS if run.ledger.outcome(f"{one.name}: exported") == SHOWN]
+
+
+def _eager(run: Run, subject: Subject) -> None:
+    with run.ledger.showing(f"{subject.name}: PyTorch eager fp32") as showing:
         showing.due()
-        model = f"{subject.name}-{form.name}"
-        problem = served.reason(server, model)
-        if problem:
-            raise NotShown(problem)
-        inputs = subject.inputs(1, 7)
-        off = error(served.ask(server, model, inputs), reference(subject, inputs))
-        assert off <= form.budget, f"error {off:.2e}, allowed are {form.budget:.0e}"
-        alone = served.load_up(server, model, inputs, 1, seconds / 2)
-        full = served.load_up(server, model, inputs, served.SATURATING, seconds)
-        assert not full.errors, full.errors
-        measured.setdefault((subject.name, form.name), {})["served"] = full.requests_per_s
-        showing.values = {"error": off, "alone": served.values(alone), "saturated": served.values(full)}
-        showing.text = f"{served.told(full)}; alone p50 {alone.latency.p50_ms:.2f} ms"
-
-
-def _goals(ledger: Ledger, subject: Subject, measured: Measured) -> None:
-    eager, fast = measured.get((subject.name, "eager"), {}), measured.get((subject.name, _FAST), {})
-    with ledger.showing(f"{subject.name}: {_FAST} is at least {_EAGER_GOAL:.0f} x eager fp32") as showing:
-        ratio = _ratio(fast, "bare", eager, "bare")
-        showing.text = f"{ratio:.2f} x"
-        showing.values["ratio"] = ratio
-        assert ratio >= _EAGER_GOAL, showing.text
-    with ledger.showing(f"{subject.name}: served {_FAST} is at least {_BARE_GOAL:.0%} of its bare loop") as showing:
-        ratio = _ratio(fast, "served", fast, "bare")
-        showing.text = f"{ratio:.0%}"
-        showing.values["ratio"] = ratio
-        assert ratio >= _BARE_GOAL, showing.text
-
-
-def _ratio(one: dict[str, float], of: str, other: dict[str, float], to: str) -> float:
-    if of not in one or to not in other:
-        raise NotShown("one of the two was not measured")
-    return one[of] / other[to]
-
-
-def _working(server: Server, subject: Subject) -> str:
-    """A model of this subject that is served, the fastest there is."""
-    names = [_FAST, *(form.name for form in FORMS)]
-    for name in names:
-        if not served.reason(server, f"{subject.name}-{name}"):
-            return f"{subject.name}-{name}"
-    raise NotShown("no form of it is served")
-
-
-def _lent(ledger: Ledger, server: Server, subject: Subject, seconds: float) -> None:
-    with ledger.showing(f"{subject.name}: tensors in its client's memory on the GPU") as showing:
-        showing.due()
-        model = _working(server, subject)
-        inputs = subject.inputs(MAX_ROWS, 9)
-        received, found = served.through_lent_memory(server, model, inputs, seconds / 4)
-        off = error(received, reference(subject, inputs))
-        showing.values = {"error": off, **found}
+        found = showing.values = run.step("eager", subject, _STEP_S)
+        run.measured[subject.name, "eager"] = found
         showing.text = (
-            f"{model}, {MAX_ROWS} rows by one client: {found['lent_ms']:.2f} ms, in the request's body "
-            f"{found['body_ms']:.2f} ms, error {off:.1e}"
+            f"{found['rows_per_s']:.0f} rows/s in batches of {MAX_ROWS} with copies; without, {found['ms']:.2f} ms "
+            f"by CUDA events, which are {1000 * MAX_ROWS / found['ms']:.0f} rows/s"
         )
-        budget = max(form.budget for form in FORMS if model == f"{subject.name}-{form.name}")
-        assert off <= budget, f"error {off:.2e}, allowed are {budget:.0e}"
 
 
-def _mortality(ledger: Ledger, server: Server, subject: Subject, seconds: float) -> None:
-    with ledger.showing(f"{subject.name}: workers killed under load lose nothing") as showing:
+def _measure(run: Run, serving: Serving, repository: Path, subject: Subject, form: Form) -> None:
+    loop = f"{subject.name}: {form.name} in a bare loop"
+    with run.ledger.showing(loop) as showing:
         showing.due()
-        model = _working(server, subject)
-        result = served.kill_workers_under_load(server, model, subject.inputs(1, 3), max(seconds, 15.0))
-        showing.values = served.values(result)
-        showing.text = f"{model}: {served.told(result)}, errors {result.errors}"
-        assert not result.errors, result.errors
-
-
-def _memory(ledger: Ledger, server: Server, subject: Subject) -> None:
-    with ledger.showing("memory of the GPU comes back after an unload") as showing:
+        found = showing.values = run.step("loop", subject, _BUILD_S, form=form.name)
+        run.measured[subject.name, form.name] = {"loop": found}
+        engine = f", {found['engine_ms']:.2f} ms without copies" if "engine_ms" in found else ""
+        showing.text = (
+            f"error {found['error']:.1e}, {found['rows_per_s']:.0f} rows/s in batches of {MAX_ROWS}{engine}, "
+            f"{found['single_rows_per_s']:.0f} one by one"
+        )
+        _within(found, form)
+    with run.ledger.showing(f"{subject.name}: {form.name} is loaded, and its memory comes back") as showing:
         showing.due()
-        model = _working(server, subject)
-        served.ask(server, model, subject.inputs(MAX_ROWS, 1))
-        found: dict[str, Any] = showing.values
-        found["loaded"] = _used(server)
-        served.change(server, model, "unload")
-        found["unloaded"] = _settled(server, found["loaded"])
-        served.change(server, model, "load")
-        served.ask(server, model, subject.inputs(MAX_ROWS, 1))
-        served.change(server, model, "unload")
-        found["again"] = _settled(server, found["loaded"])
-        showing.text = ", ".join(f"{name} {nbytes / 2**20:.0f} MiB" for name, nbytes in found.items())
-        assert found["unloaded"] < found["loaded"], showing.text
-        assert found["again"] <= found["unloaded"] + _MEMORY_SLACK_BYTES, showing.text
+        if run.ledger.outcome(loop) != SHOWN:
+            raise NotShown("its bare loop was not shown")
+        model = place(form, subject, run.files(subject), repository)
+        with serving.loaded(model, run.ledger.left_s) as (address, facts):
+            showing.values = facts
+            _served(run, address, model, subject, form)
+            if subject.name not in run.broken:  # once is enough
+                run.broken.add(subject.name)
+                _mortality(run, address, model, subject)
+                _lent(run, address, model, subject, form)
+        _memory(showing)
 
 
-def _used(server: Server) -> float:
-    used = served.used_bytes(served.metrics(server))
-    if used is None:
-        raise NotShown("there are no GPU metrics: pip install nvidia-ml-py")
-    return used
+def _served(run: Run, address: Address, model: str, subject: Subject, form: Form) -> None:
+    with run.ledger.showing(f"{subject.name}: {form.name} served") as showing:
+        showing.due()
+        found = showing.values = _step_at("serve", run, address, model, subject)
+        run.measured[subject.name, form.name]["served"] = found
+        singles, alone = found["singles"], found["alone"]
+        ratio = _rate(found) / run.measured[subject.name, form.name]["loop"]["rows_per_s"]
+        showing.text = (
+            f"{_rate(found):.0f} rows/s at saturation, {ratio:.0%} of the bare loop; {served.SINGLES} clients with a "
+            f"row each {singles['requests_per_s']:.0f} rows/s, p50 {singles['latency']['p50_ms']:.1f} ms, p99 "
+            f"{singles['latency']['p99_ms']:.1f} ms; alone p50 {alone['latency']['p50_ms']:.2f} ms; "
+            f"error {found['error']:.1e}"
+        )
+        _within(found, form)
+        for load in ("alone", "singles", "shared", "body"):
+            assert not found[load]["errors"], found[load]["errors"]
 
 
-def _settled(server: Server, before: float) -> float:
-    """What is in use once a worker has gone; metrics are seconds old."""
-    served.wait_until(lambda: _used(server) < before, 15.0)
-    served.wait_until(lambda: False, 5.0)
-    return _used(server)
+def _step_at(step: str, run: Run, address: Address, model: str, subject: Subject, **given: Any) -> dict[str, Any]:
+    where = {"http_port": address.http_port, "metrics_port": address.metrics_port, "pid": address.pid}
+    return run.step(step, subject, _STEP_S + 5 * run.seconds, address=where, model=model, **given)
 
 
-def _metrics(ledger: Ledger, server: Server) -> None:
+def _within(found: dict[str, Any], form: Form) -> None:
+    assert found["error"] <= form.budget, f"error {found['error']:.2e}, allowed are {form.budget:.0e}"
+
+
+def _lent(run: Run, address: Address, model: str, subject: Subject, form: Form) -> None:
+    with run.ledger.showing(f"{subject.name}: tensors in its client's memory on the GPU") as showing:
+        showing.due()
+        found = showing.values = _step_at("lend", run, address, model, subject)
+        showing.text = (
+            f"{served.ROWS} rows by one client: {found['lent_ms']:.2f} ms, in the request's body "
+            f"{found['body_ms']:.2f} ms, error {found['error']:.1e}"
+        )
+        _within(found, form)
+    if subject is SUBJECTS[0]:
+        _metrics(run.ledger, address)
+
+
+def _mortality(run: Run, address: Address, model: str, subject: Subject) -> None:
+    with run.ledger.showing(f"{model}: workers killed under load lose nothing") as showing:
+        showing.due()
+        found = showing.values = _step_at("kill", run, address, model, subject, seconds=_KILL_S)
+        latency = found["latency"]
+        showing.text = (
+            f"{found['server_processes_gone']} killed, {found['requests_per_s']:.0f} rows/s, p50 "
+            f"{latency['p50_ms']:.1f} ms, the longest {latency['max_ms'] / 1000:.1f} s, errors {found['errors']}"
+        )
+        assert not found["errors"], found["errors"]
+        assert found["server_processes_gone"], "no worker was killed"
+
+
+def _memory(showing: Showing) -> None:
+    facts = showing.values
+    showing.text = f"loaded in {facts['load_s']:.0f} s"
+    if facts["before_bytes"] is None:
+        showing.text += "; NVML does not tell what is in use: pip install nvidia-ml-py"
+        return
+    before, loaded, after = (facts[f"{when}_bytes"] / 2**20 for when in ("before", "loaded", "after"))
+    showing.text += f"; {before:.0f} MiB in use before, {loaded:.0f} MiB with it, {after:.0f} MiB after"
+    assert loaded > before, showing.text
+    assert facts["after_bytes"] <= facts["before_bytes"] + SLACK_BYTES, showing.text
+
+
+def _twice(run: Run, serving: Serving, repository: Path, subject: Subject) -> None:
+    """Two instances of the fastest form: one copies while the other computes."""
+    with run.ledger.showing(f"{subject.name}: {_FAST.name} served by two instances") as showing:
+        showing.due()
+        measured = run.measured.get((subject.name, _FAST.name), {})
+        if "served" not in measured:
+            raise NotShown("it was not served by one")
+        model = place(_FAST, subject, run.files(subject), repository, instances=2)
+        with serving.loaded(model, run.ledger.left_s) as (address, _):
+            found = showing.values = _step_at("saturate", run, address, model, subject)
+        measured["twice"] = found
+        ratio = _rate(found) / measured["loop"]["rows_per_s"]
+        showing.text = f"{_rate(found):.0f} rows/s at saturation, {ratio:.0%} of the bare loop"
+
+
+def _rate(found: dict[str, Any]) -> float:
+    return float(max(found["shared_rows_per_s"], found["body_rows_per_s"]))
+
+
+def _goals(run: Run, subject: Subject) -> None:
+    with run.ledger.showing(f"{subject.name}: {_FAST.name} is at least {_EAGER_GOAL:.0f} x eager fp32") as showing:
+        eager = run.measured.get((subject.name, "eager"))
+        loop = run.measured.get((subject.name, _FAST.name), {}).get("loop")
+        if eager is None or loop is None:
+            raise NotShown("one of the two was not measured")
+        ratio = loop["rows_per_s"] / eager["rows_per_s"]
+        showing.values = {"with_copies": ratio}
+        showing.text = f"{ratio:.2f} x with copies there and back"
+        if "engine_ms" in loop:
+            ratio = showing.values["gpu"] = eager["ms"] / loop["engine_ms"]
+            showing.text = f"{ratio:.2f} x on the GPU alone, {showing.text}"
+        assert ratio >= _EAGER_GOAL, showing.text
+    for form in CHIEF:
+        goal = f"{subject.name}: served {form.name} is at least {_BARE_GOAL:.0%} of its bare loop"
+        with run.ledger.showing(goal) as showing:
+            measured = run.measured.get((subject.name, form.name), {})
+            if "served" not in measured:
+                raise NotShown("one of the two was not measured")
+            rates = {name: _rate(measured[key]) for name, key in _INSTANCES.items() if key in measured}
+            ratios = {name: rate / measured["loop"]["rows_per_s"] for name, rate in rates.items()}
+            showing.values = ratios
+            showing.text = ", ".join(f"{ratio:.0%} with {name}" for name, ratio in ratios.items())
+            assert max(ratios.values()) >= _BARE_GOAL, showing.text
+
+
+_INSTANCES = {"one instance": "served", "two": "twice"}
+
+
+def _metrics(ledger: Ledger, address: Address) -> None:
     with ledger.showing("GPU metrics") as showing:
         names = (
             "nv_gpu_utilization",
@@ -213,7 +270,7 @@ def _metrics(ledger: Ledger, server: Server) -> None:
             "nv_gpu_power_usage",
             "nv_energy_consumption",
         )
-        page = served.metrics(server)
+        page = served.metrics(address)
         lines = [line for line in page.splitlines() if line.startswith(names)]
         if not lines:
             raise NotShown("there are none: pip install nvidia-ml-py")

@@ -22,12 +22,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        # Which version of which library is here is the machine's, and so is what that version is about to drop.
-        item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
-        # PyTorch's, of TF32: before 2.13 of how it is turned off, and of its being off where something is compiled.
-        item.add_marker(
-            pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32:UserWarning")
-        )
-        item.add_marker(pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"))
+        # Which version of which library is here is the machine's, and so is what that version warns of.
+        item.add_marker(pytest.mark.filterwarnings("ignore"))
         if WHY_NOT:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
