@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch.torch_version import TorchVersion
 from torch.utils import _pytree
 
 from headrace.core.model import TensorSpec
@@ -106,8 +107,10 @@ def _loaded(path: Path, device: torch.device) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)  # never outside of it
+        # Before 2.13 torch opens files alone, and unpacks them itself.
+        place = folder if TorchVersion(torch.__version__) >= "2.13" else str(path)
         loader = torch._C._aoti.AOTIModelPackageLoader(  # noqa: SLF001 - see above
-            folder, MODEL, True, 1, -1 if device.index is None else device.index
+            place, MODEL, True, 1, -1 if device.index is None else device.index
         )
     except Exception as error:  # the loader promises no types: whatever it raises is about this file
         shutil.rmtree(folder, ignore_errors=True)

@@ -29,7 +29,7 @@ class Form:
         return self.backend == "tensorrt" or "compile" in self.parameters
 
     def suits(self, subject: Subject) -> bool:
-        """Whether it can be had of the subject: graphs of compiled code are for sizes that are fixed but for the rows."""
+        """Whether it can be had: graphs of compiled code are for subjects whose sizes are fixed but for the rows."""
         return "compile_mode" not in self.parameters or all(set(sizes) <= {0} for sizes in subject.free.values())
 
 

@@ -23,22 +23,22 @@ ALONE = {
 LONG = {"test_optimizing.py": "a model is optimised on its GPU, and the plan is served; a file; larger batches"}
 EVERY = {**BESIDE, **ALONE, **LONG}
 
-_TIMEOUT_S, _BESIDE_TIMEOUT_S = 240.0, 150.0
+_TIMEOUT_S, _LONG_TIMEOUT_S = 150.0, 600.0
 _KEPT_CHARACTERS = 8000
 
 
 def run_beside(ledger: Ledger, names: Iterable[str]) -> None:
     """Files at the same time."""
     with ThreadPoolExecutor(len(BESIDE)) as threads:
-        list(threads.map(lambda name: run_file(ledger, name, _BESIDE_TIMEOUT_S), names))
+        list(threads.map(lambda name: run_file(ledger, name), names))
 
 
-def run_file(ledger: Ledger, name: str, timeout_s: float = _TIMEOUT_S) -> None:
+def run_file(ledger: Ledger, name: str) -> None:
     """One file."""
     with ledger.showing(f"tests/gpu/{name}: {EVERY[name]}") as showing:
         showing.due()
         command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"tests/gpu/{name}"]
-        status, said = ended(command, min(timeout_s, ledger.left_s))
+        status, said = ended(command, min(_LONG_TIMEOUT_S if name in LONG else _TIMEOUT_S, ledger.left_s))
         showing.values["output"] = said[-_KEPT_CHARACTERS:]
         if status is None:
             raise StepFailed(f"ended before it was through: {last_line(said)}") if ledger.left_s else NotShown(OVER)

@@ -56,21 +56,11 @@ def _bring(folder: Path) -> str:
     atexit.register(shutil.rmtree, site, ignore_errors=True)
     _search_first([site])
     found, problems = parts.install(folder, Path(site))
-    _bring_cuda(Path(site))
     assert not problems, "; ".join(problems)
     return f"{len(found)}, of them {', '.join(one.partition('-')[0] for one in found if one.startswith(_TOLD))}"
 
 
 _TOLD = ("tensorrt", "onnxruntime")
-
-
-def _bring_cuda(site: Path) -> None:
-    """Have the CUDA that came with the machine's PyTorch beside what was brought: ONNX Runtime looks for it there."""
-    found = find_spec("nvidia")
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    for place in places:
-        if any(Path(place).glob("*/lib")) and not (site / "nvidia").exists():
-            (site / "nvidia").symlink_to(place)
 
 
 def _find_headrace() -> None:

@@ -30,7 +30,7 @@ _HOW = {
     "cpp.dynamic_threads": True,
     "aot_inductor.check_lowerbound": False,
     "aot_inductor.precompile_headers": False,  # which pays from the second program on
-    "aot_inductor.enable_line_tables": False,  # for profilers alone
+    "aot_inductor.enable_line_tables": False,  # for profilers alone, and unknown to torch before 2.13
 }
 
 
@@ -53,10 +53,12 @@ def apply(task: StepTask) -> Path:
         if device.type == "cuda":
             cuda_headers.find_for(str(torch.version.cuda))
         program = load_exported(source, device)
+        known = torch._inductor.config.get_config_copy()  # noqa: SLF001 - as below
+        how = {name: value for name, value in _HOW.items() if name in known}
         names = {INPUTS: json.dumps(argument_names(program))}
         with hushed():
             torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - torch has no other name for it
-                program, package_path=str(path), inductor_configs={**_HOW, "aot_inductor.metadata": names}
+                program, package_path=str(path), inductor_configs={**how, "aot_inductor.metadata": names}
             )
     except (LoadError, NoCudaHeaders) as error:
         raise StepFailed(str(error)) from error
