@@ -230,7 +230,7 @@ async def _why_not_started(name: str, version: int, served: Served) -> str:
 
 
 def _log_failure(name: str, record: ModelRecord, version: int, reason: str) -> None:
-    what = "could not be loaded anew" if version in record.serving else "is not served"
+    what = "could not be loaded anew and goes on as it was" if version in record.serving else "is not served"
     log.error("model %s version %d %s: %s", name, version, what, reason)
 
 
