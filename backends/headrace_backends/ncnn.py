@@ -16,6 +16,7 @@ from headrace_backends.ncnn_graph import Layer, NcnnGraph, NotNcnn
 from headrace_backends.ncnn_rule import MOST_NUMBERS
 from headrace_backends.ncnn_sizes import is_checked, refusal, unserved
 from headrace_backends.ncnn_weights import missing
+from headrace_backends.ncnn_windows import fails_in_16_bits
 from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "precision")
@@ -54,6 +55,10 @@ class NcnnBackend(Backend):
         first = threads.first_choice(source.threads, asked)
         graph = _read(source.path)
         precision = parameters.one_of(source.parameters, "precision", _PRECISIONS, "f32")
+        for layer in filter(fails_in_16_bits, graph.layers if precision == "bf16" else ()):
+            raise LoadError(
+                f"layer '{layer.name}' ({layer.kind}) is one that ncnn computes wrongly in bf16: leave precision away"
+            )
         inputs, outputs = agreed(source, [_found(*one) for one in graph.inputs.items()], _any_shapes(graph.outputs))
         _refuse_untold(source, inputs)
         backend = cls(

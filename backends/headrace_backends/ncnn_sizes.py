@@ -126,6 +126,8 @@ def _unit_length(layer: Layer, given: Sequence[Shape]) -> str | None:
 def _known(layer: Layer, _given: Sequence[Shape]) -> str | None:
     """MemoryData: weights that are a tensor."""
     sizes = tuple(layer.number(key) for key in (0, 1, 2, 11))
+    if layer.number(21, 1) not in (0, 1):
+        return "it holds other numbers than FP32, which is all that this backend has"
     return UNFIT_OPTIONS if min(sizes) < 0 or not sizes[0] else too_many(tuple(max(1, size) for size in sizes))
 
 

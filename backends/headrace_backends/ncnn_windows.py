@@ -224,6 +224,15 @@ def _rank_problem(shape: Shape, dimensions: int) -> str | None:
     return None if len(shape) == dimensions + 1 else f"it takes {dimensions + 1} dimensions"
 
 
+def fails_in_16_bits(layer: Layer) -> bool:
+    """Whether ncnn computes the layer from memory that is not its own, where numbers are kept in 16 bits.
+
+    So it does with groups of a few channels; its file's own word that a layer is to be left out of that ends worse.
+    """
+    grouped = "DepthWise" in layer.kind and not layer.number(7, 1) == layer.number(0) == channels(layer)
+    return grouped or layer.kind == "DeformableConv2D" or layer.number(31) != 0
+
+
 def channels(layer: Layer) -> int:
     """How many channels the weights of a convolution are for; 0 where that does not come out."""
     kernel, dimensions = layer.number(1), {"1D": 1, "3D": 3}.get(layer.kind[-2:], 2)
@@ -267,7 +276,7 @@ def _swept(shape: Shape, windows: Sequence[_Window], outputs: int, same: bool) -
             made.append(-(-size // window.stride))
             padded.append(max(size, window.extent + (made[-1] - 1) * window.stride))
             continue
-        made.append(_moved(size, window, floor=False))
+        made.append(_moved(size, window, floor=False))  # at most
         padded.append(size + window.before + window.after + window.stride)
         if size + window.before + window.after < window.extent:
             return "nothing is left of them: they are smaller than its kernel"

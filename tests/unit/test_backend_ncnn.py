@@ -272,6 +272,30 @@ def test_bf16_is_coarser(tmp_path):
     assert 1e-5 < errors.max() < 2e-2
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "fits"),
+    [
+        ("ConvolutionDepthWise", "0=4 1=3 6=36 7=4", True),
+        ("ConvolutionDepthWise", "0=8 1=3 6=144 7=2", False),
+        ("ConvolutionDepthWise", "0=8 1=3 6=72 7=4", False),
+        ("ConvolutionDepthWise", "0=4 1=3 6=36 7=4 31=4", False),
+        ("Convolution", "0=4 1=3 6=144", True),
+    ],
+)
+def test_convolutions_in_groups_are_not_for_bf16(tmp_path, kind, options, fits):
+    """Of memory that is not its own ncnn makes what the answer is then."""
+    weights = int(options.split("6=")[1].split()[0])
+    path = tmp_path / "model.param"
+    path.write_text(f"7767517\n2 2\nInput x 0 1 x 0=9 1=8 2=4\n{kind} it 1 1 x y {options}\n")
+    path.with_suffix(".bin").write_bytes(bytes(4 + 4 * weights))
+    load(path)
+    if fits:
+        load(path, parameters={"precision": "bf16"})
+        return
+    with pytest.raises(LoadError, match=rf"layer 'it' \({kind}\) is one that ncnn computes wrongly in bf16: leave pre"):
+        load(path, parameters={"precision": "bf16"})
+
+
 def test_threads(tmp_path, monkeypatch):
     light = load(written(tmp_path), threads=2)
     assert light.cpu_threads == 0

@@ -217,6 +217,7 @@ def test_kinds_that_are_looked_at():
         (layer("ReLU", "", outputs=2), r"layer 'it' (ReLU) has 1 inputs and 2 outputs"),
         (layer("Concat", "", inputs=0), r"layer 'it' (Concat) has 0 inputs and 1 outputs"),
         (layer("MemoryData", "0=-4", inputs=0), "layer 'it' (MemoryData) is given nothing, and its options do not"),
+        (layer("MemoryData", "0=4 21=3", inputs=0), "it holds other numbers than FP32"),
         (layer("MemoryData", "0=70000 1=70000", inputs=0), "a tensor has at most 268435456"),
     ],
 )
