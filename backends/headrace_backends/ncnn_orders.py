@@ -10,8 +10,10 @@ from headrace_backends.ncnn_rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, ha
 
 _MOST_DIMENSIONS = 4
 _NO_ROWS = 233  # Reshape's word for no dimension of rows
-_REFERENCE = re.compile(r"(\d)([whdc])", re.ASCII)  # to a size of a tensor, in Reshape's expressions
+# Of Reshape's expressions: a size of a tensor, of which n is that of the rows, and one of two such or numbers.
+_REFERENCE = re.compile(r"(\d)([whdcn])", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
+_TERM = re.compile(r"(?:(//|\*)\(([^(),]+),([^(),]+)\)|([^(),]+))(?:,(?=.)|$)")
 
 
 def any_shapes(_layer: Layer, _given: Sequence[Shape]) -> str | None:
@@ -116,11 +118,15 @@ def reduced(layer: Layer, given: Sequence[Shape]) -> str | None:
 
 def reshaped(layer: Layer, given: Sequence[Shape]) -> str | None:
     """Reshape: to sizes, of which 0 stays as it is and -1 is what is left; or by an expression of sizes."""
-    if any(layer.number(key, _NO_ROWS) != _NO_ROWS for key in (12, 13)) or layer.number(3):
+    written, rows = layer.text(6), [layer.number(key, _NO_ROWS) for key in (12, 13)]
+    if layer.number(3) or rows not in ([_NO_ROWS] * 2, [0, 0]):
         return UNFIT_OPTIONS
-    written = layer.text(6)
     sizes = _sizes_of(written, given) if written else _told_sizes(layer)
-    if not sizes:
+    if rows == [0, 0]:  # the outermost is how many rows there are, which is one
+        if not written or sizes[-1:] != [1]:
+            return UNFIT_OPTIONS
+        sizes = sizes[:-1]
+    if not 1 <= len(sizes) <= _MOST_DIMENSIONS:
         return f"its expression {written} cannot be looked at" if written else UNFIT_OPTIONS
     old = _by_letter(given[0])
     letters = {4: "whdc"}.get(len(sizes), "whc")
@@ -139,23 +145,33 @@ def _told_sizes(layer: Layer) -> list[int]:
 
 
 def _sizes_of(written: str, given: Sequence[Shape]) -> list[int]:
-    """What an expression of plain sizes comes to; nothing where there is more to it."""
-    sizes = []
-    for term in written.split(","):
-        reference = _REFERENCE.fullmatch(term)
-        if reference is not None and int(reference[1]) < len(given):
-            sizes.append(_by_letter(given[int(reference[1])])[reference[2]])
-        elif _NUMBER.fullmatch(term):
-            sizes.append(int(term))
-        else:
+    """What an expression of plain sizes, products and quotients comes to; nothing where there is more to it."""
+    sizes: list[int] = []
+    place = 0
+    while place < len(written):
+        term = _TERM.match(written, place)
+        if term is None or len(sizes) > _MOST_DIMENSIONS:
             return []
-    return sizes if len(sizes) <= _MOST_DIMENSIONS else []
+        operator, *pair, alone = term.groups()
+        found = [_size_of(one, given) for one in ([alone] if alone else pair)]
+        if min(found) < (-1 if alone else 1):
+            return []
+        sizes.append(found[0] if alone else prod(found) if operator == "*" else found[0] // found[1])
+        place = term.end()
+    return sizes
+
+
+def _size_of(term: str, given: Sequence[Shape]) -> int:
+    reference = _REFERENCE.fullmatch(term)
+    if reference is not None and int(reference[1]) < len(given):
+        return _by_letter(given[int(reference[1])])[reference[2]]
+    return int(term) if _NUMBER.fullmatch(term) else -2
 
 
 def _by_letter(shape: Shape) -> dict[str, int]:
     """The sizes by ncnn's letters: width, height, depth and channels."""
     letters = {1: "w", 2: "hw", 3: "chw", 4: "cdhw"}[len(shape)]
-    return {"w": 1, "h": 1, "d": 1, "c": 1, **dict(zip(letters, shape, strict=True))}
+    return {"w": 1, "h": 1, "d": 1, "c": 1, "n": 1, **dict(zip(letters, shape, strict=True))}
 
 
 def _listed(axes: Sequence[int], shape: Shape) -> str | None:
