@@ -12,7 +12,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "headrace_backends.onnxruntime:OnnxRuntimeBackend",
     "torch": "headrace_backends.torch:TorchBackend",
     "openvino": "headrace_backends.openvino:OpenVinoBackend",
-    "ncnn": "headrace_backends.ncnn:NcnnBackend",
+    "ncnn": "headrace_backends.ncnn.backend:NcnnBackend",
     "python": "headrace_backends.python:PythonBackend",
     "tensorrt": "headrace_backends.tensorrt.backend:TensorRtBackend",
     "litert": "headrace_backends.litert:LiteRtBackend",

@@ -9,9 +9,10 @@ pytest.importorskip("ncnn", reason="ncnn is not installed: pip install 'headrace
 
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
-from headrace_backends import ncnn, threads
+from headrace_backends import threads
 from headrace_backends.base import InputError, LoadError, ModelSource
-from headrace_backends.ncnn import NcnnBackend
+from headrace_backends.ncnn import backend as ncnn
+from headrace_backends.ncnn.backend import NcnnBackend
 
 WEIGHTS = np.random.default_rng(3).standard_normal((3, 30)).astype(np.float32)
 BIAS = np.array([1, 2, 3], np.float32)

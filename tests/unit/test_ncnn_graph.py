@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
+from headrace_backends.ncnn.graph import NcnnGraph, NotNcnn
 
 TEXT = """7767517
 4 5

@@ -2,8 +2,8 @@
 
 import pytest
 
-from headrace_backends.ncnn_graph import NcnnGraph
-from headrace_backends.ncnn_sizes import is_checked, refusal, unserved
+from headrace_backends.ncnn.graph import NcnnGraph
+from headrace_backends.ncnn.sizes import is_checked, refusal, unserved
 
 
 def layer(kind, options, inputs=1, outputs=1):

@@ -8,7 +8,7 @@ pytest.importorskip("ncnn", reason="ncnn is not installed: pip install 'headrace
 import ncnn
 
 from headrace_backends.base import LoadError, ModelSource
-from headrace_backends.ncnn import NcnnBackend
+from headrace_backends.ncnn.backend import NcnnBackend
 
 TABLE, EIGHT_BITS = 5, 0x000D4B38
 PICTURE, LINES, NUMBERS, VOLUME = "0=9 1=8 2=4", "0=8 1=6", "0=12", "0=5 1=6 2=4 11=3"

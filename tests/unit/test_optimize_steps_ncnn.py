@@ -13,7 +13,7 @@ pytest.importorskip("pnnx", reason="pnnx is not installed: pip install 'headrace
 from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.base import ModelSource
-from headrace_backends.ncnn import NcnnBackend
+from headrace_backends.ncnn.backend import NcnnBackend
 from headrace_backends.onnxruntime import OnnxRuntimeBackend
 from headrace_backends.optimize.examples import Examples
 from headrace_backends.optimize.steps import ncnn_model

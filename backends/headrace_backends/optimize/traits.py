@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace_backends.ncnn_graph import NcnnGraph
+from headrace_backends.ncnn.graph import NcnnGraph
 from headrace_backends.optimize.facts import Kind
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})

@@ -16,8 +16,8 @@ from headrace.core.model import TensorSpec
 from headrace.core.parent_death import die_with_parent
 from headrace.core.tensor import DataType
 from headrace_backends.base import Array, InputError
-from headrace_backends.ncnn_graph import NcnnGraph, NotNcnn
-from headrace_backends.ncnn_sizes import unserved
+from headrace_backends.ncnn.graph import NcnnGraph, NotNcnn
+from headrace_backends.ncnn.sizes import unserved
 from headrace_backends.optimize import onnx_model
 from headrace_backends.optimize.steps.base import StepFailed, StepTask
 from headrace_backends.row_trial import trial

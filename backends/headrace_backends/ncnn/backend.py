@@ -12,11 +12,11 @@ from headrace.core.model import Signature, TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends import parameters, threads
 from headrace_backends.base import Array, Backend, InputError, LoadError, ModelSource, RequestInfo
-from headrace_backends.ncnn_graph import Layer, NcnnGraph, NotNcnn
-from headrace_backends.ncnn_rule import MOST_NUMBERS
-from headrace_backends.ncnn_sizes import is_checked, refusal, unserved
-from headrace_backends.ncnn_weights import missing
-from headrace_backends.ncnn_windows import fails_in_16_bits
+from headrace_backends.ncnn.graph import Layer, NcnnGraph, NotNcnn
+from headrace_backends.ncnn.rule import MOST_NUMBERS
+from headrace_backends.ncnn.sizes import is_checked, refusal, unserved
+from headrace_backends.ncnn.weights import missing
+from headrace_backends.ncnn.windows import fails_in_16_bits
 from headrace_backends.specs import FoundTensor, agreed, signature_of
 
 _PARAMETERS = ("intra_op_threads", "precision")

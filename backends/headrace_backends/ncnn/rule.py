@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import prod
 
-from headrace_backends.ncnn_graph import Layer
+from headrace_backends.ncnn.graph import Layer
 
 Shape = tuple[int, ...]  # of one row, the outermost dimension first
 # Why the layer cannot be given tensors of these shapes, as the end of a sentence; None where it can.

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from headrace_backends.ncnn_graph import Layer
-from headrace_backends.ncnn_rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, too_many
+from headrace_backends.ncnn.graph import Layer
+from headrace_backends.ncnn.rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, too_many
 
 _SAME = ({-233}, {-234})  # instead of paddings: as much as leaves nothing out, the odd one behind or before
 # Options by dimension, the innermost first; a list of them is written for one, two or three dimensions.

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
-from headrace_backends.ncnn_graph import Layer
-from headrace_backends.ncnn_rule import SEPARATE
-from headrace_backends.ncnn_windows import channels
+from headrace_backends.ncnn.graph import Layer
+from headrace_backends.ncnn.rule import SEPARATE
+from headrace_backends.ncnn.windows import channels
 
 _RAW = 4  # bytes of a number that stands there as it is
 # What may stand before numbers: in how many bytes each is kept.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from math import prod
 
-from headrace_backends.ncnn_graph import Layer
-from headrace_backends.ncnn_rule import UNFIT_OPTIONS, Rule, Shape, too_many
+from headrace_backends.ncnn.graph import Layer
+from headrace_backends.ncnn.rule import UNFIT_OPTIONS, Rule, Shape, too_many
 
 _BOTH_WAYS = 2
 _BY_ROW, _BY_ROW_COLUMN, _WHOLE, _BY_COLUMN = 1, 2, 3, 4  # what of Gemm's sum the constant is told for

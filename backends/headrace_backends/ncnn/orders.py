@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import factorial, prod
 
-from headrace_backends.ncnn_graph import Layer
-from headrace_backends.ncnn_rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, has_axis, too_many
+from headrace_backends.ncnn.graph import Layer
+from headrace_backends.ncnn.rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, has_axis, too_many
 
 _MOST_DIMENSIONS = 4
 _NO_ROWS = 233  # Reshape's word for no dimension of rows

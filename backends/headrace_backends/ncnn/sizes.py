@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from headrace_backends.ncnn_graph import Layer, NotNcnn
-from headrace_backends.ncnn_orders import (
+from headrace_backends.ncnn.graph import Layer, NotNcnn
+from headrace_backends.ncnn.orders import (
     along,
     any_shapes,
     copied,
@@ -19,7 +19,7 @@ from headrace_backends.ncnn_orders import (
     reshaped,
     squeezed,
 )
-from headrace_backends.ncnn_products import (
+from headrace_backends.ncnn.products import (
     attention,
     dense,
     general_product,
@@ -27,8 +27,8 @@ from headrace_backends.ncnn_products import (
     product,
     recurrent,
 )
-from headrace_backends.ncnn_rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, too_many
-from headrace_backends.ncnn_windows import (
+from headrace_backends.ncnn.rule import SEPARATE, UNFIT_OPTIONS, Rule, Shape, too_many
+from headrace_backends.ncnn.windows import (
     channels_of_pixels,
     convolution,
     cut,

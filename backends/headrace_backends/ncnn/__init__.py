@@ -1,0 +1,1 @@
+"""ncnn: Tencent's inference for convolutional nets, on CPUs."""
