@@ -1,6 +1,7 @@
 """A GPU is lost to a worker: the request fails with the reason, the worker ends and comes back, nobody else notices."""
 
 import pytest
+from fake_libcuda import make_libcuda
 from running_server import RunningServer
 from system.load import Load, fake_model, infer, onnx_model, python_model
 
@@ -36,13 +37,20 @@ ANSWERING = """
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def driver(tmp_path_factory):
+    """The environment of a machine with a driver, which says that its caller has no GPU in use: it cannot tell."""
+    folder = make_libcuda(tmp_path_factory.mktemp("driver")).parent
+    return {"LD_LIBRARY_PATH": str(folder), "FAKE_CUDA": "cuCtxSynchronize=201"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, driver):
     repository = tmp_path_factory.mktemp("lost")
     fake_model(repository, "on_gpu", "")
     python_model(repository, "streaming", STREAMING)
     python_model(repository, "answering", ANSWERING)
     onnx_model(repository, "adder")
-    with RunningServer(repository) as running:
+    with RunningServer(repository, env=driver) as running:
         yield running
 
 
@@ -98,10 +106,10 @@ def test_one_of_several_answers_that_lost_the_gpu(server):
     assert ends(server) == before + 1
 
 
-def test_a_load_that_lost_its_gpu_is_refused_and_its_worker_ends(tmp_path):
+def test_a_load_that_lost_its_gpu_is_refused_and_its_worker_ends(tmp_path, driver):
     fake_model(tmp_path, "never", f"parameters: {{fake_load_fail: '{ILLEGAL}'}}")
     onnx_model(tmp_path, "adder")
-    with RunningServer(tmp_path) as running:
+    with RunningServer(tmp_path, env=driver) as running:
         running.wait_for(lambda: ends(running))
         running.wait_for(lambda: ILLEGAL in str(running.post("/v2/repository/index")[1]))
         assert not running.model_ready("never")

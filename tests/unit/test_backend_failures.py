@@ -5,6 +5,7 @@ import pytest
 from headrace.core.errors import InternalError
 from headrace_backends.base import DeviceLost, InputError
 from headrace_backends.failures import blamed, device_lost
+from headrace_backends.tensorrt.cuda import context_is_well
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,8 @@ def test_the_driver_is_asked_only_where_the_words_are_of_cuda():
         raise AssertionError("it was asked")
 
     assert device_lost(RuntimeError(), "shapes do not fit", never) is None
+
+
+def test_words_are_not_believed_where_there_is_no_driver():
+    told = RuntimeError(f"unknown word '{ILLEGAL}'")
+    assert device_lost(told, str(told), lambda: context_is_well("libcuda-that-is-not-here.so")) is None

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from headrace.core.model import TensorSpec
 from headrace.core.tensor import DataType
 from headrace_backends.base import DeviceLost, InputError, LoadError, ModelSource
+from headrace_backends.failures import device_lost
 from headrace_backends.specs import FoundTensor
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'headrace[torch]'")
@@ -53,6 +55,9 @@ def test_what_a_failed_kernel_leaves_is_told_by_the_copies(monkeypatch):
     model, backend = backend_of(lambda module, tensors: [tensors[0]])
     assert backend._takes(ROW)
     monkeypatch.setattr(backend_module, "array_of", says(ASSERT))
+    monkeypatch.setattr(
+        backend_module, "device_lost", partial(device_lost, is_well=lambda: False)
+    )  # as its driver says
     with pytest.raises(DeviceLost, match=ASSERT):
         backend.execute(ROW, ())
     with pytest.raises(DeviceLost):  # made-up inputs that it refuses are one thing, a GPU that is lost is another

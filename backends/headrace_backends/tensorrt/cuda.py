@@ -365,11 +365,13 @@ class CudaDevice:
 def context_is_well(library: str = LIBRARY) -> bool | None:
     """Whether the GPU that this thread uses, by whatever library, still does what it is asked; None: nobody can tell.
 
-    It waits for what the GPU was given.
+    It waits for what the GPU was given. Without a driver there is no GPU that could be lost.
     """
     try:
         status = ctypes.CDLL(library).cuCtxSynchronize()  # which is loaded, where CUDA is in use
-    except (OSError, AttributeError):
+    except OSError:
+        return True
+    except AttributeError:
         return None
     if status in _LOST or status == _UNKNOWN:
         return False
