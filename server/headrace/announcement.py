@@ -6,11 +6,12 @@ from headrace.repository.repository import Repository
 from headrace.repository.served import ServedVersion
 
 
-def model_lines(repository: Repository) -> list[str]:
+async def model_lines(repository: Repository) -> list[str]:
     """A line for each version: what it is served as, or why it is not."""
+    entries = await repository.index()
     served = {(one.folder.name, one.version): one for one in repository.served()}
     lines = []
-    for entry in repository.index():
+    for entry in entries:
         one = served.get((entry.name, entry.version))
         if one is None:
             if entry.state:

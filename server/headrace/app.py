@@ -312,7 +312,7 @@ class App:
         gc.freeze()
         if not prints:
             announce(no_model_line(settings.repository))
-        for line in model_lines(self.repository):
+        for line in await model_lines(self.repository):
             announce(line)
         announce(ready_line(settings.host, self.http.port, self.grpc.port, self.metrics.port))
         if settings.model_control == "poll":

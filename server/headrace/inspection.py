@@ -94,8 +94,7 @@ def _names(path: Path, say: Say) -> list[str] | None:
 
 
 def _problems(repository: Repository, folder: ModelFolder) -> list[str]:
-    entries = repository.index(on_disk=[folder.name])  # the others need not be looked for each time
-    return [_problem(entry) for entry in entries if entry.name == folder.name and entry.state != State.READY]
+    return [_problem(entry) for entry in repository.entries(folder.name) if entry.state != State.READY]
 
 
 def _optimize_problems(folder: ModelFolder) -> list[str]:

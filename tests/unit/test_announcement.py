@@ -28,7 +28,7 @@ class Models:
     def served(self):
         return [served("a", 8), served("b", 0)]
 
-    def index(self):
+    async def index(self):
         return [
             IndexEntry("a", "1", "READY"),
             IndexEntry("b", "1", "READY"),
@@ -38,8 +38,8 @@ class Models:
         ]
 
 
-def test_each_version_has_a_line_with_what_it_is_or_why_it_is_not():
-    a, b, c, d = model_lines(Models())
+async def test_each_version_has_a_line_with_what_it_is_or_why_it_is_not():
+    a, b, c, d = await model_lines(Models())
     x, y = (TensorSpec("x", DataType.FP32, (-1, 2)), TensorSpec("y", DataType.INT64, (-1,)))
     assert a == f"a 1: READY: onnxruntime, {x.describe()} -> {y.describe()}, batches of up to 8"
     assert b.endswith("no batching")

@@ -100,13 +100,13 @@ class Models:
             await asyncio.wait(self.repository._tasks)
             await asyncio.sleep(0)
 
-    def states(self):
+    async def states(self):
         """What the index says, in short."""
-        return {f"{one.name}{one.version and ' '}{one.version}": one.state for one in self.repository.index()}
+        return {f"{one.name}{one.version and ' '}{one.version}": one.state for one in await self.repository.index()}
 
     def reason(self, name):
         """Why the index says that something of this model does not serve."""
-        return "; ".join(one.reason for one in self.repository.index() if one.name == name)
+        return "; ".join(one.reason for one in self.repository.entries(name))
 
     def serves(self, name, version=""):
         return self.repository.find(name, version) is not None
@@ -156,11 +156,11 @@ async def test_the_event_loop_does_not_wait_while_the_disk_is_looked_at(explicit
     disk, released = explicit.repository._disk, threading.Event()
     names = disk.names
     disk.names = lambda: names() if released.wait(20) else ["waited for"]
-    asked = asyncio.gather(explicit.repository.names(), explicit.repository.on_disk())
+    asked = asyncio.gather(explicit.repository.names(), explicit.repository.index())
     await asyncio.sleep(0)
     released.set()
-    assert await asked == [["a"], ["a"]]
-    assert explicit.repository.index(on_disk=["a", "b"]) == [IndexEntry("a"), IndexEntry("b")]
+    assert await asked == [["a"], [IndexEntry("a")]]
+    assert explicit.repository.entries("b") == [IndexEntry("b")]
 
 
 async def test_a_repository_behind_a_link_that_is_led_elsewhere(tmp_path):
@@ -176,7 +176,7 @@ async def test_a_repository_behind_a_link_that_is_led_elsewhere(tmp_path):
     for name in "old", "new":
         await models.repository.refresh(name)
     await models.quiet()
-    assert models.states() == {"new 1": "READY"}
+    assert await models.states() == {"new 1": "READY"}
     await models.repository.close()
 
 
@@ -192,7 +192,7 @@ async def test_loading_an_ensemble_loads_its_models_first(explicit):
     assert [spec.name for spec in served.info.signature.outputs] == ["t2"]
     assert served.info.signature.max_batch_size == 4
     assert (served.info.platform, served.version, served.ready) == ("ensemble", "1", True)
-    assert explicit.states() == {"a 1": "READY", "b 1": "READY", "e 1": "READY", "other": ""}
+    assert await explicit.states() == {"a 1": "READY", "b 1": "READY", "e 1": "READY", "other": ""}
 
 
 async def test_ensembles_of_ensembles(explicit):
@@ -207,7 +207,7 @@ async def test_ensembles_of_ensembles(explicit):
     assert [spec.name for spec in explicit.repository.lookup("outer", "1").info.signature.outputs] == ["out"]
     await explicit.repository.unload("a")
     await explicit.quiet()
-    assert explicit.states() == {"a 1": "UNAVAILABLE", "inner 1": "UNAVAILABLE", "outer 1": "UNAVAILABLE"}
+    assert await explicit.states() == {"a 1": "UNAVAILABLE", "inner 1": "UNAVAILABLE", "outer 1": "UNAVAILABLE"}
     assert explicit.reason("outer") == "its model 'inner' is not served: its model 'a' is not served: unloaded"
 
 
@@ -300,7 +300,7 @@ async def test_an_ensemble_comes_and_goes_with_its_models(polled):
     await polled.repository.refresh("b")
     await polled.quiet()
     assert not polled.serves("e")
-    assert polled.states() == {"a 1": "READY", "e 1": "UNAVAILABLE"}
+    assert await polled.states() == {"a 1": "READY", "e 1": "UNAVAILABLE"}
     assert "its model 'b' is not served" in polled.reason("e")
 
 
@@ -426,7 +426,7 @@ async def test_a_plain_unload_leaves_the_models(explicit):
     await explicit.repository.unload("e")
     await explicit.quiet()
     assert explicit.serves("a")
-    assert explicit.states() == {"a 1": "READY", "e 1": "UNAVAILABLE"}
+    assert await explicit.states() == {"a 1": "READY", "e 1": "UNAVAILABLE"}
     assert explicit.reason("e") == "unloaded"
     await explicit.repository.unload("a")
     await explicit.repository.load("a")
@@ -502,14 +502,14 @@ async def test_a_version_that_cannot_be_read_for_a_while_goes_on(explicit, monke
         with pytest.raises(InvalidRequest, match="version 1 could not be loaded anew: cannot be read: Input/output"):
             await explicit.repository.load("m")
         assert explicit.serves("m", "1")
-        assert explicit.states() == {"m 1": "READY"}
+        assert await explicit.states() == {"m 1": "READY"}
         explicit.plain("m", version=2)
         with pytest.raises(InvalidRequest):
             await explicit.repository.load("m")
         assert explicit.serves("m", "1")
     await explicit.repository.load("m")
     await explicit.quiet()
-    assert explicit.states()["m 2"] == "READY"
+    assert (await explicit.states())["m 2"] == "READY"
     assert not explicit.serves("m", "1")
     assert "cannot be read" not in explicit.reason("m")
 
@@ -537,19 +537,19 @@ async def test_a_model_that_is_removed_and_put_back_does_not_wait_for_what_it_an
     polled.remove("m")
     await asyncio.wait_for(polled.repository.refresh("m"), 30)
     assert not polled.serves("m")
-    assert polled.states() == {"m 1": "UNLOADING"}
+    assert await polled.states() == {"m 1": "UNLOADING"}
     polled.plain("m")
     await asyncio.wait_for(polled.repository.refresh("m"), 30)
     assert polled.serves("m")
-    assert polled.states() == {"m 1": "READY"}
+    assert await polled.states() == {"m 1": "READY"}
     old.idle.set()
     await polled.repository._shelf.wait_retired()
     await polled.quiet()
-    assert polled.states() == {"m 1": "READY"}
+    assert await polled.states() == {"m 1": "READY"}
     polled.remove("m")
     await polled.repository.refresh("m")
     await polled.repository._shelf.wait_retired()
-    assert polled.states() == {}
+    assert await polled.states() == {}
 
 
 # ---- load overrides ----
@@ -584,12 +584,12 @@ async def test_files_of_the_load_request(explicit, on_disk):
     assert (served.files.model_path / "deep" / "er" / "weights").read_bytes() == b"123"
     (private,) = private_folders() - before
     assert private.stat().st_mode & 0o77 == 0
-    assert explicit.states() == {"a 3": "READY"}
+    assert await explicit.states() == {"a 3": "READY"}
     assert "a" in await explicit.repository.names()
     await explicit.repository.unload("a")
     await explicit.quiet()
     assert private_folders() == before
-    assert explicit.states() == {"a 3": "UNAVAILABLE"}
+    assert await explicit.states() == {"a 3": "UNAVAILABLE"}
     if on_disk:
         await explicit.repository.load("a")
         assert explicit.repository.versions("a") == ["7"]
@@ -655,14 +655,14 @@ async def test_a_bad_override_fails_and_what_served_goes_on(explicit, config, fi
     explicit.plain("a")
     await explicit.repository.load("a", config_of(), {"1/says": b""})
     served = explicit.repository.lookup("a", "")
-    before, states = private_folders(), explicit.states()
+    before, states = private_folders(), await explicit.states()
     with pytest.raises(InvalidRequest) as caught:
         await explicit.repository.load("a", config, files)
     assert found in str(caught.value)
     await explicit.quiet()
     assert explicit.repository.lookup("a", "") is served
     assert explicit.repository.versions("a") == ["1"]
-    assert explicit.states() == states
+    assert await explicit.states() == states
     assert explicit.reason("a") == ""
     assert explicit.repository.unready() == []
     assert private_folders() == before
@@ -675,7 +675,7 @@ async def test_a_bad_override_while_the_version_before_it_ends(explicit):
     served = explicit.repository.lookup("a", "")
     served.idle.clear()
     await explicit.repository.unload("a")
-    assert explicit.states() == {"a 1": "UNLOADING"}
+    assert await explicit.states() == {"a 1": "UNLOADING"}
 
     class Noticing(list):
         def append(self, line):
@@ -686,7 +686,7 @@ async def test_a_bad_override_while_the_version_before_it_ends(explicit):
     with pytest.raises(InvalidRequest, match="no memory"):
         await explicit.repository.load("a", config_of(), {"1/says": b"no memory"})
     await explicit.quiet()
-    assert explicit.states() == {"a 1": "UNAVAILABLE"}
+    assert await explicit.states() == {"a 1": "UNAVAILABLE"}
 
 
 async def test_a_bad_first_override_leaves_nothing(explicit):
@@ -694,7 +694,7 @@ async def test_a_bad_first_override_leaves_nothing(explicit):
     with pytest.raises(InvalidRequest, match="no memory"):
         await explicit.repository.load("a", config_of(), {"1/says": b"no memory"})
     await explicit.quiet()
-    assert explicit.states() == {}
+    assert await explicit.states() == {}
     assert await explicit.repository.names() == []
     assert not explicit.repository.has("a")
     assert private_folders() == before
@@ -772,7 +772,7 @@ async def test_overrides_need_explicit_control(tmp_path, control):
     models = Models(tmp_path, control)
     with pytest.raises(Forbidden, match="explicit model load / unload is not allowed"):
         await models.repository.load("a", "{}", {"1/x": b""})
-    assert models.repository.index() == []
+    assert await models.repository.index() == []
 
 
 # ---- what workers are told ----

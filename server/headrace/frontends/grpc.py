@@ -52,7 +52,7 @@ class InferenceService:
     async def RepositoryIndex(self, request: Any, _: Call) -> Any:  # noqa: N802
         """Every model in the repository, its versions and their states."""
         response = pb.RepositoryIndexResponse()
-        for one in self._repository.index(request.ready, await self._repository.on_disk()):
+        for one in await self._repository.index(request.ready):
             response.models.add(name=one.name, version=one.version, state=one.state, reason=one.reason)
         return response
 

@@ -243,7 +243,7 @@ def _add_repository(app: FastAPI, repository: Repository) -> None:
     async def index(request: Request) -> Response:
         """Every model in the repository, its versions and their states, with the reason where one is not served."""
         wanted = read_body(await request.body(), _IndexRequest)
-        entries = repository.index(wanted.ready, await repository.on_disk())
+        entries = await repository.index(wanted.ready)
         return json_response(
             [
                 {"name": one.name}

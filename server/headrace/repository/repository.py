@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -115,21 +115,21 @@ class Repository:
         record = self._records.get(name)
         return (record is not None and bool(record.serving)) or self._disk.has(name)
 
-    async def on_disk(self) -> list[str]:
-        """The models that lie on disk, sorted. Looking takes long where there are many, or a network is in between."""
-        return await asyncio.to_thread(self._disk.names)
-
     async def names(self) -> list[str]:
         """Every model that is on disk or serves, sorted."""
-        on_disk = await self.on_disk()
+        on_disk = await self._on_disk()
         return sorted({*on_disk, *(name for name, record in self._records.items() if record.serving)})
 
-    def index(self, only_ready: bool = False, on_disk: Sequence[str] | None = None) -> list[IndexEntry]:
-        """The repository index, sorted by name and version; without ``on_disk`` the event loop waits for that."""
-        found = self._disk.names() if on_disk is None else on_disk
-        names = sorted({*found, *(name for name, record in self._records.items() if record.known)})
-        entries = [entry for name in names for entry in index_entries(name, self._records.get(name))]
+    async def index(self, only_ready: bool = False) -> list[IndexEntry]:
+        """The repository index, sorted by name and version."""
+        on_disk = await self._on_disk()
+        names = sorted({*on_disk, *(name for name, record in self._records.items() if record.known)})
+        entries = [entry for name in names for entry in self.entries(name)]
         return [entry for entry in entries if entry.state == State.READY] if only_ready else entries
+
+    def entries(self, name: str) -> list[IndexEntry]:
+        """The index's lines of one model that is on disk or known, by version."""
+        return index_entries(name, self._records.get(name))
 
     def unready(self) -> list[str]:
         """The models of which something that is wanted does not serve, sorted."""
@@ -359,6 +359,10 @@ class Repository:
         self._begin(self._fall_back.run(served, self._record(served.folder.name)))
 
     # -- small things -------------------------------------------------------------------------------------
+
+    async def _on_disk(self) -> list[str]:
+        """The models that lie there. Looking takes long where there are many, or a network is in between."""
+        return await asyncio.to_thread(self._disk.names)
 
     def _record(self, name: str) -> ModelRecord:
         return self._records.setdefault(name, ModelRecord())
