@@ -39,6 +39,16 @@ _NO_CACHE = "off"
 _Stored = tuple[EngineHeader, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A model that is to be served, by which library, and how an engine of it would be built; ``notes`` grow."""
+
+    source: ModelSource
+    library: Library
+    options: BuildOptions
+    notes: list[str]
+
+
 class TensorRtBackend(Backend):
     """One engine on one GPU, with a stream of its own."""
 
@@ -57,13 +67,11 @@ class TensorRtBackend(Backend):
         """Take the GPU, get the engine (from the file, the cache or the builder) and settle what may be merged."""
         parameters.refuse_unknown("tensorrt", source.parameters, _PARAMETERS)
         library = find_library(_text(source.parameters, "library"))
-        options = read_options(source.parameters, library)
-        notes: list[str] = []
+        order = _Order(source, library, read_options(source.parameters, library), [])
         if source.gpu is None:
-            notes.append("TensorRT runs on GPUs only, so on gpu:0; set instances to choose another")
-        stored = _stored(source, library)  # before the GPU: what is wrong with a file is told also where there is none
-        device = CudaDriver().open(source.gpu or 0)
-        return load_on(source, library, options, stored, device, notes)
+            order.notes.append("TensorRT runs on GPUs only, so on gpu:0; set instances to choose another")
+        stored = _stored(order)  # before the GPU: what is wrong with a file is told also where there is none
+        return _load_on(CudaDriver().open(source.gpu or 0), order, stored)
 
     @property
     def signature(self) -> Signature:
@@ -85,22 +93,16 @@ class TensorRtBackend(Backend):
         self._device.close()
 
 
-def load_on(
-    source: ModelSource,
-    library: Library,
-    options: BuildOptions,
-    stored: _Stored | None,
-    device: Device,
-    notes: list[str],
-) -> TensorRtBackend:
+def _load_on(device: Device, order: _Order, stored: _Stored | None) -> TensorRtBackend:
     """Load a model on a GPU that is in use already. ``stored`` is the engine in its file, None if it is to be built.
 
     Raises:
         LoadError: it cannot be served; nothing of it is left on the GPU.
     """
+    source, library = order.source, order.library
     with ExitStack() as undo:
         undo.callback(device.close)
-        ready = _engine(source, library, options, stored, device, notes)
+        ready = _engine(order, stored, device)
         runtime = _Runtime(library, allow_host_code=parameters.flag(source.parameters, "allow_engine_host_code"))
         advice = rebuild_advice(library) if ready.declared is None else _built_advice(device)
         engine = runtime.load(ready.data, source.path.name, advice)
@@ -120,9 +122,9 @@ def load_on(
         except (MemoryError, RuntimeError) as error:
             raise LoadError(str(error)) from error
         signature = signature_of(source, inputs, outputs)
-        signature = _batched(source, signature, execution, profiles, inputs, outputs, notes)
+        signature = _batched(source, signature, execution, profiles, inputs, outputs, order.notes)
         undo.pop_all()
-        return TensorRtBackend(execution, device, signature, notes)
+        return TensorRtBackend(execution, device, signature, order.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,71 +181,62 @@ class _Runtime:
 # -- the engine -------------------------------------------------------------------------------------------
 
 
-def _stored(source: ModelSource, library: Library) -> _Stored | None:
+def _stored(order: _Order) -> _Stored | None:
     """The engine in the model's file; None if that is ONNX.
 
     Raises:
         LoadError: it is no engine, or none that this library can load, and there is no ONNX file to build one of.
     """
-    if source.path.suffix.lower() == ".onnx":
+    if order.source.path.suffix.lower() == ".onnx":
         return None
-    header, data = read_engine(source.path)
-    reason = misfit(header, library, None)
-    if reason is not None and not _origin(source).exists():
-        raise _unfit(source, library, reason)
+    header, data = read_engine(order.source.path)
+    reason = misfit(header, order.library, None)
+    if reason is not None and not _origin(order).exists():
+        raise _unfit(order, reason)
     return header, data
 
 
-def _engine(
-    source: ModelSource,
-    library: Library,
-    options: BuildOptions,
-    stored: _Stored | None,
-    device: Device,
-    notes: list[str],
-) -> _Ready:
+def _engine(order: _Order, stored: _Stored | None, device: Device) -> _Ready:
+    path = order.source.path
     if stored is None:
-        return _built(source, source.path, library, options, device, notes)
+        return _built(order, path, device)
     header, data = stored
-    reason = misfit(header, library, device.gpu.capability)
+    reason = misfit(header, order.library, device.gpu.capability)
     if reason is None:
-        unused = sorted(set(source.parameters) & set(BUILD_PARAMETERS))
+        unused = sorted(set(order.source.parameters) & set(BUILD_PARAMETERS))
         if unused:
-            raise LoadError(
-                f"parameters {', '.join(unused)} are for building, and '{source.path.name}' is built already"
-            )
+            raise LoadError(f"parameters {', '.join(unused)} are for building, and '{path.name}' is built already")
         return _Ready(data)
-    origin = _origin(source)
+    origin = _origin(order)
     if origin.exists():
-        notes.append(f"'{source.path.name}' is stale: {reason}; '{origin.name}' beside it is built instead")
-        return _built(source, origin, library, options, device, notes)
-    raise _unfit(source, library, reason)
+        order.notes.append(f"'{path.name}' is stale: {reason}; '{origin.name}' beside it is built instead")
+        return _built(order, origin, device)
+    raise _unfit(order, reason)
 
 
-def _origin(source: ModelSource) -> Path:
+def _origin(order: _Order) -> Path:
     """Where the ONNX file of an engine lies, if it was kept."""
-    return source.path.with_suffix(".onnx")
+    return order.source.path.with_suffix(".onnx")
 
 
-def _unfit(source: ModelSource, library: Library, reason: str) -> LoadError:
-    return LoadError(f"'{source.path.name}' does not fit: {reason}; {rebuild_advice(library)}")
+def _unfit(order: _Order, reason: str) -> LoadError:
+    return LoadError(f"'{order.source.path.name}' does not fit: {reason}; {rebuild_advice(order.library)}")
 
 
-def _built(
-    source: ModelSource, path: Path, library: Library, options: BuildOptions, device: Device, notes: list[str]
-) -> _Ready:
+def _built(order: _Order, path: Path, device: Device) -> _Ready:
     """The engine of an ONNX file, from the cache if it is there."""
+    library, notes, gpu = order.library, order.notes, device.gpu
     parsed = parse_onnx(library, path, "fp32")
-    profiles = derive_profiles(source, parsed, notes)
+    profiles = derive_profiles(order.source, parsed, notes)
     declared = _declared(parsed)
-    gpu = device.gpu
+    options = order.options
     if library.is_rtx and not options.capabilities and gpu.capability < capability.OLDEST_OF_RTX_BY_ITSELF:
         options = replace(options, capabilities=(gpu.capability,))
     # An engine of TensorRT is for one model of GPU: its kernels were the quickest on that.
     hardware = f"{gpu.name} {capability.told(gpu.capability)}"
     if options.capabilities:
         hardware = f"for {capability.all_told(options.capabilities)}"
-    asked = _text(source.parameters, "engine_cache")
+    asked = _text(order.source.parameters, "engine_cache")
     try:
         cache = None if asked == _NO_CACHE else EngineCache(Path(asked) if asked else default_folder())
         if cache is None:
@@ -254,7 +247,7 @@ def _built(
             if wrong is not None:
                 notes.append(f"{wrong}: built anew")
             if data is None:
-                data = _build_and_keep(cache, key, library, hardware, path, parsed, options, profiles, notes)
+                data = _build_and_keep(replace(order, options=options), path, parsed, profiles, cache, key, hardware)
             else:
                 notes.append(f"engine {key} from the cache, {options.precision}")
             return _Ready(data, declared)
@@ -264,25 +257,24 @@ def _built(
 
 
 def _build_and_keep(
-    cache: EngineCache,
-    key: str,
-    library: Library,
-    hardware: str,
+    order: _Order,
     path: Path,
     parsed: Parsed,
-    options: BuildOptions,
     profiles: Sequence[Profile],
-    notes: list[str],
+    cache: EngineCache,
+    key: str,
+    hardware: str,
 ) -> bytes:
+    library, options = order.library, order.options
     data, measured = build_engine(library, path, parsed, options, profiles, cache.timing(library, hardware))
-    notes.append(f"built by {library}, {options.precision}")
+    order.notes.append(f"built by {library}, {options.precision}")
     facts = {"library": str(library), "hardware": hardware, "precision": options.precision, "model": path.name}
     try:
         cache.put(key, data, facts)
         if measured is not None:
             cache.put_timing(library, hardware, measured)
     except OSError as error:  # a full disk: it need not be built twice for that
-        notes.append(_not_cached(error))
+        order.notes.append(_not_cached(error))
     return data
 
 
