@@ -35,7 +35,7 @@ def add_streams(app: FastAPI, reader: HttpInfer) -> None:
         name, version = schemas.model_in(request)
         served = engine.repository.lookup(name, version)
         headers = reader.headers(request.headers.raw)
-        return reader.decode_generate(name, version, headers, await request.body(), served.info.signature)
+        return reader.decode(name, version, headers, await request.body(), generate=served.info.signature)
 
     async def generate(request: Request) -> Response:
         """Run a model that answers with exactly one response, on a flat JSON object keyed by input."""

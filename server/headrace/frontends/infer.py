@@ -93,38 +93,27 @@ class HttpInfer:
             found.forwarded = self._forwarding.parameters(headers)
         return found
 
-    def decode(self, model: str, version: str, headers: InferHeaders, body: bytes) -> InferRequest:
-        """The request in ``body``.
+    def decode(
+        self, model: str, version: str, headers: InferHeaders, body: bytes, generate: Signature | None = None
+    ) -> InferRequest:
+        """The request in ``body``; that of the generate extension where the model's signature is given for it.
 
         Raises:
             HeadraceError: it is not one, which counts among the model's failures; the message says why.
         """
         try:
-            request = self._decoded(model, version, headers.header_length, self._body(model, headers, body))
+            whole = self._body(model, headers, body)
+            if generate is None:
+                request = self._decoded(model, version, headers.header_length, whole)
+            else:
+                request = decode_generate(whole, model, version, generate)
+                check_parameter_names(request.parameters, model)
             if headers.timeout:
                 request = _with_deadline(request, headers)
         except HeadraceError:
             self.engine.count_unreadable(model, version)
             raise
         return with_forwarded(request, headers.forwarded) if headers.forwarded else request
-
-    def decode_generate(
-        self, model: str, version: str, headers: InferHeaders, body: bytes, signature: Signature
-    ) -> InferRequest:
-        """The request in the body of the generate extension, for a model of that signature.
-
-        Raises:
-            HeadraceError: as ``decode``.
-        """
-        try:
-            request = decode_generate(self._body(model, headers, body), model, version, signature)
-            check_parameter_names(request.parameters, model)
-            if headers.timeout:
-                request = _with_deadline(request, headers)
-        except HeadraceError:
-            self.engine.count_unreadable(model, version)
-            raise
-        return with_forwarded(request, headers.forwarded)
 
     def infer(self, request: InferRequest) -> Answer:
         """As ``engine.infer``, also for requests whose tensors are on GPUs."""
