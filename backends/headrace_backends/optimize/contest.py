@@ -18,6 +18,7 @@ from headrace_backends.optimize import halves
 from headrace_backends.optimize.accuracy import Errors, Metric, MetricFailed
 from headrace_backends.optimize.batch_forms import larger_rows, measured_rows
 from headrace_backends.optimize.batches import filling, glance_sizes, judging_sizes
+from headrace_backends.optimize.champion import Champion
 from headrace_backends.optimize.clocking import Laps, Runner, race, speedup
 from headrace_backends.optimize.examples import Example, Examples
 from headrace_backends.optimize.findings import Fate, Point, Row
@@ -69,10 +70,8 @@ class Contest:
         self._instance_bytes: dict[str, int] = {}  # what one process of a form takes, by the form's name
         self._recorded: dict[str, list[dict[str, Array]]] = {}  # answers of forms that were judged, by their names
         self._reference: Runner
-        self._champion: Runner | None = None  # the fastest so far: what is cut is cut beside it
-        self._champion_speedup = 1.0
+        self._champion = Champion()
         self._open = ExitStack()
-        self._champion_open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +79,7 @@ class Contest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._champion_open.close()
+        self._champion.let_go()
         self._open.close()
 
     def load_reference(self) -> tuple[Signature, list[str], float]:
@@ -174,10 +173,10 @@ class Contest:
                 if problem:
                     row = _with(row, fate=Fate.REFUSED, reason=problem)
                 row = self._timed(row, runner)
-                if row.fate is Fate.KEPT and (row.speedup or 0.0) > self._champion_speedup:
+                if row.fate is Fate.KEPT and (row.speedup or 0.0) > self._champion.speedup:
                     row = self._judged(row, runner)  # nothing is to be cut beside what is refused later
                     if row.fate is Fate.KEPT:
-                        self._crown(runner, row.speedup or 0.0, stack)
+                        self._champion.crown(runner, row.speedup or 0.0, stack)
                 return row
         except MetricFailed as error:
             return _with(row, fate=Fate.REFUSED, reason=str(error))
@@ -207,7 +206,7 @@ class Contest:
         Those that fail are left out, and so are several instances that there is no memory for, and what there is no
         time for.
         """
-        self._let_champion_go()  # its memory is wanted now
+        self._champion.let_go()  # its memory is wanted now
         free_bytes = self._free_bytes()
         needed = [(row, self._needed_bytes(row)) for row in rows]
         wanted = [one for one in needed if one[0].form.instances == 1 or fits(one[1], free_bytes)]
@@ -354,7 +353,8 @@ class Contest:
 
     def _timed(self, row: Row, runner: Runner) -> Row:
         """The row with its speed. Those that are allowed and clearly slower than the champion are cut at a glance."""
-        rivals = [self._reference, *([self._champion] if self._champion else [])]
+        champion = self._champion
+        rivals = [self._reference, *([champion.runner] if champion.runner else [])]
         allowed = row.fate is not Fate.REFUSED
         for effort in (_GLANCE, _LOOK) if allowed else (_GLANCE,):
             try:
@@ -363,8 +363,8 @@ class Contest:
                 self._revive()
                 raise
             # Beside the champion: the reference's speed may change with the neighbours' more than both of theirs.
-            faster = speedup(ours, theirs[-1], self.goal) * (self._champion_speedup if self._champion else 1.0)
-            beside = faster / self._champion_speedup
+            faster = speedup(ours, theirs[-1], self.goal) * (champion.speedup if champion.runner else 1.0)
+            beside = faster / champion.speedup
             row = _with(row, speedup=faster, curve=ours.points())
             if allowed and beside < _CLEARLY and not self.goal.exhaustive:
                 return _with(row, fate=Fate.SLOWER, reason=self._slower(beside))
@@ -373,26 +373,19 @@ class Contest:
     def _slower(self, beside: float) -> str:
         if not beside and self.goal.p99_ms is not None:
             return f"does not reach {self.goal}"
-        rival = "the best so far" if self._champion_speedup != 1.0 else "the reference"
+        rival = "the best so far" if self._champion.speedup != 1.0 else "the reference"
         return f"{beside:.2f} times as fast as {rival} at a glance"
 
     def _revive(self) -> None:
         """Let go of a champion whose process is dead, and load the reference again where its own is."""
-        if self._champion is not None and not self._champion.alive:
-            self._let_champion_go()
-            self._champion_speedup = 1.0
+        self._champion.forget_if_dead()
         if not self._reference.alive:
             self._reference, _, _ = self._load_reference()
 
-    def _let_champion_go(self) -> None:
-        """End its process; how fast it was is still known."""
-        self._champion_open.close()
-        self._champion = None
-
     def _make_room(self) -> None:
         """Where there is no room for another process like those so far, only the reference stays in memory."""
-        if self._champion is not None and not fits(max(self._instance_bytes.values()), self._free_bytes()):
-            self._let_champion_go()
+        if self._champion.runner is not None and not fits(max(self._instance_bytes.values()), self._free_bytes()):
+            self._champion.let_go()
 
     def _weighed(self, runner: Runner) -> int:
         """What the runner's processes take, which is remembered."""
@@ -406,12 +399,6 @@ class Contest:
         usual = self._instance_bytes[self.subject.reference.name]
         known = (row.memory_bytes or usual) // row.form.instances
         return self._instance_bytes.get(row.form.name, known) * row.form.instances
-
-    def _crown(self, runner: Runner, speedup_: float, stack: ExitStack) -> None:
-        """Keep the runner's process as the one to beat."""
-        self._champion_open.close()
-        self._champion_open = stack.pop_all()
-        self._champion, self._champion_speedup = runner, speedup_
 
     def _race(self, runners: Sequence[Runner], effort: tuple[int, float]) -> list[Laps]:
         rounds, seconds = effort
